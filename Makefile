@@ -1,0 +1,72 @@
+# make demo     edit the bundled picture three times, pictures in demo/
+# make test     run the tests
+# make lint     check the style
+# make clean    remove .venv and everything else that these targets made
+#
+# Everything is installed into .venv, once; again only when pyproject.toml has changed.
+#
+#   PYTHON   the interpreter that .venv is made with
+#   TORCH    what pip installs as torch, e.g. on a machine without a GPU
+#            make test TORCH="torch --index-url https://download.pytorch.org/whl/cpu"
+#
+# Both are read when .venv is made. A torch that is already in .venv stays; to change it: make clean.
+
+PYTHON ?= $(shell for p in python3.11 python3; do $$p -c '' 2>/dev/null && echo $$p && break; done)
+TORCH ?= torch==2.13.0
+
+DEMO_EXTRAS = standalone
+TEST_EXTRAS = standalone,benchmark,dev
+LINT_EXTRAS = dev
+
+DEMO_IMAGE = anchoredit_model/assets/sample.png
+DEMO_EDITS = -i "make the sky orange" -i "add a red boat" -i "make the boat blue"
+PYTEST_ARGS = -q
+
+RUN = .venv/bin/python
+PIP = $(RUN) -m pip --disable-pip-version-check install --quiet
+
+.PHONY: help demo test lint clean
+.DELETE_ON_ERROR:
+# One environment, so one install at a time, also under make -j.
+.NOTPARALLEL:
+
+help:
+	@sed -n '/^# make/s/^# //p' Makefile
+
+demo: .venv/.demo
+	$(RUN) -m anchoredit_model edit $(DEMO_IMAGE) $(DEMO_EDITS) --out demo
+	@echo "The pictures are in demo/"
+
+test: .venv/.test
+	$(RUN) -m pytest $(PYTEST_ARGS)
+
+lint: .venv/.lint
+	$(RUN) -m ruff check .
+
+clean:
+	rm -rf .venv demo build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/.python:
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	    { echo 'Python 3.10 or newer is needed, "$(PYTHON)" is not: make PYTHON=/path/to/python3.11' >&2; exit 1; }
+	"$(PYTHON)" -m venv .venv
+	@touch $@
+
+# torch first and alone, so that nothing else gets to choose it. The stamp is also a pip constraint with the
+# version found: a package that wants another torch is an error, never a download of several gigabytes.
+.venv/.torch: .venv/.python
+	@$(RUN) -c 'import importlib.metadata as m; m.version("torch")' 2>/dev/null || \
+	    { echo "Installing $(TORCH) ..."; $(PIP) $(TORCH); }
+	@$(RUN) -c 'import importlib.metadata as m; print("torch==" + m.version("torch"))' > $@
+
+.venv/.demo .venv/.test: pyproject.toml .venv/.torch
+.venv/.lint: pyproject.toml .venv/.python
+
+.venv/.demo: EXTRAS = $(DEMO_EXTRAS)
+.venv/.test: EXTRAS = $(TEST_EXTRAS)
+.venv/.lint: EXTRAS = $(LINT_EXTRAS)
+.venv/.demo .venv/.test .venv/.lint:
+	@echo "Installing what is needed ($(EXTRAS)) ..."
+	@$(PIP) $(if $(filter .venv/.torch,$^),--constraint .venv/.torch) --editable '.[$(EXTRAS)]'
+	@touch $@

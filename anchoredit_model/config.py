@@ -1,0 +1,143 @@
+"""Sizes and settings: what a checkpoint is, and how it wants to be used.
+
+TransformerConfig   the network's sizes; named ones in `TransformerConfig.named`
+EditConfig          how a trained checkpoint edits: steps, stride, slots, the area it knows
+MemoryPolicy        what the next turn may see
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, TypeVar
+
+from .errors import AnchorEditError
+
+T = TypeVar("T", bound="JsonConfig")
+
+
+class JsonConfig:
+    """A frozen dataclass that travels as a plain JSON object; unknown keys are errors, missing ones defaults."""
+
+    def to_json(self) -> dict[str, Any]:
+        return json.loads(json.dumps(asdict(self)))
+
+    @classmethod
+    def from_json(cls: type[T], data: dict[str, Any]) -> T:
+        known = {field.name for field in fields(cls)}
+        unknown = sorted(set(data) - known)
+        if unknown:
+            raise AnchorEditError(
+                f"{cls.__name__} does not know the setting {unknown[0]!r}: remove it, or update AnchorEdit"
+            )
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in data.items()})
+
+
+@dataclass(frozen=True)
+class TransformerConfig(JsonConfig):
+    """Sizes of a Wan 2.1 text-to-video transformer (https://arxiv.org/abs/2503.20314).
+
+    Width `dim` is split over `num_heads`; `text_len` rows of `text_dim` are what cross-attention sees per
+    frame, rows beyond the text being zero.
+    """
+
+    dim: int
+    ffn_dim: int
+    num_heads: int
+    num_layers: int
+    freq_dim: int = 256
+    text_dim: int = 4096
+    text_len: int = 512
+    in_channels: int = 16
+    out_channels: int = 16
+    patch_size: tuple[int, int, int] = (1, 2, 2)
+    eps: float = 1e-6
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.num_heads
+
+    @classmethod
+    def named(cls, name: str) -> TransformerConfig:
+        """`tiny` (ours, runs on a CPU), `1.3B` and `14B` (Wan 2.1's)."""
+        sizes = {
+            "tiny": cls(dim=256, ffn_dim=1024, num_heads=2, num_layers=8),
+            "1.3B": cls(dim=1536, ffn_dim=8960, num_heads=12, num_layers=30),
+            "14B": cls(dim=5120, ffn_dim=13824, num_heads=40, num_layers=40),
+        }
+        if name not in sizes:
+            raise AnchorEditError(f"unknown model size {name!r}: choose one of {', '.join(sizes)}")
+        return sizes[name]
+
+
+@dataclass(frozen=True)
+class EditConfig(JsonConfig):
+    """How a checkpoint was trained to edit; written beside its weights.
+
+    steps        the sampler's times, 1000 = pure noise; used by `sampler="renoise"` (4-step models)
+    num_steps    Euler steps for `sampler="euler"` (undistilled models)
+    shift        of the flow-matching time: s = shift*u / (1 + (shift-1)*u)
+    guidance     scale g of v_u + g*(v_c - v_u); 1 = off, one forward per step
+    stride       temporal RoPE distance between neighbouring slots
+    anchor_text  the text frame 0 is read with: "null" | "first_prompt" | "first_token" (the last two for
+                 checkpoints of the published code)
+    slots        "bounded": visible frames are numbered 0, 1, 2, ...; "absolute": by turn number
+    area         side of the square whose area the model was trained at, pixels, with bucket step and ratio
+    turns        longest sequence of the training, source included
+    """
+
+    steps: tuple[int, ...] = (1000, 750, 500, 250)
+    sampler: str = "renoise"
+    num_steps: int = 50
+    shift: float = 1.0
+    guidance: float = 1.0
+    stride: int = 4
+    anchor_text: str = "null"
+    slots: str = "bounded"
+    area: int = 1024
+    area_step: int = 64
+    area_ratio: float = 4.0
+    turns: int = 6
+
+    def __post_init__(self):
+        _one_of("sampler", self.sampler, ("renoise", "euler"))
+        _one_of("anchor_text", self.anchor_text, ("null", "first_prompt", "first_token"))
+        _one_of("slots", self.slots, ("bounded", "absolute"))
+
+
+@dataclass(frozen=True)
+class MemoryPolicy(JsonConfig):
+    """What the next turn may see, and how its history is kept.
+
+    anchor_frames  the first frames of the session that are always visible (the attention sink)
+    window         the last frames that are visible, the one being made not counted
+    history        "stream": a frame's K/V are written once, when it is committed; "refresh": when the window
+                   slides, the visible frames are read again from themselves alone
+    """
+
+    anchor_frames: int = 1
+    window: int = 5
+    history: str = "stream"
+
+    def __post_init__(self):
+        _one_of("history", self.history, ("stream", "refresh"))
+        if self.anchor_frames < 0 or self.window < 0 or self.anchor_frames + self.window == 0:
+            raise AnchorEditError(
+                f"anchor frames {self.anchor_frames} with window {self.window} leave nothing to see: "
+                "set one of them to 1 or more"
+            )
+
+    def visible(self, turn: int) -> tuple[int, ...]:
+        """Numbers of the frames that frame `turn` sees besides itself, in order."""
+        anchors = range(min(self.anchor_frames, turn))
+        recent = range(max(0, turn - self.window), turn)
+        return tuple(sorted({*anchors, *recent}))
+
+    def with_options(self, **options: Any) -> MemoryPolicy:
+        """A copy in which every option that is not None is replaced."""
+        return replace(self, **{key: value for key, value in options.items() if value is not None})
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise AnchorEditError(f"{name} {value!r} is unknown: choose one of {', '.join(allowed)}")

@@ -1,0 +1,149 @@
+"""The contact sheet of a session: the source, then every turn with its instruction beneath."""
+
+import re
+from statistics import median
+
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from .errors import AnchorEditError
+from .images import to_pil
+
+# Neutral greys, dark like the editors the sheet is looked at in, so that colours are judged by themselves.
+BACKGROUND, FRAME, LABEL, TEXT = (38, 38, 38), (78, 78, 78), (150, 150, 150), (226, 226, 226)
+CAPTION_LINES = 3
+# Sides of a thumbnail, in units of `thumb`: pictures more elongated than 5:1 are shown smaller, not cropped.
+LONGEST, NARROWEST_CELL = 2.25, 0.75
+ROW_LENGTH = 6  # square thumbnails in a row; fewer wide ones, more tall ones
+
+# Looked up by name where the system keeps its fonts (Pillow does that) when a caption is not written in Latin.
+WORLD_FONTS = (
+    "NotoSansCJK-Regular.ttc",  # Linux
+    "NotoSansCJKsc-Regular.otf",
+    "NotoSansSC-Regular.otf",
+    "SourceHanSansSC-Regular.otf",
+    "wqy-microhei.ttc",
+    "wqy-zenhei.ttc",
+    "DroidSansFallbackFull.ttf",
+    "msyh.ttc",  # Windows: Microsoft YaHei
+    "simhei.ttf",
+    "simsun.ttc",
+    "PingFang.ttc",  # macOS
+    "Hiragino Sans GB.ttc",
+    "STHeiti Medium.ttc",
+    "Arial Unicode.ttf",
+    "DejaVuSans.ttf",  # no Chinese, but Greek and Cyrillic
+)
+# Pillow's bundled font knows Latin letters and common punctuation only.
+BEYOND_LATIN = re.compile(r"[^\u0000-\u024f\u2000-\u206f\u20ac\u2122]")
+# A line may break between words and after every Chinese or Japanese character, but not before its punctuation.
+CJK = r"\u2e80-\u9fff\uf900-\ufaff\uff00-\uffef"
+PIECES = re.compile(rf"[{CJK}][\u3001\u3002\uff01\uff09\uff0c\uff1a\uff1b\uff1f]*|[^\s{CJK}]+|\s+")
+
+
+def filmstrip(images: list[Tensor], captions: list[str], thumb: int = 256, columns: int | None = None) -> Image.Image:
+    """Draw a contact sheet.
+
+    `images` are pictures [3, H, W], 0..1, the source first, of any size; `captions` are the instructions, one
+    per turn, so one fewer than `images`. A square thumbnail has sides of `thumb` pixels, others the same area.
+    `columns` is the number of pictures in a row, by default as many as look well, rows evenly filled.
+    Chinese captions need a Chinese font on the system (most Linux servers have none: install Noto Sans CJK),
+    else they show as boxes. Raises AnchorEditError if pictures, captions or sizes do not fit together.
+    """
+    if not images or len(captions) != len(images) - 1:
+        raise AnchorEditError(
+            f"filmstrip got {len(images)} pictures and {len(captions)} captions: "
+            "give the source and then one picture and one caption per turn"
+        )
+    if thumb < 48 or (columns is not None and columns < 1):
+        raise AnchorEditError(f"filmstrip with thumb {thumb} and columns {columns}: use 48 px and 1 column or more")
+    thumbnails = _thumbnails([to_pil(image) for image in images], thumb)
+    label_font = ImageFont.load_default(max(10, round(thumb / 18)))
+    text_font = _font("".join(captions), max(11, round(thumb / 15)))
+    line_height = round(sum(text_font.getmetrics()) * 1.15)
+    label_height = round(sum(label_font.getmetrics()) * 1.35)
+
+    gap, row_gap = round(thumb / 12), round(thumb / 9)
+    cell_width = max(round(thumb * NARROWEST_CELL), max(picture.width for picture in thumbnails))
+    picture_height = max(picture.height for picture in thumbnails)
+    texts = [[]] + [_wrap(caption, text_font, cell_width) for caption in captions]
+    columns = min(columns or _columns(len(images), cell_width / thumb), len(images))
+    rows = [range(first, min(first + columns, len(images))) for first in range(0, len(images), columns)]
+
+    label_gap = round(gap / 3)
+    # Every row is as high as its own longest caption asks for.
+    row_heights = [
+        picture_height + label_gap + label_height + line_height * max(len(texts[i]) for i in row) for row in rows
+    ]
+    size = (columns * (cell_width + gap) + gap, sum(row_heights) + row_gap * (len(rows) - 1) + 2 * gap)
+    sheet = Image.new("RGB", size, BACKGROUND)
+    draw = ImageDraw.Draw(sheet)
+    top = gap
+    for row, row_height in zip(rows, row_heights, strict=True):
+        for column, i in enumerate(row):
+            left = gap + column * (cell_width + gap)
+            picture = thumbnails[i]
+            # Left and bottom aligned: text and picture share an edge, and the label stays near its picture.
+            y = top + picture_height - picture.height
+            draw.rectangle((left - 1, y - 1, left + picture.width, y + picture.height), outline=FRAME)
+            sheet.paste(picture, (left, y))
+            y = top + picture_height + label_gap
+            draw.text((left, y), f"turn {i}" if i else "source", font=label_font, fill=LABEL)
+            for line, words in enumerate(texts[i]):
+                draw.text((left, y + label_height + line * line_height), words, font=text_font, fill=TEXT)
+        top += row_height + row_gap
+    return sheet
+
+
+def _thumbnails(pictures: list[Image.Image], thumb: int) -> list[Image.Image]:
+    """Scale pictures to one common height, chosen so that the typical one covers thumb x thumb pixels."""
+    aspect = median(picture.width / picture.height for picture in pictures)
+    longest = round(thumb * LONGEST)
+    height = min(longest, max(round(thumb / LONGEST), round(thumb / aspect**0.5)))
+    thumbnails = []
+    for picture in pictures:
+        scale = min(height / picture.height, longest / picture.width)
+        size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+        thumbnails.append(picture.resize(size, Image.Resampling.LANCZOS))
+    return thumbnails
+
+
+def _columns(count: int, cell_width: float) -> int:
+    """Choose the columns for `count` cells of a width in units of `thumb`, so that rows are evenly filled."""
+    most = max(2, round(ROW_LENGTH / cell_width))
+    rows = -(-count // most)
+    return -(-count // rows)
+
+
+def _font(text: str, size: int) -> ImageFont.FreeTypeFont:
+    """Choose a font for `text`: Pillow's own, or for other scripts the first of WORLD_FONTS on this system."""
+    if BEYOND_LATIN.search(text):
+        for name in WORLD_FONTS:
+            try:
+                return ImageFont.truetype(name, size)
+            except OSError:
+                continue
+    return ImageFont.load_default(size)  # draws boxes for what it lacks
+
+
+def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+    """Break `text` into at most CAPTION_LINES lines of at most `width` pixels; an ellipsis marks a cut."""
+    lines = [""]
+    for piece in PIECES.findall(text.strip()):
+        piece = " " if piece.isspace() else piece
+        if font.getlength((lines[-1] + piece).rstrip()) <= width:
+            lines[-1] += piece
+            continue
+        if lines[-1] and not piece.isspace():
+            lines.append("")
+        for character in piece.strip():  # one by one, for a word longer than a line
+            if lines[-1] and font.getlength(lines[-1] + character) > width:
+                lines.append("")
+            lines[-1] += character
+    lines = [line.strip() for line in lines if line.strip()]
+    if len(lines) > CAPTION_LINES:
+        last = lines[CAPTION_LINES - 1]
+        while last and font.getlength(last.rstrip() + "…") > width:
+            last = last[:-1]
+        lines[CAPTION_LINES - 1 :] = [last.rstrip(" ,.;:\uff0c\u3002") + "…"]
+    return lines

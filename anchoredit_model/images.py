@@ -1,0 +1,127 @@
+"""Pictures in and out of files: any common format in, PNG out.
+
+A picture here is a float32 tensor [3, H, W], RGB, 0..1. An 8-bit picture survives load and save bit for bit.
+"""
+
+import contextlib
+import logging
+import os
+import struct
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, PngImagePlugin
+from torch import Tensor
+
+from .errors import AnchorEditError
+
+log = logging.getLogger(__name__)
+
+# Below Pillow's own warning (89 million): larger pictures take a gigabyte each as float32, and are
+# scaled down to about one million pixels anyway.
+MAX_PIXELS = 80_000_000
+
+
+def load_image(path: str | os.PathLike) -> Tensor:
+    """Read a picture file as a float tensor [3, H, W], RGB, 0..1.
+
+    The camera's orientation is applied. Palette, grey, 16-bit, CMYK and transparent pictures become RGB
+    (transparency over white, which is logged); of an animation the first frame is taken. Embedded colour
+    profiles are not applied. Raises AnchorEditError if the file is missing, unreadable or too large.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise AnchorEditError(f"picture '{path}' does not exist: check the path")
+    if path.is_dir():
+        raise AnchorEditError(f"picture '{path}' is a folder: name one picture file in it")
+    try:
+        with Image.open(path) as image:
+            _check_readable(path, image)
+            oriented = ImageOps.exif_transpose(image)
+            pixels = _rgb(path, oriented)
+    except AnchorEditError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise _too_large(path, "") from None
+    except Image.UnidentifiedImageError:
+        raise AnchorEditError(f"picture '{path}' is no picture Pillow can read: save it as PNG or JPEG") from None
+    # Pillow's decoders report a broken file in all these ways.
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, RuntimeError, struct.error) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise AnchorEditError(f"picture '{path}' cannot be read ({reason}): it may be damaged, save it anew") from error
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+def to_pil(image: Tensor) -> Image.Image:
+    """Turn a picture [3, H, W], 0..1 into an 8-bit RGB Pillow image; values outside 0..1 are clipped.
+
+    Raises AnchorEditError if the picture holds values that are not finite.
+    """
+    if image.ndim != 3 or image.shape[0] != 3 or not image.is_floating_point():
+        raise ValueError(f"picture must be float [3, height, width], not {image.dtype} {list(image.shape)}")
+    image = image.detach().float()
+    if not image.isfinite().all():
+        raise AnchorEditError("picture holds NaN or infinite values: run the model or VAE in bfloat16 or float32")
+    levels = image.clamp(0, 1).mul(255).round().to(torch.uint8)
+    return Image.fromarray(levels.permute(1, 2, 0).contiguous().cpu().numpy())
+
+
+def save_image(image: Tensor, path: str | os.PathLike, metadata: Mapping[str, str] | None = None) -> None:
+    """Write a picture [3, H, W], 0..1 as an 8-bit PNG, whole or not at all.
+
+    `metadata` becomes PNG text chunks, key by key. An existing file is replaced. Raises AnchorEditError if the
+    name does not end in .png, the folder is missing, read-only or full, or the picture is not finite.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".png":
+        raise AnchorEditError(f"picture '{path}' cannot be saved: pictures are PNG, give a name that ends in .png")
+    picture = to_pil(image)
+    text = PngImagePlugin.PngInfo()
+    for key, value in (metadata or {}).items():
+        text.add_text(key, value)
+    # Beside the target, because only within one file system is a replacement atomic; a plain open(), unlike
+    # tempfile, gives the file the permissions the user's other files have.
+    unfinished = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    try:
+        with open(unfinished, "xb") as file:
+            picture.save(file, format="PNG", pnginfo=text)
+        os.replace(unfinished, path)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise AnchorEditError(
+            f"picture '{path}' cannot be written ({reason}): choose a folder that exists, is writable and has room"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):  # gone after a success, or never made
+            unfinished.unlink()
+
+
+def _check_readable(path: Path, image: Image.Image) -> None:
+    """Refuse, before decoding, what would exhaust memory or has no defined brightness."""
+    if image.width * image.height > MAX_PIXELS:
+        raise _too_large(path, f" ({image.width}x{image.height})")
+    if image.mode == "F":
+        raise AnchorEditError(f"picture '{path}' has 32-bit float pixels of unknown range: save it as 16-bit PNG")
+
+
+def _too_large(path: Path, size: str) -> AnchorEditError:
+    return AnchorEditError(
+        f"picture '{path}'{size} has more than {MAX_PIXELS // 1_000_000} million pixels: scale it down first"
+    )
+
+
+def _rgb(path: Path, image: Image.Image) -> np.ndarray:
+    """Decode to float32 [H, W, 3], 0..1."""
+    if image.mode.startswith("I"):
+        # 16-bit grey, which Pillow would clip, not scale, on its way to RGB.
+        grey = np.asarray(image).astype(np.float32) / 65535
+        return np.repeat(grey.clip(0, 1)[..., None], 3, axis=-1)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        if image.getextrema()[3][0] < 255:
+            log.warning("picture '%s' is transparent in places: they become white", path)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.asarray(image.convert("RGB"), dtype=np.float32) / 255

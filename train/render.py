@@ -1,0 +1,289 @@
+"""Draws scenes: anti-aliased, any size and aspect, all pictures of a batch at once, on any device.
+
+Every shape is a signed distance in pixels, negative inside; its coverage is that distance clamped over one
+pixel, and layers are painted from back to front. Legend: N scenes, H, W picture; (u, v) coordinates of a
+shape's own, its radius being 1.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .scene import COLUMN, CORNERS, OBJECTS, Scenes
+
+_BODY_RGB = (
+    (0.84, 0.17, 0.18),
+    (0.95, 0.52, 0.12),
+    (0.96, 0.83, 0.20),
+    (0.22, 0.63, 0.28),
+    (0.18, 0.40, 0.85),
+    (0.52, 0.26, 0.72),
+    (0.95, 0.50, 0.70),
+    (0.94, 0.94, 0.92),
+)
+_INK = (0.13, 0.11, 0.16)
+_WHITE = (1.0, 1.0, 1.0)
+_LIPS = (0.45, 0.06, 0.12)
+_OBJECT_RGB = {  # main and second colour
+    "star": ((0.98, 0.80, 0.15), (1.00, 0.93, 0.55)),
+    "heart": ((0.88, 0.12, 0.28), (1.00, 0.55, 0.62)),
+    "moon": ((0.93, 0.92, 0.72), (1.00, 1.00, 0.92)),
+    "ball": ((0.15, 0.45, 0.90), (0.97, 0.97, 0.97)),
+    "box": ((0.60, 0.38, 0.20), (0.95, 0.25, 0.35)),
+    "flower": ((0.93, 0.38, 0.75), (0.99, 0.85, 0.20)),
+    "tree": ((0.13, 0.50, 0.22), (0.45, 0.28, 0.14)),
+}
+_RADIUS = (0.145, 0.195, 0.255)  # of the subject, by size, in short sides of the picture
+_PLACE = (0.29, 0.5, 0.71)
+_CORNER_SIDE = 0.26  # of the square in which a corner object is drawn, in short sides
+
+
+def render(scenes: Scenes, height: int, width: int) -> Tensor:
+    """Pictures [N, 3, H, W] float32 in 0..1 on the scenes' device."""
+    image = _background(scenes, height, width)
+    image = _paint_subject(image, scenes)
+    for corner in CORNERS:
+        image = _paint_corner(image, scenes, corner)
+    return image.clamp(0, 1)
+
+
+def background_rgb(index: Tensor) -> Tensor:
+    """Background colours [N, 3]: paler than the subject's of the same name, so that both stay visible."""
+    return 0.58 * _palette(index) + 0.36 * torch.tensor((1.0, 1.0, 1.0), device=index.device) - 0.02
+
+
+def _background(scenes: Scenes, height: int, width: int) -> Tensor:
+    device = scenes.identity.device
+    y = ((torch.arange(height, device=device) + 0.5) / height)[None, :, None]  # [1, H, 1]
+    x = ((torch.arange(width, device=device) + 0.5) / width)[None, None, :]  # [1, 1, W]
+    rgb = background_rgb(scenes.fact("background"))[:, :, None, None]
+    sky = 1.06 - _column(scenes, "sky") * 0.22 * y.flip(1)
+    hill = 0.70 + 0.08 * _column(scenes, "horizon")
+    wave = torch.sin(x * 7.0 + _column(scenes, "hill_phase") * 6.28) * (0.012 + 0.03 * _column(scenes, "hill_height"))
+    ground = _coverage((hill + wave - y) * height)
+    return rgb * (sky * (1 - 0.17 * ground))[:, None]
+
+
+def _paint_subject(image: Tensor, scenes: Scenes) -> Tensor:
+    height, width = image.shape[-2:]
+    device = image.device
+    short = min(height, width)
+    radius = torch.tensor(_RADIUS, device=device)[scenes.fact("size")][:, None, None] * short  # [N, 1, 1] pixels
+    centre_x = torch.tensor(_PLACE, device=device)[scenes.fact("place")][:, None, None] * width
+    u = (torch.arange(width, device=device)[None, None, :] + 0.5 - centre_x) / radius
+    v = (torch.arange(height, device=device)[None, :, None] + 0.5 - 0.56 * height) / radius
+    u, v = torch.broadcast_tensors(u, v)
+    first = _palette(scenes.fact("colour"))
+    second = _second_rgb(scenes)
+
+    shadow = _coverage(_ellipse(u, v - 1.06, 0.95, 0.16) * radius)
+    image = _paint(image, shadow * 0.28, _INK)
+    length = 0.30 + 0.5 * _column(scenes, "ear_length")
+    ear_width = 0.16 + 0.16 * _column(scenes, "ear_width")
+    spread = 0.35 + 0.35 * _column(scenes, "ear_spread")
+    for side in (-1, 1):
+        # an ear leans outwards by its spread
+        lean = side * spread * 0.7
+        a = (u - side * spread) * torch.cos(lean) + (v + 0.80) * torch.sin(lean)
+        b = -(u - side * spread) * torch.sin(lean) + (v + 0.80) * torch.cos(lean)
+        ear = _ellipse(a, b, ear_width, length) * radius
+        image = _paint_outlined(image, ear, first * 0.9)
+        image = _paint(image, _coverage(_ellipse(a, b + 0.05, ear_width * 0.5, length * 0.62) * radius), second)
+
+    body = _outline(u, v, scenes) * radius
+    inside = _coverage(body)
+    image = _paint(image, _coverage(body - 1.2), _INK)
+    shade = (1.02 - 0.16 * (0.5 * u + v)).clamp(0.72, 1.08)  # light from above, a little from the left
+    image = _paint(image, inside, first, shade)
+    image = _paint(image, inside * _pattern(u, v, scenes, radius), second, shade)
+    for number in range(3):
+        image = _paint_mark(image, inside, u, v, radius, scenes, number)
+    image = _paint_face(image, u, v, radius, scenes)
+    return _paint_worn(image, u, v, radius, scenes)
+
+
+def _outline(u: Tensor, v: Tensor, scenes: Scenes) -> Tensor:
+    """Signed distance of the body's outline, in radii: a circle with three harmonics, stretched."""
+    aspect = 0.86 + 0.28 * _column(scenes, "aspect")
+    x, y = u / aspect, v
+    rho = torch.sqrt(x * x + y * y).clamp(min=1e-4)
+    cos1, sin1 = x / rho, y / rho
+    cos2, sin2 = cos1 * cos1 - sin1 * sin1, 2 * cos1 * sin1
+    cos3, sin3 = cos2 * cos1 - sin2 * sin1, sin2 * cos1 + cos2 * sin1
+    cos5, sin5 = cos3 * cos2 - sin3 * sin2, sin3 * cos2 + cos3 * sin2
+    bulge = torch.zeros_like(rho)
+    for order, (cos, sin), most in ((2, (cos2, sin2), 0.12), (3, (cos3, sin3), 0.10), (5, (cos5, sin5), 0.07)):
+        turn = _column(scenes, f"turn{order}") * 6.28
+        bulge = bulge + most * _column(scenes, f"bulge{order}") * (torch.cos(turn) * cos + torch.sin(turn) * sin)
+    return rho - 0.94 - bulge
+
+
+def _pattern(u: Tensor, v: Tensor, scenes: Scenes, radius: Tensor) -> Tensor:
+    """Coverage of the second colour on the body: stripes, dots or a belly, by the trait `pattern`."""
+    kind = (_column(scenes, "pattern") * 3).floor()
+    angle = _column(scenes, "pattern_angle") * math.pi
+    frequency = 5.0 + 4.0 * _column(scenes, "pattern_scale")
+    phase = _column(scenes, "pattern_phase") * 6.28
+    cover = _column(scenes, "pattern_cover")
+    a = u * torch.cos(angle) + v * torch.sin(angle)
+    b = v * torch.cos(angle) - u * torch.sin(angle)
+    stripes = torch.sin(a * frequency + phase) - (0.55 - 0.5 * cover)
+    dots = torch.sin(a * frequency + phase) * torch.sin(b * frequency + phase) - (0.42 - 0.25 * cover)
+    belly = (0.42 + 0.25 * cover - torch.sqrt(u * u * 1.2 + (v - 0.45) ** 2)) * frequency
+    wave = torch.where(kind == 0, stripes, torch.where(kind == 1, dots, belly))
+    return _coverage(-wave / frequency * radius)
+
+
+def _paint_mark(image, inside, u, v, radius, scenes: Scenes, number: int) -> Tensor:
+    angle = _column(scenes, f"mark{number}_angle") * 6.28
+    distance = 0.35 + 0.4 * _column(scenes, f"mark{number}_distance")
+    size = 0.07 + 0.08 * _column(scenes, f"mark{number}_size")
+    tone = torch.where(scenes.trait(f"mark{number}_tone") < 0.5, 0.16, 0.97)[:, None].expand(-1, 3)
+    mark = _ellipse(u - distance * torch.cos(angle), v - distance * torch.sin(angle), size, size)
+    return _paint(image, inside * _coverage(mark * radius), tone)
+
+
+def _paint_face(image: Tensor, u: Tensor, v: Tensor, radius: Tensor, scenes: Scenes) -> Tensor:
+    spacing = 0.26 + 0.14 * _column(scenes, "eye_spacing")
+    size = 0.15 + 0.07 * _column(scenes, "eye_size")
+    for side in (-1, 1):
+        eye = _ellipse(u - side * spacing, v + 0.22, size, size * 1.1) * radius
+        pupil = _ellipse(u - side * spacing * 0.95, v + 0.20, size * 0.5, size * 0.6) * radius
+        image = _paint_outlined(image, eye, _WHITE, line=0.8)
+        image = _paint(image, _coverage(pupil), _INK)
+    thick = 0.075
+    calm = torch.maximum(u.abs() - 0.2, (v - 0.36).abs() - thick)  # a short straight line
+    happy = torch.maximum(_ellipse(u, v - 0.24, 0.36, 0.36), 0.24 - v)  # the lower half of a disc
+    sad = torch.maximum(_ellipse(u, v - 0.58, 0.30, 0.30).abs() - thick, v - 0.52)  # the upper half of a ring
+    surprised = _ellipse(u, v - 0.42, 0.15, 0.21)  # an open round mouth
+    for value, (mouth, rgb) in enumerate(((calm, _INK), (happy, _LIPS), (sad, _INK), (surprised, _LIPS))):
+        image = _paint(image, _coverage(mouth * radius) * _is(scenes, "expression", value), rgb)
+    return image
+
+
+def _paint_worn(image: Tensor, u: Tensor, v: Tensor, radius: Tensor, scenes: Scenes) -> Tensor:
+    brim, top = _box(u, v + 0.86, 0.62, 0.08), _box(u, v + 1.22, 0.38, 0.34)
+    hat = torch.minimum(brim, top) * radius
+    worn = _is(scenes, "headwear", 1)  # a top hat with a red band
+    image = _paint_outlined(image, hat, (0.22, 0.20, 0.27), where=worn)
+    image = _paint(image, _coverage(_box(u, v + 0.99, 0.38, 0.07) * radius) * worn, (0.85, 0.15, 0.2))
+
+    teeth = 0.24 * ((u * 1.75 + 0.5).remainder(1.0) - 0.5).abs() * 2
+    crown = torch.maximum(u.abs() - 0.48, torch.maximum(v + 0.72, -(v + 1.32) + 0.24 - teeth))
+    worn = _is(scenes, "headwear", 2)  # a golden crown with a red stone
+    image = _paint_outlined(image, crown * radius, (0.98, 0.78, 0.12), where=worn)
+    image = _paint(image, _coverage(_ellipse(u, v + 0.87, 0.08, 0.08) * radius) * worn, (0.85, 0.1, 0.25))
+
+    lenses = torch.minimum(_ellipse(u - 0.34, v + 0.22, 0.29, 0.25), _ellipse(u + 0.34, v + 0.22, 0.29, 0.25))
+    frame = torch.minimum(lenses, _box(u, v + 0.27, 0.85, 0.045))
+    shine = torch.minimum(_ellipse(u - 0.26, v + 0.30, 0.10, 0.07), _ellipse(u + 0.42, v + 0.30, 0.10, 0.07))
+    worn = _is(scenes, "glasses", 1)  # dark glasses
+    image = _paint(image, _coverage(frame * radius) * worn, (0.08, 0.08, 0.12))
+    image = _paint(image, _coverage(shine * radius) * worn, (0.55, 0.62, 0.78))
+
+    y = v - 0.88
+    wings = torch.maximum(u.abs() - 0.46, y.abs() - 0.06 - 0.40 * u.abs())
+    worn = _is(scenes, "bow tie", 1)  # a teal bow tie
+    image = _paint_outlined(image, wings * radius, (0.05, 0.62, 0.62), where=worn)
+    return _paint(image, _coverage(_ellipse(u, y, 0.12, 0.13) * radius) * worn, (0.02, 0.36, 0.38))
+
+
+def _paint_corner(image: Tensor, scenes: Scenes, corner: str) -> Tensor:
+    height, width = image.shape[-2:]
+    side = max(4, round(_CORNER_SIDE * min(height, width)))
+    vertical, horizontal = corner.split()
+    top = 0 if vertical == "top" else height - side
+    left = 0 if horizontal == "left" else width - side
+    tile = image[:, :, top : top + side, left : left + side]
+    line = (torch.arange(side, device=image.device) + 0.5) / side * 2.3 - 1.15
+    u, v = torch.meshgrid(line, line, indexing="xy")
+    u, v = u[None], v[None]
+    unit = side / 2.3  # pixels in one radius of the object
+    for value in range(1, len(OBJECTS)):
+        main, second = _OBJECT_RGB[OBJECTS[value]]
+        shape, detail = _object_shape(OBJECTS[value], u, v)
+        there = _is(scenes, corner, value)
+        tile = _paint_outlined(tile, shape * unit, main, where=there)
+        tile = _paint(tile, _coverage(torch.maximum(shape, detail) * unit) * there, second)
+    image = image.clone()
+    image[:, :, top : top + side, left : left + side] = tile
+    return image
+
+
+def _object_shape(name: str, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Signed distances of an object and of the part in its second colour."""
+    rho, angle = torch.sqrt(u * u + v * v).clamp(min=1e-4), torch.atan2(u, -v)
+    if name == "star":
+        spike = torch.arccos(torch.cos(5 * angle).clamp(-1, 1)) / math.pi
+        return (rho - (0.95 - 0.52 * spike)) * 0.7, rho - 0.3
+    if name == "heart":
+        lobes = torch.minimum(_ellipse(u - 0.38, v + 0.25, 0.46, 0.46), _ellipse(u + 0.38, v + 0.25, 0.46, 0.46))
+        tip = torch.maximum((u.abs() + (v - 0.02) - 0.78) * 0.7, -v - 0.12)
+        return torch.minimum(lobes, tip), _ellipse(u + 0.38, v + 0.36, 0.16, 0.13)
+    if name == "moon":
+        return torch.maximum(rho - 0.85, 0.72 - torch.sqrt((u - 0.45) ** 2 + (v + 0.15) ** 2)), rho - 0.0
+    if name == "ball":
+        return rho - 0.8, (u * 0.8 + v * 0.6).abs() - 0.2
+    if name == "box":
+        return _box(u, v, 0.72, 0.72), torch.minimum(u.abs() - 0.15, v.abs() - 0.15)
+    if name == "flower":
+        return (rho - (0.66 + 0.24 * torch.cos(6 * angle))) * 0.6, rho - 0.3
+    crown = torch.maximum((u.abs() * 1.7 - v - 0.9) * 0.5, v - 0.45)  # tree
+    return torch.minimum(crown, _box(u, v - 0.68, 0.14, 0.26)), 0.46 - v
+
+
+def _ellipse(u: Tensor, v: Tensor, a, b) -> Tensor:
+    """Distance to an ellipse with half axes (a, b): exact for a circle, good near the edge otherwise."""
+    smaller = min(a, b) if isinstance(a, float) and isinstance(b, float) else torch.minimum(*_tensors(a, b))
+    return (torch.sqrt((u / a) ** 2 + (v / b) ** 2 + 1e-9) - 1) * smaller
+
+
+def _tensors(a, b) -> tuple[Tensor, Tensor]:
+    reference = a if isinstance(a, Tensor) else b
+    return torch.as_tensor(a, device=reference.device), torch.as_tensor(b, device=reference.device)
+
+
+def _box(u: Tensor, v: Tensor, a: float, b: float) -> Tensor:
+    return torch.maximum(u.abs() - a, v.abs() - b)
+
+
+def _coverage(distance: Tensor) -> Tensor:
+    """1 inside, 0 outside, linear over the pixel at the edge. Distance in pixels."""
+    return (0.5 - distance).clamp(0, 1)
+
+
+def _paint(image: Tensor, coverage: Tensor, rgb, shade: Tensor | float = 1.0) -> Tensor:
+    """`rgb` ([N, 3] or a triple), times `shade`, blended over `image` [N, 3, H, W] by `coverage` [N, H, W]."""
+    rgb = torch.as_tensor(rgb, device=image.device, dtype=image.dtype)
+    rgb = rgb.reshape(-1, 3, 1, 1) * (shade[:, None] if isinstance(shade, Tensor) else shade)
+    return image + coverage[:, None] * (rgb - image)
+
+
+def _paint_outlined(image: Tensor, distance: Tensor, rgb, line: float = 1.2, where: Tensor | float = 1.0) -> Tensor:
+    image = _paint(image, _coverage(distance - line) * where, _INK)
+    return _paint(image, _coverage(distance) * where, rgb)
+
+
+def _is(scenes: Scenes, fact: str, value: int) -> Tensor:
+    """1 for the scenes in which the fact has this value, else 0: [N, 1, 1]."""
+    return (scenes.fact(fact) == value)[:, None, None].float()
+
+
+def _column(scenes: Scenes, trait: str) -> Tensor:
+    return scenes.trait(trait)[:, None, None]
+
+
+def _palette(index: Tensor) -> Tensor:
+    return torch.tensor(_BODY_RGB, device=index.device)[index]
+
+
+def _second_rgb(scenes: Scenes) -> Tensor:
+    """The identity's own colour [N, 3], from hue, saturation and value."""
+    hue = scenes.trait("hue2")[:, None] * 6 + torch.tensor((0.0, 4.0, 2.0), device=scenes.identity.device)
+    pure = ((hue.remainder(6) - 3).abs() - 1).clamp(0, 1)
+    saturation = 0.35 + 0.55 * scenes.trait("saturation2")[:, None]
+    value = 0.35 + 0.6 * scenes.trait("value2")[:, None]
+    return value * (1 - saturation * (1 - pure))
