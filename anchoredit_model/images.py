@@ -69,6 +69,11 @@ def to_pil(image: Tensor) -> Image.Image:
     return Image.fromarray(levels.permute(1, 2, 0).contiguous().cpu().numpy())
 
 
+def to_tensor(picture: Image.Image) -> Tensor:
+    """An RGB Pillow image as a picture [3, H, W], 0..1."""
+    return torch.from_numpy(np.asarray(picture.convert("RGB"), dtype=np.float32) / 255).permute(2, 0, 1).contiguous()
+
+
 def save_image(image: Tensor, path: str | os.PathLike, metadata: Mapping[str, str] | None = None) -> None:
     """Write a picture [3, H, W], 0..1 as an 8-bit PNG, whole or not at all.
 

@@ -68,7 +68,6 @@ class TextEncoder:
 
         The vocabulary is looked for beside the weights and in tokenizer/ unless it is named. Safetensors only.
         """
-        import sentencepiece
         from safetensors import SafetensorError
         from transformers import UMT5Config, UMT5EncoderModel
 

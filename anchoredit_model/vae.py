@@ -45,7 +45,7 @@ class OneFrameConv(nn.Module):
         self.padding = (conv._padding[2], conv._padding[0])
 
     def forward(self, x: Tensor, cache: None = None) -> Tensor:
-        """[B, in, 1, H, W] -> [B, out, 1, H', W']. `cache` is what diffusers passes for earlier frames: there are none."""
+        """[B, in, 1, H, W] -> [B, out, 1, H', W']. diffusers passes earlier frames as `cache`: there are none."""
         return F.conv2d(x.squeeze(2), self.weight, self.bias, self.stride, self.padding).unsqueeze(2)
 
     def video_weight(self) -> Tensor:
@@ -112,7 +112,9 @@ class ImageVAE:
         config_file, weights_file = Path(folder) / CONFIG_NAME, Path(folder) / WEIGHTS_NAME
         for file in (config_file, weights_file):
             if not file.is_file():
-                raise AnchorEditError(f"VAE folder '{folder}' has no {file.name}: give a diffusers AutoencoderKLWan folder")
+                raise AnchorEditError(
+                    f"VAE folder '{folder}' has no {file.name}: give a diffusers AutoencoderKLWan folder"
+                )
         try:
             config = json.loads(config_file.read_text(encoding="utf-8"))
         except ValueError as error:
@@ -121,9 +123,12 @@ class ImageVAE:
         if found != "AutoencoderKLWan" or config.get("patch_size") or config.get("is_residual"):
             raise AnchorEditError(f"VAE config '{config_file}' describes {found}: a Wan 2.1 AutoencoderKLWan is needed")
         try:
-            state = load_file(weights_file)
+            # Cast here: diffusers warns about `model.to(dtype)`.
+            state = {name: tensor.to(device, dtype) for name, tensor in load_file(weights_file).items()}
         except (SafetensorError, OSError) as error:
-            raise AnchorEditError(f"VAE file '{weights_file}' is damaged ({error}): copy or download it again") from None
+            raise AnchorEditError(
+                f"VAE file '{weights_file}' is damaged ({error}): copy or download it again"
+            ) from None
         # No memory and no random numbers are spent on weights that the file is about to replace.
         with torch.device("meta"):
             model = AutoencoderKLWan.from_config(config)
@@ -132,7 +137,7 @@ class ImageVAE:
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:200]
             raise AnchorEditError(f"VAE file '{weights_file}' does not fit its {CONFIG_NAME}: {reason}") from None
-        return cls(model.to(device=device, dtype=dtype))
+        return cls(model)
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write Wan's own 3-D layout, which stock `AutoencoderKLWan.from_pretrained` loads; `dtype` None keeps ours."""
@@ -169,7 +174,7 @@ class ImageVAE:
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] in 0..1 -> float32 latents [B, 16, h, w]: the posterior mean, about N(0, 1) per channel."""
+        """Images [B, 3, H, W] in 0..1 -> float32 latents [B, 16, h, w]: posterior mean, about N(0, 1) per channel."""
         if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] % 8 or images.shape[3] % 8:
             raise AnchorEditError(
                 f"images for the VAE are {list(images.shape)}: pad or crop them to [B, 3, H, W], H and W multiples of 8"
@@ -186,7 +191,9 @@ class ImageVAE:
     def decode(self, latents: Tensor) -> Tensor:
         """Normalised latents [B, 16, h, w] -> float32 images [B, 3, H, W], clamped to 0..1."""
         if latents.ndim != 4 or latents.shape[1] != self.latent_channels:
-            raise AnchorEditError(f"latents for the VAE are {list(latents.shape)}: give [B, {self.latent_channels}, h, w]")
+            raise AnchorEditError(
+                f"latents for the VAE are {list(latents.shape)}: give [B, {self.latent_channels}, h, w]"
+            )
         mean, std = self._statistics()
         raw = (latents.to(self.device, torch.float32) * std + mean).to(self.dtype, memory_format=torch.channels_last)
         if self.model.use_tiling:

@@ -1,0 +1,275 @@
+"""Editing without ComfyUI: a picture and instructions in, a chain of edited pictures out.
+
+    pipeline = AnchorEditPipeline.from_pretrained("anchoredit_model/tiny")
+    memory = pipeline.start(load_image("sample.png"))
+    memory = pipeline.turn(memory, "make it blue", seed=7)
+    picture = pipeline.picture(memory)
+
+The verbs are those of diffusers' pipelines. A memory is a value: two turns from one memory are two branches.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .checkpoint import fingerprint, load_transformer, read_checkpoint, save_folder
+from .config import EditConfig, MemoryPolicy, TransformerConfig
+from .errors import AnchorEditError
+from .geometry import Geometry, composite, fit
+from .kv_store import KVStore
+from .memory import AnchorMemory, MemoryReader, Turn
+from .sampling import OnStep, PredictFlow, guided, sample, with_steps
+from .text import TextEncoder
+from .transformer import Block, CausalWanTransformer
+from .vae import ImageVAE
+from .views import FrameView
+
+TINY = Path(__file__).parent / "tiny"
+_INDEX = "model_index.json"
+
+
+@dataclass(frozen=True)
+class AnchorEditOutput:
+    """Pictures [3, H, W] in 0..1, the source first, and the memory that goes on from the last one."""
+
+    images: list[Tensor]
+    memory: AnchorMemory
+
+
+class AnchorEditPipeline:
+    """A transformer, a VAE and a text encoder, and the keys and values of the sessions they work on.
+
+    `store` keeps remembered keys and values; by default just those that the memory in use sees.
+    """
+
+    def __init__(
+        self,
+        transformer: CausalWanTransformer,
+        vae: ImageVAE,
+        text_encoder: TextEncoder,
+        edit: EditConfig | None = None,
+        store: KVStore | None = None,
+    ):
+        self.transformer = transformer.eval()
+        self.vae = vae
+        self.text_encoder = text_encoder
+        self.edit = edit or EditConfig()
+        self.store = KVStore(budget=0) if store is None else store
+        self._progress_bar: dict = {}
+        parameter = next(transformer.parameters())
+        self.fingerprint = fingerprint(transformer)
+        identity = f"{self.fingerprint} {parameter.dtype} {parameter.device.type}"
+        self.reader = MemoryReader(self._read_frame, identity, self.edit, self.store)
+
+    # ---------------------------------------------------------------- loading and saving
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path = TINY,
+        torch_dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
+        store: KVStore | None = None,
+    ) -> AnchorEditPipeline:
+        """A local model: a folder with `transformer`, `vae` and `text_encoder`, or a transformer's weights file.
+
+        Of a file's folder, `vae` and `text_encoder` are taken, or the bundled ones if the file has the bundled
+        model's size. Nothing is downloaded.
+        """
+        path = Path(path).expanduser()
+        if not path.exists():
+            raise AnchorEditError(f"model '{path}' does not exist: give a folder or a weights file, or leave --model out")
+        weights = path / "transformer" if (path / "transformer").is_dir() else path
+        parts = path if path.is_dir() else path.parent
+        if not (parts / "vae").is_dir():
+            parts = _bundled_parts(weights)
+        transformer, edit = load_transformer(weights, torch_dtype, device)
+        vae = ImageVAE.from_pretrained(parts / "vae", device, torch_dtype)
+        text_dim = transformer.config.text_dim
+        text_encoder = TextEncoder.from_pretrained(parts / "text_encoder", device=device, text_dim=text_dim)
+        return cls(transformer, vae, text_encoder, edit, store)
+
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+        """Writes the folder that `from_pretrained` reads; safetensors only."""
+        folder = Path(folder)
+        save_folder(folder / "transformer", self.transformer, self.transformer.config, self.edit, dtype)
+        self.vae.save_pretrained(folder / "vae", dtype)
+        self.text_encoder.save_pretrained(folder / "text_encoder")
+        index = {"_class_name": type(self).__name__, "parts": ["transformer", "vae", "text_encoder"]}
+        (folder / _INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+    # ---------------------------------------------------------------- editing
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.transformer.parameters()).device
+
+    @property
+    def default_policy(self) -> MemoryPolicy:
+        """The anchor and as many recent turns as the model was trained to see."""
+        return MemoryPolicy(anchor_frames=1, window=max(1, self.edit.turns - 2))
+
+    def set_progress_bar_config(self, **options) -> None:
+        """Options for tqdm, e.g. `disable=True`."""
+        self._progress_bar = options
+
+    @torch.no_grad()
+    def start(
+        self, image: Tensor, policy: MemoryPolicy | None = None, geometry: Geometry | None = None
+    ) -> AnchorMemory:
+        """A session from a source picture [3, H, W] in 0..1, worked on at the nearest size the model knows."""
+        if image.ndim != 3 or image.shape[0] != 3:
+            raise AnchorEditError(f"the picture is {list(image.shape)}: give one picture [3, height, width]")
+        height, width = image.shape[-2:]
+        geometry = geometry or fit(height, width, self.edit.area, self.edit.area_step, self.edit.area_ratio)
+        latent = self.vae.encode(geometry.to_work(image[None]))[0]
+        (null_text,) = self.text_encoder.encode([""])
+        return AnchorMemory.start(
+            latent, null_text, image, geometry, policy or self.default_policy, self._latent_space()
+        )
+
+    @torch.no_grad()
+    def turn(
+        self,
+        memory: AnchorMemory,
+        instruction: str,
+        seed: int = 0,
+        steps: int | None = None,
+        guidance: float | None = None,
+        mask: Tensor | None = None,
+        on_step: OnStep | None = None,
+    ) -> AnchorMemory:
+        """The memory with one more turn; `memory` itself stays.
+
+        An empty instruction is a null edit: the picture is made again as it is. `mask` [1, H, W] at the input's
+        size limits the edit to where it is above 0. Defaults for steps and guidance are the checkpoint's.
+        """
+        self._check(memory)
+        instruction = instruction.strip()
+        edit = with_steps(self.edit, steps)
+        edit = edit if guidance is None else replace(edit, guidance=guidance)
+        (text,) = self.text_encoder.encode([instruction])
+        view, blocks = self.reader.visible(memory, text)
+        predict = self._predictor(text, view, blocks)
+        if edit.guidance != 1:
+            predict = guided(predict, self._predictor(memory.turns[0].text, view, blocks), edit.guidance)
+        before = memory.turns[-1].latent
+        latent = sample(
+            predict,
+            before.shape,
+            edit,
+            seed,
+            len(memory),
+            on_step,
+            self._mask_latent(mask, memory) if mask is not None else None,
+            self.device,
+        )
+        settings = {"sampler": edit.sampler, "guidance": edit.guidance}
+        settings |= {"steps": list(edit.steps)} if edit.sampler == "renoise" else {"num_steps": edit.num_steps}
+        return self.reader.commit(memory, Turn(latent, instruction, text, seed, settings, mask))
+
+    @torch.no_grad()
+    def picture(self, memory: AnchorMemory, turn: int | None = None) -> Tensor:
+        """The picture [3, H, W] of a turn (default: the newest) at the input's own size; turn 0 is the source itself."""
+        turn = memory.last if turn is None else turn
+        if turn == 0:
+            return memory.picture
+        entry = memory.turns[turn]
+        decoded = self.vae.decode(entry.latent[None]).cpu()
+        picture = memory.geometry.from_work(decoded)[0]
+        if entry.mask is None:
+            return picture
+        before = self.picture(memory, turn - 1)
+        feather = max(1, min(picture.shape[-2:]) // 64)
+        return composite(picture[None], before[None], entry.mask[None], feather)[0]
+
+    def __call__(
+        self,
+        image: Tensor | AnchorMemory,
+        instructions: str | Sequence[str],
+        seed: int = 0,
+        steps: int | None = None,
+        guidance: float | None = None,
+        policy: MemoryPolicy | None = None,
+        mask: Tensor | None = None,
+    ) -> AnchorEditOutput:
+        """Edits a picture [3, H, W] in 0..1, or goes on with a memory, one instruction after the other."""
+        from tqdm.auto import tqdm
+
+        instructions = [instructions] if isinstance(instructions, str) else list(instructions)
+        memory = image if isinstance(image, AnchorMemory) else self.start(image, policy)
+        images = [self.picture(memory)]
+        for instruction in tqdm(instructions, desc="turns", **self._progress_bar):
+            memory = self.turn(memory, instruction, seed, steps, guidance, mask)
+            images.append(self.picture(memory))
+        return AnchorEditOutput(images, memory)
+
+    # ---------------------------------------------------------------- parts of a turn
+
+    def _context(self, text: Tensor, rows: int | None = None):
+        lengths = None if rows is None else torch.tensor([rows])
+        return self.transformer.embed_text(text.to(self.device)[None, None], lengths)
+
+    def _read_frame(
+        self, latent: Tensor, text: Tensor, rows: int | None, view: FrameView, blocks: tuple[Block, ...]
+    ) -> Block:
+        latent = latent.to(self.device)[None, :, None]
+        block, _ = self.transformer.read(latent, self._context(text, rows), view, self.edit.stride, blocks)
+        return block
+
+    def _predictor(self, text: Tensor, view: FrameView, blocks: tuple[Block, ...]) -> PredictFlow:
+        context = self._context(text)
+
+        def predict(x: Tensor, time: float) -> Tensor:
+            times = torch.full((1, 1), time, device=x.device)
+            return self.transformer(x[None, :, None], times, context, (view,), self.edit.stride, blocks)[0, :, 0]
+
+        return predict
+
+    def _mask_latent(self, mask: Tensor, memory: AnchorMemory):
+        """Puts the previous latent back outside the mask; a latent cell is inside if any of its pixels is."""
+        geometry, before = memory.geometry, memory.turns[-1].latent.to(self.device)
+        if mask.shape != (1, geometry.input_height, geometry.input_width):
+            raise AnchorEditError(
+                f"the mask is {mask.shape[-1]}x{mask.shape[-2]}, the picture "
+                f"{geometry.input_width}x{geometry.input_height}: draw the mask at the picture's size"
+            )
+        if not (mask > 0).any():
+            raise AnchorEditError("the mask is black everywhere: paint white where the edit may change the picture")
+        work = geometry.to_work((mask > 0).float()[None])
+        inside = F.max_pool2d(work, self.vae.spatial_factor).to(self.device)[0] > 0  # [1, h, w]
+        return lambda x0: torch.where(inside, x0, before)
+
+    def _check(self, memory: AnchorMemory) -> None:
+        """Refuses a session that another VAE or text encoder made."""
+        if memory.latent_space and memory.latent_space != self._latent_space():
+            raise AnchorEditError(
+                "the session's latents are from another VAE than this model's: use the model it was started with"
+            )
+        width = memory.turns[0].text.shape[-1]
+        if width != self.transformer.config.text_dim:
+            raise AnchorEditError(
+                f"the session's text is {width} wide, the model takes {self.transformer.config.text_dim}: "
+                "use the model it was started with"
+            )
+
+    def _latent_space(self) -> str:
+        """What tells one VAE's latents from another's: their channels and statistics."""
+        config = self.vae.model.config
+        statistics = [self.vae.latent_channels, list(config.latents_mean), list(config.latents_std)]
+        return hashlib.sha256(json.dumps(statistics).encode()).hexdigest()[:16]
+
+
+def _bundled_parts(weights: Path) -> Path:
+    """The bundled VAE and text encoder serve weights of the bundled model's size, and no others."""
+    if read_checkpoint(weights).transformer_config == TransformerConfig.named("tiny"):
+        return TINY
+    raise AnchorEditError(f"'{weights}' has no folders vae and text_encoder beside it: put Wan 2.1's there")

@@ -1,0 +1,285 @@
+"""Our mathematics against numbers that the published research code computed, one test per file.
+
+`pytest tests -k golden --golden FOLDER` runs any folder in the same layout: other head sizes, shifts, guidance.
+The published habits that ours differ from on purpose (frame 0's text, absolute slots, noise levels looked up on
+a grid) are switched on here.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from anchoredit_model.config import EditConfig, MemoryPolicy, TransformerConfig
+from anchoredit_model.geometry import Geometry, buckets, nearest_bucket
+from anchoredit_model.keymap import to_wan_name
+from anchoredit_model.kv_store import KVStore
+from anchoredit_model.memory import AnchorMemory, MemoryReader, Turn
+from anchoredit_model.rope import rotate, temporal_tables
+from anchoredit_model.sampling import guided, nearest_sigma, renoise, shifted_sigmas
+from anchoredit_model.transformer import CausalWanTransformer
+from anchoredit_model.views import bidirectional_views, sequence_views, view_of
+
+FORWARD = 2e-5  # absolute, one forward in float32
+ROLLOUT = 1e-4  # absolute, after six turns
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "golden_file" in metafunc.fixturenames:
+        folder = metafunc.config.getoption("--golden")
+        files = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".json"))
+        metafunc.parametrize("golden_file", files, ids=[path.name for path in files])
+
+
+def test_golden(golden_file: Path):
+    checks = {
+        "a": check_model,
+        "b": check_sequence_forward,
+        "c": check_cached_turns,
+        "d": check_rollout,
+        "e": check_scheduler,
+        "g": check_sequence_against_cache,
+        "h": check_against_diffusers,
+    }
+    if golden_file.name == "buckets.json":
+        check_buckets(golden_file)
+    elif golden_file.name.startswith("keymap"):
+        check_keymap(golden_file)
+    elif golden_file.name.startswith("f_"):
+        pytest.skip("training losses come with the curriculum")
+    else:
+        checks[golden_file.name[0]](golden_file)
+
+
+# ---------------------------------------------------------------- files and models
+
+
+def metadata(path: Path) -> dict:
+    with safe_open(path, framework="pt") as file:
+        return file.metadata() or {}
+
+
+def weights(folder: Path, name: str) -> dict[str, torch.Tensor]:
+    """The state dict of model A, B, ..., whole or in parts."""
+    files = sorted(folder.glob(f"a_model{name}_state*.safetensors"))
+    return {key: tensor for file in files for key, tensor in load_file(file).items()}
+
+
+def model_of(path: Path) -> CausalWanTransformer:
+    """The model that a file of numbers was computed with: its letter stands in the file's name."""
+    names = {re.match(r"a_model([^_]+)_state", file.name)[1] for file in path.parent.glob("a_model*_state*")}
+    parts = path.stem.split("_")
+    name = metadata(path).get("model") or next(part for part in parts[1:] if part in names)
+    config = json.loads(metadata(path)["config"])
+    sizes = {key: config[key] for key in ("dim", "ffn_dim", "num_heads", "num_layers", "freq_dim", "text_dim", "text_len")}
+    model = CausalWanTransformer(TransformerConfig(**sizes, eps=config["eps"]))
+    model.load_state_dict(weights(path.parent, name), strict=True)
+    return model.eval()
+
+
+def close(ours: torch.Tensor, theirs: torch.Tensor, tolerance: float = FORWARD) -> None:
+    torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=0)
+
+
+def published_sigma(time: float, shift: float) -> float:
+    return nearest_sigma(torch.tensor([float(time)]), shifted_sigmas(1000, shift)[:-1]).item()
+
+
+# ---------------------------------------------------------------- checks
+
+
+def check_model(path: Path):
+    if path.suffix == ".json":
+        shapes = {key: list(tensor.shape) for key, tensor in weights(path.parent, path.stem[7]).items()}
+        assert json.loads(path.read_text()) == shapes
+        return
+    config = json.loads(metadata(path)["config"])
+    sizes = {key: config[key] for key in ("dim", "ffn_dim", "num_heads", "num_layers", "freq_dim", "text_dim")}
+    state = weights(path.parent, re.match(r"a_model([^_]+)_state", path.name)[1])
+    model = CausalWanTransformer(TransformerConfig(**sizes))
+    model.load_state_dict(state, strict=True)
+
+
+@torch.no_grad()
+def check_sequence_forward(path: Path):
+    model, data = model_of(path), load_file(path)
+    x, t, prompts = data["x"], data["t"], data["prompt_valid"]
+    frames, length = x.shape[2], model.config.text_len
+    # frame 0 sees the first row of prompt 0 and nothing else, frame i all of prompt i - 1
+    text = torch.cat([prompts[:, :1], prompts], dim=1)
+    lengths = torch.tensor([1] + [length] * (frames - 1))
+    context = model.embed_text(text, lengths)
+    for stride in (1, 4):
+        close(model(x, t, context, stride=stride), data[f"flow_stride{stride}_causal"])
+        close(model(x, t, context, bidirectional_views(frames), stride), data[f"flow_stride{stride}_bidir"])
+    for slots in ("absolute", "bounded"):
+        windowed = sequence_views(frames, MemoryPolicy(anchor_frames=0, window=1), slots)
+        close(model(x, t, context, windowed), data["flow_stride4_causal_local2_sink1ignored"])
+
+    past = [torch.cat([prompts[:, n] for n in range(frame)], dim=1) for frame in range(1, frames)]
+    rows = max(part.shape[1] for part in past)
+    padded = [torch.nn.functional.pad(part, (0, 0, 0, rows - part.shape[1])) for part in [prompts[:, 0], *past]]
+    lengths = torch.tensor([1] + [length * frame for frame in range(1, frames)])
+    context = model.embed_text(torch.stack(padded, dim=1), lengths)
+    close(model(x, t, context), data["flow_stride4_causal_allpastprompts"])
+
+
+@torch.no_grad()
+def check_cached_turns(path: Path):
+    model, data, facts = model_of(path), load_file(path), metadata(path)
+    stride, shift = int(facts["temporal_rope_stride"]), float(facts["shift"])
+    window, sink = int(facts["local_attn_size"]), int(facts["sink_size"])
+    turns = len(data["clean"])
+    policy = MemoryPolicy(0, turns + 1) if window < 0 else MemoryPolicy(sink, window - sink - 1)
+    texts = data["prompt_valid"]
+
+    def latent(tensor):  # [B, F, C, h, w] -> [B, C, F, h, w]
+        return tensor.transpose(1, 2)
+
+    def check(name, flow, noisy, time, *index):
+        close(flow, latent(data[f"{name}flow" if name else "flow"][index]))
+        x0 = noisy - published_sigma(time, shift) * flow
+        close(x0, latent(data[f"{name}x0" if name else "x0"][index]))
+
+    blocks = []
+    first = latent(data["first"])
+    block, flow = model.read(first, texts[None, None, 0], stride=stride)
+    check("prefill_", flow, first, 0.0, ...)
+    blocks.append(block)
+    for turn in range(turns):
+        context = model.embed_text(texts[None, None, turn])
+        view = view_of(turn + 1, policy, "absolute")
+        seen = tuple(blocks[frame] for frame in view.frames)
+        for step, time in enumerate(data["steps"].tolist()):
+            noisy = latent(data["noisy"][turn, step])
+            flow = model(noisy, torch.full((1, 1), time), context, (view,), stride, seen)
+            check("", flow, noisy, time, turn, step)
+        clean = latent(data["clean"][turn])
+        block, flow = model.read(clean, context, view, stride, seen)
+        check("writeback_", flow, clean, 0.0, turn)
+        blocks.append(block)
+
+    def turned(layer, frames):
+        head_dim = model.config.head_dim
+        keys = []
+        for frame in frames:
+            cos, sin = temporal_tables(head_dim, torch.tensor([frame * stride]))
+            keys.append(rotate(blocks[frame].keys[layer], cos[0], sin[0]))
+        return torch.cat(keys, dim=1), torch.cat([blocks[frame].values[layer] for frame in frames], dim=1)
+
+    if window < 0:
+        for layer in range(model.config.num_layers):
+            keys, values = turned(layer, range(turns + 1))
+            close(keys, data[f"cache_k_layer{layer}_final"])
+            close(values, data[f"cache_v_layer{layer}_final"])
+    else:  # the sink, then the newest frames that still fit
+        for turn in range(window - 2, turns):
+            frames = [*range(sink), *range(turn + 2 - (window - sink), turn + 2)]
+            keys, values = turned(model.config.num_layers - 1, frames)
+            close(keys, data["cache_k_last_layer_after_turn"][turn])
+            close(values, data["cache_v_last_layer_after_turn"][turn])
+
+
+@torch.no_grad()
+def check_rollout(path: Path):
+    model, data, facts = model_of(path), load_file(path), metadata(path)
+    times, shift, guidance = json.loads(facts["steps"]), float(facts["shift"]), float(facts["guidance"])
+    sigmas = [published_sigma(time, shift) for time in times]
+    edit = EditConfig(stride=int(facts["stride"]), anchor_text="first_prompt", slots="absolute")
+    prompts, negative = data["prompt_valid"], data["neg_valid"]
+
+    def read(latent, text, rows, view, blocks):
+        return model.read(latent[None, :, None], text[None, None], view, edit.stride, blocks)[0]
+
+    def predictor(memory, text):
+        view, blocks = reader.visible(memory, text)
+        context = model.embed_text(text[None, None])
+
+        def predict(x, time):
+            time = torch.full((1, 1), time)
+            return model(x[None, :, None], time, context, (view,), edit.stride, blocks)[0, :, 0]
+
+        return predict
+
+    reader = MemoryReader(read, "golden", edit, KVStore())
+    first = data["first"][0, 0]
+    policy = MemoryPolicy(0, len(prompts) + 1)
+    height, width = first.shape[-2] * 8, first.shape[-1] * 8
+    geometry = Geometry(height, width, height, width, 0, 0, height, width)
+    # the published code keeps a second history under the negative prompt
+    with_prompt = AnchorMemory.start(first, prompts[0], torch.zeros(3, height, width), geometry, policy)
+    under_negative = with_prompt
+    for turn, prompt in enumerate(prompts):
+        noise = iter([data["init_noise"][turn, 0, 0], *data["renoise"][turn, :, 0]])
+        predict = guided(predictor(with_prompt, prompt), predictor(under_negative, negative), guidance)
+        latent = renoise(predict, noise, times, sigmas)
+        close(latent, data["latents"][turn, 0, 0], ROLLOUT)
+        with_prompt = reader.commit(with_prompt, Turn(latent, "", prompt))
+        under_negative = reader.commit(under_negative, Turn(latent, "", negative))
+
+
+def check_scheduler(path: Path):
+    data = load_file(path)
+    for shift in (1, 5, 8):
+        for suffix, count in (("", 1000), ("_n4", 4), ("_n50", 50)):
+            close(shifted_sigmas(count, shift)[:-1], data[f"sigmas_shift{shift}{suffix}"], 1e-6)
+        grid = shifted_sigmas(1000, shift)[:-1]
+        sigma = nearest_sigma(data["lookup_query"], grid)
+        close(sigma, data[f"lookup_sigma_shift{shift}"], 1e-6)
+        sigma = sigma[:, None, None, None]
+        noisy = (1 - sigma) * data["x0_in"] + sigma * data["noise_in"]
+        close(noisy, data[f"add_noise_shift{shift}"], 1e-5)
+    sigmas = shifted_sigmas(48, 5)[:-1]
+    close(sigmas, data["cd48_sigmas"], 1e-6)
+    close(sigmas * 1000, data["cd48_timesteps"], 1e-3)
+
+
+@torch.no_grad()
+def check_sequence_against_cache(path: Path):
+    model, data = model_of(path), load_file(path)
+    stride = int(metadata(path)["stride"])
+    x, t = data["seq"].transpose(1, 2), data["t"]
+    prompts = data["prompt_valid"]
+    text = torch.cat([prompts[:1], prompts])[None]  # frame 0 has prompt 0
+    length = torch.tensor([model.config.text_len] * x.shape[2])
+    first_token = length.clone()
+    first_token[0] = 1
+    for lengths, names in ((first_token, ("flow_train", "flow_cached_1token_prompt0")), (length, ("flow_cached_fullprompt0",))):
+        flow = model(x, t, model.embed_text(text, lengths), stride=stride).transpose(1, 2)
+        for name in names:
+            close(flow, data[name])
+
+
+@torch.no_grad()
+def check_against_diffusers(path: Path):
+    model, data = model_of(path), load_file(path)
+    text = data["prompt_valid"][:, None]
+    close(model(data["x"], torch.full((2, 1), 777.0), text), data["flow_t777"])
+    frames = data["x4"].shape[2]
+    flow = model(data["x4"], torch.full((2, frames), 500.0), text.expand(-1, frames, -1, -1), bidirectional_views(frames), 1)
+    close(flow, data["flow4_t500"])
+
+
+def check_buckets(path: Path):
+    data = json.loads(path.read_text())
+    for name, expected in data["bucket_lists"].items():
+        base, step, ratio = (int(part) for part in name.split("_"))
+        assert buckets(base, step, ratio) == [tuple(size) for size in expected]
+    for name, choices in data.items():
+        if name.startswith("choices_"):
+            base, step, ratio = (int(part) for part in name.split("_")[1:])
+            sizes = buckets(base, step, ratio)
+            for source, chosen in choices.items():
+                height, width = map(int, source.split("x"))
+                assert nearest_bucket(height, width, sizes) == tuple(chosen), source
+
+
+def check_keymap(path: Path):
+    for ours, theirs in json.loads(path.read_text()).items():
+        assert to_wan_name(theirs) == ours

@@ -1,0 +1,183 @@
+"""The memory as a value, and its keys and values: streamed, refreshed, lost and made again."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from anchoredit_model.config import EditConfig, MemoryPolicy, TransformerConfig
+from anchoredit_model.errors import AnchorEditError
+from anchoredit_model.geometry import fit_into
+from anchoredit_model.kv_store import KVStore
+from anchoredit_model.memory import AnchorMemory, MemoryReader, Turn
+from anchoredit_model.transformer import CausalWanTransformer
+from anchoredit_model.views import view_of
+
+SIZES = TransformerConfig(dim=64, ffn_dim=96, num_heads=2, num_layers=2, freq_dim=32, text_dim=24)
+EDIT = EditConfig()
+
+
+class CountingReader(MemoryReader):
+    """A reader over a real model that counts its forwards."""
+
+    def __init__(self, model, store=None, edit=EDIT):
+        self.model, self.forwards = model, 0
+        super().__init__(self.read, "model", edit, KVStore() if store is None else store)
+
+    def read(self, latent, text, rows, view, blocks):
+        self.forwards += 1
+        return self.model.read(latent[None, :, None], text[None, None], view, self.edit.stride, blocks)[0]
+
+    def next_flow(self, memory):
+        """The flow of a fixed noisy frame as the next turn would see it."""
+        view, blocks = self.visible(memory, turn(99).text)
+        noisy, time = torch.randn(1, 16, 1, 4, 6, generator=torch.Generator().manual_seed(7)), torch.tensor([[750.0]])
+        with torch.no_grad():
+            return self.model(noisy, time, turn(99).text[None, None], (view,), self.edit.stride, blocks)
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return CausalWanTransformer(SIZES).eval()
+
+
+def turn(number: int) -> Turn:
+    generator = torch.Generator().manual_seed(number)
+    return Turn(torch.randn(16, 4, 6, generator=generator), f"edit {number}", torch.randn(3, 24, generator=generator), 0)
+
+
+def start(policy: MemoryPolicy) -> AnchorMemory:
+    anchor = turn(0)
+    return AnchorMemory.start(anchor.latent, anchor.text[:1], torch.zeros(3, 32, 48), fit_into(32, 48, 32, 48), policy)
+
+
+def session(reader: MemoryReader, turns: int, policy: MemoryPolicy) -> AnchorMemory:
+    memory = start(policy)
+    for number in range(1, turns + 1):
+        reader.visible(memory, turn(number).text)
+        memory = reader.commit(memory, turn(number))
+    return memory
+
+
+def test_memories_share_turns_and_never_change():
+    one = start(MemoryPolicy()).commit(turn(1))
+    left, right = one.commit(turn(2)), one.commit(turn(3))
+    assert len(one) == 2 and len(left) == len(right) == 3
+    assert all(a is b is c for a, b, c in zip(one.turns, left.turns, right.turns))
+    assert left.rewind(1) == one and left.rewind(0).last == 0
+    assert left.fork(window=1).turns is left.turns and left.fork(window=1).policy.window == 1
+    with pytest.raises(AnchorEditError, match="choose 0 to 2"):
+        left.rewind(3)
+    with pytest.raises(AnchorEditError, match="size the session was started with"):
+        one.commit(Turn(torch.zeros(16, 8, 8), "", torch.zeros(1, 24)))
+
+
+@pytest.mark.parametrize("anchor,window,turn_number,frames", [(1, 2, 5, (0, 3, 4)), (1, 9, 3, (0, 1, 2)), (2, 0, 4, (0, 1))])
+def test_visible_frames_and_slots(anchor, window, turn_number, frames):
+    policy = MemoryPolicy(anchor, window)
+    bounded, absolute = view_of(turn_number, policy), view_of(turn_number, policy, "absolute")
+    assert bounded.frames == absolute.frames == frames
+    assert bounded.slots == tuple(range(len(frames))) and bounded.slot == len(frames)
+    assert absolute.slots == frames and absolute.slot == turn_number
+
+
+def test_refresh_equals_a_forward_over_exactly_the_visible_frames(model):
+    reader = CountingReader(model)
+    memory = session(reader, 6, MemoryPolicy(1, 2, "refresh"))
+    frames = [memory.turns[number] for number in memory.view().frames] + [turn(99)]
+    noisy = torch.randn(1, 16, 1, 4, 6, generator=torch.Generator().manual_seed(7))
+    latents = torch.cat([*(frame.latent[None, :, None] for frame in frames[:-1]), noisy], dim=2)
+    times = torch.tensor([[0.0] * (len(frames) - 1) + [750.0]])
+    rows = max(len(frame.text) for frame in frames)
+    text = torch.stack([torch.nn.functional.pad(f.text, (0, 0, 0, rows - len(f.text))) for f in frames])[None]
+    with torch.no_grad():
+        whole = model(latents, times, text)
+    torch.testing.assert_close(reader.next_flow(memory), whole[:, :, -1:], atol=1e-5, rtol=0)
+
+
+def test_refresh_and_stream_differ_only_once_the_window_slides(model):
+    flows = {}
+    for history in ("stream", "refresh"):
+        for turns in (2, 5):
+            reader = CountingReader(model)
+            flows[history, turns] = reader.next_flow(session(reader, turns, MemoryPolicy(1, 2, history)))
+    torch.testing.assert_close(flows["stream", 2], flows["refresh", 2], atol=1e-5, rtol=0)
+    assert (flows["stream", 5] - flows["refresh", 5]).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("history", ["stream", "refresh"])
+def test_lost_blocks_come_back_bit_for_bit(model, history):
+    reader = CountingReader(model)
+    memory = session(reader, 6, MemoryPolicy(1, 2, history))
+    undisturbed = reader.next_flow(memory)
+    reader.store.retain(())
+    assert torch.equal(reader.next_flow(memory), undisturbed)
+
+
+def test_a_lost_block_costs_one_forward_per_lost_turn(model):
+    reader = CountingReader(model)
+    memory = session(reader, 8, MemoryPolicy(1, 2))
+    _, blocks = reader.visible(memory, turn(9).text)
+    assert reader.forwards == 9  # every frame was read once
+    keys = list(reader.store._blocks)
+    reader.store.retain(keys[:-1])  # the newest turn is lost
+    reader.visible(memory, turn(9).text)
+    assert reader.forwards == 10
+    reader.store.retain(())
+    reader.visible(memory, turn(9).text)
+    assert reader.forwards == 19
+
+
+def test_a_budget_keeps_what_is_visible_and_changes_no_number(model):
+    free, tight = CountingReader(model), CountingReader(model, KVStore(budget=0))
+    policy = MemoryPolicy(1, 2)
+    expected = free.next_flow(session(free, 7, policy))
+    memory = session(tight, 7, policy)
+    assert torch.equal(tight.next_flow(memory), expected)
+    _, blocks = tight.visible(memory, turn(99).text)
+    assert tight.store.nbytes == sum(block.nbytes for block in blocks) and len(tight.store) == 3
+    tight.store.retain(())
+    assert torch.equal(tight.next_flow(memory), expected)
+    assert len(tight.store) == 3
+
+
+def test_branches_share_blocks_and_do_not_disturb_each_other(model):
+    policy = MemoryPolicy(1, 4)
+    alone = CountingReader(model)
+    expected = alone.next_flow(alone.commit(session(alone, 2, policy), turn(3)))
+    reader = CountingReader(model)
+    fork = session(reader, 2, policy)
+    held = len(reader.store)
+    reader.commit(fork, turn(4))
+    right = reader.commit(fork, turn(3))
+    assert torch.equal(reader.next_flow(right), expected)
+    assert len(reader.store) == held + 2
+
+
+def test_keys_depend_on_everything_a_block_was_made_of(model):
+    """Another model, policy or first prompt must never be served a block that it did not make."""
+    store = KVStore()
+    first = CountingReader(model, store)
+    memory = session(first, 4, MemoryPolicy(1, 2))
+    made = len(store)
+    other = CountingReader(model, store)
+    other.identity = "the same model with a LoRA"
+    other.visible(memory, turn(9).text)
+    assert other.forwards == 5
+    windowless = CountingReader(model, store)
+    windowless.visible(memory.fork(window=1), turn(9).text)
+    assert windowless.forwards > 0
+    assert len(store) > made
+
+
+@pytest.mark.parametrize("anchor_text", ["first_prompt", "first_token"])
+def test_published_anchor_text_reads_the_source_with_the_first_prompt(model, anchor_text):
+    reader = CountingReader(model, edit=EditConfig(anchor_text=anchor_text))
+    seen = []
+    read = reader.read_frame
+    reader.read_frame = lambda latent, text, rows, *rest: seen.append((text, rows)) or read(latent, text, rows, *rest)
+    session(reader, 2, MemoryPolicy(1, 2))
+    assert torch.equal(seen[0][0], turn(1).text)
+    assert seen[0][1] == (1 if anchor_text == "first_token" else None)
+    assert len(seen) == 3
