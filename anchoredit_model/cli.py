@@ -7,11 +7,14 @@ Mistakes of the user are one line on stderr and exit code 2.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
+import os
 import sys
 import time
 import uuid
+import warnings
 from pathlib import Path
 
 from .errors import AnchorEditError
@@ -22,15 +25,43 @@ SESSION_NAME = "session.safetensors"
 def main(argv: list[str] | None = None) -> int:
     """Runs a command; returns its exit code."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    with contextlib.suppress(AttributeError):  # a caller's own stream may be another kind
+        sys.stdout.reconfigure(errors="backslashreplace")  # an instruction may be in letters the terminal lacks
     arguments = _parser().parse_args(argv)
     try:
-        return arguments.run(arguments)
+        with warnings.catch_warnings():
+            if not sys.warnoptions:
+                warnings.simplefilter("ignore")  # a library's remarks are no use to who types a command
+            return arguments.run(arguments)
     except AnchorEditError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return _fail(error)
     except KeyboardInterrupt:
         print("stopped; finished turns are kept", file=sys.stderr)
         return 130
+    except ImportError as error:
+        return _fail(f"a Python package is missing or too old ({error}): pip install -U 'anchoredit[standalone]'")
+    except OSError as error:
+        code = _fail(f"cannot use {_place(error)} ({error.strerror or error}): check that it is there and may be used")
+        try:
+            sys.stdout.flush()
+        except OSError:  # nobody reads it, or its disk is full: what is left goes nowhere, or Python's exit complains
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return code
+    except (MemoryError, RuntimeError) as error:
+        if not (isinstance(error, MemoryError) or "out of memory" in str(error) or "allocate memory" in str(error)):
+            raise
+        return _fail("out of memory; finished turns are kept: use a smaller --window, --dtype bfloat16 or --device cpu")
+
+
+def _fail(error: object) -> int:
+    print("error:", "\\n".join(str(error).splitlines()), file=sys.stderr)
+    return 2
+
+
+def _place(error: OSError) -> str:
+    if error.filename is not None:
+        return f"'{error.filename}'"
+    return "the standard output" if isinstance(error, BrokenPipeError) else "a file or the standard output"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -40,22 +71,29 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     edit = commands.add_parser("edit", help="edit a picture, one instruction after the other")
     edit.set_defaults(run=edit_command)
-    edit.add_argument("image", metavar="IMAGE", nargs="?", type=Path, help="the source picture (not with --session)")
+    edit.add_argument("image", metavar="IMAGE", nargs="?", type=_path, help="the source picture (not with --session)")
     edit.add_argument("-i", "--instruction", action="append", metavar="TEXT", help="one turn; repeat for more")
-    edit.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for pictures and session")
-    edit.add_argument("--model", type=Path, metavar="DIR_OR_FILE", help="default: the bundled tiny model")
-    edit.add_argument("--session", type=Path, metavar="FILE", help="go on with a saved session")
-    edit.add_argument("--seed", type=int, default=0, metavar="N", help="of the session (default 0)")
+    edit.add_argument("--out", type=_path, required=True, metavar="DIR", help="folder for pictures and session")
+    edit.add_argument("--model", type=_path, metavar="DIR_OR_FILE", help="default: the bundled tiny model")
+    edit.add_argument("--session", type=_path, metavar="FILE", help="go on with a saved session")
+    edit.add_argument("--seed", type=int, metavar="N", help="of the noise (default: the session's, at first 0)")
     edit.add_argument("--steps", type=int, metavar="N", help="sampler steps per turn (default: the model's)")
     edit.add_argument("--guidance", type=float, metavar="G", help="1 = off (default: the model's); doubles the time")
     edit.add_argument("--window", type=int, metavar="N", help="recent turns that a turn sees")
     edit.add_argument("--anchor-frames", type=int, metavar="N", help="first turns that every turn sees (default 1)")
     edit.add_argument("--history", choices=("stream", "refresh"), help="how remembered turns are kept")
-    edit.add_argument("--mask", type=Path, metavar="FILE", help="white where these turns may change the picture")
+    edit.add_argument("--mask", type=_path, metavar="FILE", help="white where these turns may change the picture")
     edit.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     edit.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
     edit.add_argument("--json", action="store_true", help="print one JSON object per turn")
     return parser
+
+
+def _path(text: str) -> Path:
+    """A path as typed, `~` included, which no shell expands in `--out=~/edits`."""
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty")
+    return Path(os.path.expanduser(text))
 
 
 def edit_command(arguments: argparse.Namespace) -> int:
@@ -66,42 +104,46 @@ def edit_command(arguments: argparse.Namespace) -> int:
         raise AnchorEditError("give a picture to start from, or --session FILE to go on with, and not both")
     # inputs are read and the folder is tried before the slow import of the model
     from .images import load_image
-
-    source = load_image(arguments.image) if arguments.image else None
-    mask = load_image(arguments.mask).mean(dim=0, keepdim=True) if arguments.mask else None
-    _prepare_folder(arguments.out, arguments.session)
-
-    from .pipeline import TINY, AnchorEditPipeline
     from .session import load_session
 
+    source = load_image(arguments.image) if arguments.image else None
     saved = load_session(arguments.session) if arguments.session else None
+    mask = load_image(arguments.mask).amax(dim=0, keepdim=True) if arguments.mask else None
     device, dtype = _device_and_dtype(arguments.device, arguments.dtype)
+    _prepare_folder(arguments.out, arguments.session)
+
+    from transformers.utils import logging as transformers_logging
+
+    from .pipeline import TINY, AnchorEditPipeline
+
+    transformers_logging.disable_progress_bar()
     pipeline = AnchorEditPipeline.from_pretrained(arguments.model or TINY, dtype, device)
     options = {"anchor_frames": arguments.anchor_frames, "window": arguments.window, "history": arguments.history}
-    policy = (saved.policy if saved else pipeline.default_policy).with_options(**options)
-    memory = saved.fork(**options) if saved else pipeline.start(source, policy)
+    if saved:
+        memory = saved.fork(**options)
+    else:
+        memory = pipeline.start(source, pipeline.default_policy.with_options(**options))
     say = _quiet if arguments.json else print
     say(memory.geometry.describe())
     if saved and saved.model and saved.model != pipeline.reader.identity:
-        print("note: the session was made with another model; it goes on with this one", file=sys.stderr)
+        print("note: the session was made with another model, dtype or device; it goes on with these", file=sys.stderr)
+    seed = arguments.seed if arguments.seed is not None else memory.turns[-1].seed or 0
 
     record = _Record(pipeline, arguments.out)
-    for number in range(len(memory)):
-        record.add(memory, number)
     total = memory.last + len(arguments.instruction)
     for instruction in arguments.instruction:
         if not instruction.strip():
             print("note: the instruction is empty: a null edit, the picture is made again as it is", file=sys.stderr)
         began = time.perf_counter()
-        memory = pipeline.turn(memory, instruction, arguments.seed, arguments.steps, arguments.guidance, mask)
+        memory = pipeline.turn(memory, instruction, seed, arguments.steps, arguments.guidance, mask)
         seconds = time.perf_counter() - began
-        path = record.add(memory, memory.last)
-        record.finish(memory)
+        path = record.add(memory)
         if arguments.json:
             row = {"turn": memory.last, "instruction": instruction.strip(), "seconds": round(seconds, 3)}
             print(json.dumps({**row, "image": str(path)}), flush=True)
         else:
-            print(f"turn {memory.last}/{total}  {seconds:5.1f} s  {path}  {instruction.strip()}", flush=True)
+            line = " ".join(instruction.split())
+            print(f"turn {memory.last}/{total}  {seconds:5.1f} s  {path}  {line}", flush=True)
     return 0
 
 
@@ -113,43 +155,45 @@ class _Record:
         self.folder = folder
         self.pictures = []
 
-    def add(self, memory, turn: int) -> Path:
-        """Writes the picture of one turn."""
-        from .images import save_image
-
-        picture = self.pipeline.picture(memory, turn)
-        self.pictures.append(picture)
-        path = self.folder / f"turn_{turn:02d}.png"
-        save_image(picture, path, {"instruction": memory.turns[turn].instruction})
-        return path
-
-    def finish(self, memory) -> None:
-        """Writes the session and the filmstrip of all turns so far."""
+    def add(self, memory) -> Path:
+        """Writes what is new: the session first, because all else can be made from it. Returns the newest picture."""
         from .filmstrip import filmstrip
         from .images import save_image, to_tensor
         from .session import save_session
 
-        save_session(memory, self.folder / SESSION_NAME)
+        new = range(len(self.pictures), len(memory))
+        for turn in new:
+            self.pictures.append(self.pipeline.picture(memory, turn, self.pictures[-1] if self.pictures else None))
         captions = [turn.instruction or "(null edit)" for turn in memory.turns[1:]]
-        save_image(to_tensor(filmstrip(self.pictures, captions)), self.folder / "filmstrip.png")
+        sheet = to_tensor(filmstrip(self.pictures, captions))
+        save_session(memory, self.folder / SESSION_NAME)
+        for turn in new:
+            path = self.folder / f"turn_{turn:02d}.png"
+            if turn == memory.last or not path.exists():  # a picture of the session's earlier run stays
+                save_image(self.pictures[turn], path, {"instruction": memory.turns[turn].instruction})
+        save_image(sheet, self.folder / "filmstrip.png")
+        return path
 
 
 def _prepare_folder(folder: Path, session: Path | None) -> None:
-    """Makes sure that the folder can be written and holds no other session."""
+    """Makes sure that the folder can be written, and that nothing in it is lost unless it is the session's own."""
     present = folder / SESSION_NAME
-    if present.exists() and not (session and session.exists() and present.samefile(session)):
-        raise AnchorEditError(
-            f"folder '{folder}' already holds a session: choose another --out, or go on with --session {present}"
-        )
     trial = folder / f".{uuid.uuid4().hex}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         trial.write_bytes(b"AnchorEdit")
+        results = (present, folder / "filmstrip.png", *sorted(folder.glob("turn_[0-9]*.png")))
+        taken = [file.name for file in results if file.exists()]
+        own = session is not None and present.exists() and present.samefile(session)
     except OSError as error:
         reason = error.strerror or str(error)
         raise AnchorEditError(f"cannot write in '{folder}' ({reason}): choose another --out") from None
     finally:
-        trial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            trial.unlink()
+    if taken and not own:
+        remedy = f", or go on with --session '{present}'" if present.name in taken else ""
+        raise AnchorEditError(f"folder '{folder}' already holds {taken[0]}: choose another --out{remedy}")
 
 
 def _device_and_dtype(device: str, dtype: str):

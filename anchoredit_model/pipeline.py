@@ -12,6 +12,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import operator
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -84,9 +87,9 @@ class AnchorEditPipeline:
         Of a file's folder, `vae` and `text_encoder` are taken, or the bundled ones if the file has the bundled
         model's size. Nothing is downloaded.
         """
-        path = Path(path).expanduser()
+        path = Path(os.path.expanduser(path))  # Path's own expanduser raises for a user it does not know
         if not path.exists():
-            raise AnchorEditError(f"model '{path}' does not exist: give a folder or a weights file, or leave --model out")
+            raise AnchorEditError(f"model '{path}' does not exist: give a folder or a weights file of this machine")
         weights = path / "transformer" if (path / "transformer").is_dir() else path
         parts = path if path.is_dir() else path.parent
         if not (parts / "vae").is_dir():
@@ -153,41 +156,45 @@ class AnchorEditPipeline:
         size limits the edit to where it is above 0. Defaults for steps and guidance are the checkpoint's.
         """
         self._check(memory)
-        instruction = instruction.strip()
+        instruction = _checked_text(instruction.strip())
         edit = with_steps(self.edit, steps)
-        edit = edit if guidance is None else replace(edit, guidance=guidance)
+        edit = edit if guidance is None else replace(edit, guidance=float(guidance))
+        if not math.isfinite(edit.guidance):
+            raise AnchorEditError(f"guidance {edit.guidance} is no number to scale by: use 1 (off) to about 10")
+        seed = operator.index(seed)  # numpy's integers would not go into a session file
+        mask = None if mask is None else mask.float().cpu()
+        impose = None if mask is None else self._mask_latent(mask, memory)
         (text,) = self.text_encoder.encode([instruction])
         view, blocks = self.reader.visible(memory, text)
         predict = self._predictor(text, view, blocks)
         if edit.guidance != 1:
             predict = guided(predict, self._predictor(memory.turns[0].text, view, blocks), edit.guidance)
-        before = memory.turns[-1].latent
-        latent = sample(
-            predict,
-            before.shape,
-            edit,
-            seed,
-            len(memory),
-            on_step,
-            self._mask_latent(mask, memory) if mask is not None else None,
-            self.device,
-        )
+        shape = memory.turns[-1].latent.shape
+        latent = sample(predict, shape, edit, seed, len(memory), on_step, impose, self.device)
+        if not latent.isfinite().all():
+            raise AnchorEditError(
+                f"turn {len(memory)} came out as NaN or infinite (guidance {edit.guidance:g}, "
+                f"{next(self.transformer.parameters()).dtype}): lower the guidance, use float32, or check the weights"
+            )
         settings = {"sampler": edit.sampler, "guidance": edit.guidance}
         settings |= {"steps": list(edit.steps)} if edit.sampler == "renoise" else {"num_steps": edit.num_steps}
         return self.reader.commit(memory, Turn(latent, instruction, text, seed, settings, mask))
 
     @torch.no_grad()
-    def picture(self, memory: AnchorMemory, turn: int | None = None) -> Tensor:
-        """The picture [3, H, W] of a turn (default: the newest) at the input's own size; turn 0 is the source itself."""
+    def picture(self, memory: AnchorMemory, turn: int | None = None, before: Tensor | None = None) -> Tensor:
+        """The picture [3, H, W] of a turn (default: the newest) at the input's own size; turn 0 is the source itself.
+
+        A masked turn is put into the picture `before` it, which is made again if it is not given.
+        """
         turn = memory.last if turn is None else turn
         if turn == 0:
             return memory.picture
-        entry = memory.turns[turn]
+        entry = memory.rewind(turn).turns[-1]
         decoded = self.vae.decode(entry.latent[None]).cpu()
         picture = memory.geometry.from_work(decoded)[0]
         if entry.mask is None:
             return picture
-        before = self.picture(memory, turn - 1)
+        before = self.picture(memory, turn - 1) if before is None else before
         feather = max(1, min(picture.shape[-2:]) // 64)
         return composite(picture[None], before[None], entry.mask[None], feather)[0]
 
@@ -209,7 +216,7 @@ class AnchorEditPipeline:
         images = [self.picture(memory)]
         for instruction in tqdm(instructions, desc="turns", **self._progress_bar):
             memory = self.turn(memory, instruction, seed, steps, guidance, mask)
-            images.append(self.picture(memory))
+            images.append(self.picture(memory, before=images[-1]))
         return AnchorEditOutput(images, memory)
 
     # ---------------------------------------------------------------- parts of a turn
@@ -266,6 +273,15 @@ class AnchorEditPipeline:
         config = self.vae.model.config
         statistics = [self.vae.latent_channels, list(config.latents_mean), list(config.latents_std)]
         return hashlib.sha256(json.dumps(statistics).encode()).hexdigest()[:16]
+
+
+def _checked_text(instruction: str) -> str:
+    """Refuses halves of characters, as a shell or JSON in a wrong encoding leaves them: no file can hold them."""
+    try:
+        instruction.encode()
+    except UnicodeEncodeError:
+        raise AnchorEditError(f"instruction {instruction!r:.80} is no valid text: give it in UTF-8") from None
+    return instruction
 
 
 def _bundled_parts(weights: Path) -> Path:

@@ -124,6 +124,6 @@ def with_steps(edit: EditConfig, count: int | None) -> EditConfig:
     """The same settings with another number of steps; a re-noising model gets evenly spaced times."""
     if count is None:
         return edit
-    if count < 1:
-        raise AnchorEditError(f"{count} steps make no picture: ask for 1 or more")
+    if not 1 <= count <= 1000:  # there are no more times than that
+        raise AnchorEditError(f"{count} steps make no picture: ask for 1 to 1000")
     return replace(edit, steps=tuple(round(1000 * (1 - n / count)) for n in range(count)), num_steps=count)

@@ -1,20 +1,23 @@
 """Session files: an anchor memory as one `.safetensors`, with a JSON header and no pickle.
 
 Tensors: `latents` [n, C, h, w], `text` [rows, E] (all turns' rows one after the other), `picture` [3, H, W] and
-`mask_<turn>` [1, H, W] where a turn has one. The header, under `anchoredit_session` in the metadata, has the
-format's version, the policy, the geometry, fingerprints, and per turn its instruction, seed, settings, number
-of text rows and parent. Keys and values are never written: they are made again from the latents.
+`mask_0`, `mask_1`, ... [1, H, W], each once, however many turns share it. The header, under `anchoredit_session`
+in the metadata, has the format's version, the policy, the geometry, fingerprints, and per turn its instruction,
+seed, settings, number of text rows, mask and parent. Keys and values are never written: they are made again from
+the latents.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import uuid
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from .config import MemoryPolicy
@@ -29,6 +32,8 @@ _HEADER = "anchoredit_session"
 def save_session(memory: AnchorMemory, path: str | Path) -> None:
     """Writes the session to a file beside the old one, then replaces it: either is always whole."""
     path = Path(path)
+    masks = {id(turn.mask): turn.mask for turn in memory.turns if turn.mask is not None}
+    mask_names = {key: f"mask_{number}" for number, key in enumerate(masks)}
     header = {
         "version": VERSION,
         "policy": memory.policy.to_json(),
@@ -41,6 +46,7 @@ def save_session(memory: AnchorMemory, path: str | Path) -> None:
                 "seed": turn.seed,
                 "settings": turn.settings,
                 "text_rows": len(turn.text),
+                "mask": mask_names.get(id(turn.mask)),
                 "parent": number - 1 if number else None,
             }
             for number, turn in enumerate(memory.turns)
@@ -49,70 +55,93 @@ def save_session(memory: AnchorMemory, path: str | Path) -> None:
     tensors = {
         "latents": torch.stack([turn.latent for turn in memory.turns]),
         "text": torch.cat([turn.text for turn in memory.turns]),
-        "picture": _pack_picture(memory.picture),
+        "picture": _pack(memory.picture),
     }
-    tensors |= {f"mask_{n}": turn.mask.contiguous() for n, turn in enumerate(memory.turns) if turn.mask is not None}
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
+    tensors |= {mask_names[key]: _pack(mask) for key, mask in masks.items()}
+    unfinished = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
-        save_file(tensors, unfinished, {_HEADER: json.dumps(header)})
+        with open(unfinished, "xb") as file:  # safetensors' own files can be read by their owner alone
+            file.write(save(tensors, {_HEADER: json.dumps(header)}))
         os.replace(unfinished, path)
-    except (OSError, SafetensorError) as error:
-        unfinished.unlink(missing_ok=True)
-        raise AnchorEditError(f"cannot write the session '{path}' ({error}): choose a folder with room to write") from None
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise AnchorEditError(
+            f"session file '{path}' cannot be written ({reason}): choose a folder that exists, is writable and has room"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):  # gone after a success, or never made
+            unfinished.unlink()
 
 
 def load_session(path: str | Path) -> AnchorMemory:
     """The memory a session file holds; errors name the file and what to do."""
     path = Path(path)
     if not path.is_file():
-        raise AnchorEditError(f"session file '{path}' does not exist: check the name")
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise AnchorEditError(f"session file '{path}' {what}: check the path")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            # copies, because no file can be replaced on Windows while a tensor is mapped to it
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
     except (OSError, SafetensorError) as error:
         raise AnchorEditError(f"session file '{path}' is damaged ({error}): use an earlier copy") from None
     if _HEADER not in metadata:
         raise AnchorEditError(f"'{path}' is not a session file: choose one that AnchorEdit saved")
     try:
         header = json.loads(metadata[_HEADER])
-        if header["version"] > VERSION:
-            raise AnchorEditError(
-                f"session file '{path}' has format {header['version']}, this program reads up to {VERSION}: "
-                "update AnchorEdit"
-            )
-        return _memory(header, tensors)
-    except AnchorEditError:
-        raise
-    except (KeyError, ValueError, TypeError, RuntimeError) as error:
-        reason = str(error).strip().partition("\n")[0]
+        version = header["version"]
+        memory = _memory(header, tensors) if version <= VERSION else None
+    except Exception as error:  # a damaged header fails in every way there is
+        reason = f"it has no {error}" if isinstance(error, KeyError) else str(error).strip().partition("\n")[0]
         raise AnchorEditError(f"session file '{path}' is damaged ({reason}): use an earlier copy") from None
+    if memory is None:
+        raise AnchorEditError(
+            f"session file '{path}' has format {version}, this program reads up to {VERSION}: update AnchorEdit"
+        )
+    return memory
 
 
 def _memory(header: dict, tensors: dict[str, Tensor]) -> AnchorMemory:
     latents, entries = tensors["latents"].float(), header["turns"]
-    texts = tensors["text"].float().split([entry["text_rows"] for entry in entries])
-    if len(latents) != len(entries):
+    geometry, policy = Geometry.from_json(header["geometry"]), MemoryPolicy.from_json(header["policy"])
+    masks = {name: _unpack(tensor) for name, tensor in tensors.items() if name.startswith("mask_")}
+    picture = _unpack(tensors["picture"])
+    size = (geometry.input_height, geometry.input_width)
+    if not entries or len(latents) != len(entries):
         raise ValueError(f"{len(latents)} latents for {len(entries)} turns")
+    if picture.shape != (3, *size) or any(mask.shape != (1, *size) for mask in masks.values()):
+        raise ValueError("its pictures and masks differ in size")
+    if latents.ndim != 4 or geometry.work_height * latents.shape[3] != geometry.work_width * latents.shape[2]:
+        raise ValueError(f"latents {list(latents.shape)} for pictures of {geometry.work_width}x{geometry.work_height}")
+    policy.visible(len(entries))  # fails if its numbers are none
+    texts = tensors["text"].float().split([entry["text_rows"] for entry in entries])
     turns = tuple(
-        Turn(latent, entry["instruction"], text, entry["seed"], entry["settings"], tensors.get(f"mask_{number}"))
-        for number, (latent, text, entry) in enumerate(zip(latents.unbind(), texts, entries, strict=True))
+        Turn(
+            latent,
+            _typed(entry["instruction"], str),
+            text,
+            _typed(entry["seed"], int, type(None)),
+            _typed(entry["settings"], dict),
+            None if entry["mask"] is None else masks[entry["mask"]],
+        )
+        for latent, text, entry in zip(latents.unbind(), texts, entries, strict=True)
     )
-    return AnchorMemory(
-        turns,
-        _unpack_picture(tensors["picture"]),
-        Geometry.from_json(header["geometry"]),
-        MemoryPolicy.from_json(header["policy"]),
-        header["latent_space"],
-        header["model"],
-    )
+    fingerprints = _typed(header["latent_space"], str), _typed(header["model"], str)
+    return AnchorMemory(turns, picture, geometry, policy, *fingerprints)
 
 
-def _pack_picture(picture: Tensor) -> Tensor:
-    """Bytes where the picture came from bytes, so that the file is small; else float32. Lossless either way."""
-    packed = (picture * 255).round().to(torch.uint8)
-    return packed if torch.equal(_unpack_picture(packed), picture) else picture.contiguous()
+def _typed(value, *types: type):
+    if not isinstance(value, types):
+        raise ValueError(f"{value!r:.40} where {types[0].__name__} should be")
+    return value
 
 
-def _unpack_picture(stored: Tensor) -> Tensor:
-    return stored.float() / 255 if stored.dtype == torch.uint8 else stored
+def _pack(image: Tensor) -> Tensor:
+    """Bytes where a picture or mask came from bytes, so that the file is small; else float32. Lossless either way."""
+    packed = (image * 255).round().to(torch.uint8)
+    return (packed if torch.equal(_unpack(packed), image) else image).contiguous()
+
+
+def _unpack(stored: Tensor) -> Tensor:
+    return stored.float() / 255 if stored.dtype == torch.uint8 else stored.float()

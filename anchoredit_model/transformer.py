@@ -141,7 +141,7 @@ class CausalWanTransformer(nn.Module):
 
         # a sequence is embedded frame by frame, because the patch is one frame deep
         x = self.patch_embedding(latents.to(dtype))  # [B, W, F, h/2, w/2]
-        x = x.flatten(3).permute(0, 2, 3, 1)  # [B, F, L, W]
+        x = x.flatten(3).permute(0, 2, 3, 1).contiguous()  # [B, F, L, W]
         time = sinusoid(timesteps, self.config.freq_dim).to(dtype)  # [B, F, 256]
         time = self.time_embedding(time)  # [B, F, W]
         modulation = self.time_projection(time).unflatten(-1, (6, -1)).float()  # [B, F, 6, W]

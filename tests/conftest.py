@@ -1,5 +1,6 @@
 """Set-up of the whole test suite."""
 
+import io
 from pathlib import Path
 
 import pytest
@@ -24,3 +25,50 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(RootIsAFolder())
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole model with random weights, as `AnchorEditPipeline.save_pretrained` writes it; a turn takes milliseconds.
+
+    It works at 64x64 pixels, on at most four pictures. Read-only: copy the folder before changing a file.
+    """
+    pytest.importorskip("sentencepiece")
+    pytest.importorskip("transformers")
+    pytest.importorskip("diffusers")
+    import sentencepiece
+    import torch
+    from diffusers import AutoencoderKLWan
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    from anchoredit_model.config import EditConfig, TransformerConfig
+    from anchoredit_model.pipeline import AnchorEditPipeline
+    from anchoredit_model.text import TextEncoder
+    from anchoredit_model.transformer import CausalWanTransformer
+    from anchoredit_model.vae import ImageVAE
+
+    vocabulary = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["make the circle red", "move the square left", "add a star"] * 10),
+        model_writer=vocabulary,
+        vocab_size=300,
+        hard_vocab_limit=False,
+        byte_fallback=True,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        minloglevel=2,
+    )
+    torch.manual_seed(0)
+    encoder = UMT5Config(vocab_size=320, d_model=16, d_kv=8, num_heads=2, d_ff=32, num_layers=1, dropout_rate=0.0)
+    sizes = TransformerConfig(dim=128, ffn_dim=128, num_heads=1, num_layers=2, text_dim=32)
+    pipeline = AnchorEditPipeline(
+        CausalWanTransformer(sizes),
+        ImageVAE(AutoencoderKLWan(base_dim=8)),
+        TextEncoder(UMT5EncoderModel(encoder), vocabulary.getvalue(), text_dim=32),
+        EditConfig(area=64, area_step=64, area_ratio=1.0, turns=4),
+    )
+    folder = tmp_path_factory.mktemp("small") / "model"
+    pipeline.save_pretrained(folder)
+    return folder

@@ -111,15 +111,15 @@ def encode_dataset(data: Path, layout: str, vae: ImageVAE, out: Path, limit: int
     return torch.cat(latents), texts
 
 
-def text_table(texts: list[list[str]], encoder: TextEncoder, table: dict[str, int]) -> Tensor:
+def text_table(texts: list[list[str]], table: dict[str, int]) -> Tensor:
     """Numbers [N, T] of the texts in `table`, which grows; number 0 is the null instruction."""
     return torch.tensor([[table.setdefault(text, len(table)) for text in row] for row in texts])
 
 
 def embed_table(table: dict[str, int], encoder: TextEncoder) -> Tensor:
-    """States [len(table), rows, d_model] of every text, zero rows after its end."""
-    states = [rows for start in range(0, len(table), 256) for rows in encoder.encode(list(table)[start : start + 256])]
-    return torch.nn.utils.rnn.pad_sequence(states, batch_first=True)
+    """States [len(table), rows, d_model] of every text, zero rows after its end; without the columns of zeros."""
+    width = encoder.model.config.d_model
+    return torch.nn.utils.rnn.pad_sequence([rows[:, :width] for rows in encoder.encode(list(table))], batch_first=True)
 
 
 class Ema:
@@ -168,15 +168,18 @@ def main(argv: list[str] | None = None) -> None:
     torch.manual_seed(args.seed)
 
     vae = ImageVAE.from_pretrained(args.vae)
-    encoder = TextEncoder.from_pretrained(args.text, text_dim=None)
+    encoder = TextEncoder.from_pretrained(args.text)
     table = {"": 0}
-    data = {}
-    for layout in ("star", "chain"):
+    data: dict[str, Sequences] = {}
+
+    def load(layout: str) -> Tensor:
+        """Loads one layout's sessions; returns the states of all texts known so far."""
         latents, texts = encode_dataset(args.data, layout, vae, args.out, args.chunks)
-        data[layout] = Sequences(latents, text_table(texts, encoder, table))
-        print(f"{layout}: {len(latents)} sessions", flush=True)
-    states = embed_table(table, encoder)
-    print(f"{len(table)} different instructions, up to {states.shape[1]} rows", flush=True)
+        data[layout] = Sequences(latents, text_table(texts, table))
+        print(f"{layout}: {len(latents)} sessions, {len(table)} different instructions", flush=True)
+        return embed_table(table, encoder)
+
+    states = load("star")
 
     config = TransformerConfig.named("tiny")
     small = TransformerConfig.from_json({**config.to_json(), "text_dim": states.shape[2]})
@@ -221,6 +224,8 @@ def main(argv: list[str] | None = None) -> None:
             progress = spent / budget
             chained = progress > args.chain_from and torch.rand(()).item() < args.chain_share
             layout = "chain" if chained else "star"
+            if layout not in data:
+                states = load(layout)
             # a chain's batch is smaller, so that both kinds cost about the same
             picked = torch.randint(len(data[layout].latents), (args.batch * 2 // 3 if chained else args.batch,))
             latents = data[layout].latents[picked].float()

@@ -1,0 +1,28 @@
+"""python -m benchmark {run,speed}: how well and how fast turns are made; `--help` of each says more."""
+
+from __future__ import annotations
+
+import sys
+
+from anchoredit_model.errors import AnchorEditError
+
+COMMANDS = ("run", "speed")
+
+
+def main(argv: list[str]) -> int:
+    if not argv or argv[0] not in COMMANDS:
+        print(f"usage: python -m benchmark {{{','.join(COMMANDS)}}} [options]", file=sys.stderr)
+        return 0 if argv and argv[0] in ("-h", "--help") else 2
+    try:
+        if argv[0] == "speed":
+            from .speed import main as command
+        else:
+            from .studio_suite import main as command
+        return command(argv[1:])
+    except AnchorEditError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,206 @@
+"""The samplers against closed forms: a model that knows the answer, and one that is linear."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+
+from anchoredit_model.config import EditConfig
+from anchoredit_model.errors import AnchorEditError
+from anchoredit_model.sampling import (
+    draws,
+    euler,
+    guided,
+    nearest_sigma,
+    renoise,
+    sample,
+    shifted_sigmas,
+    turn_generator,
+    with_steps,
+)
+
+SHAPE = (16, 4, 6)
+TIMES = (1000, 750, 500, 250)
+CLEAN = torch.randn(SHAPE, generator=torch.Generator().manual_seed(5))
+
+
+class Knowing:
+    """The flow to a known clean latent, and what it was asked."""
+
+    def __init__(self, clean=CLEAN):
+        self.clean = clean
+        self.asked: list[tuple[torch.Tensor, float]] = []
+
+    def __call__(self, x, time):
+        self.asked.append((x.clone(), time))
+        return (x - self.clean) / (time / 1000)
+
+
+def noises(count: int, seed: int = 3, turn: int = 1) -> list[torch.Tensor]:
+    generator = turn_generator(seed, turn)
+    return [torch.randn(SHAPE, generator=generator) for _ in range(count)]
+
+
+def noise(seed: int = 3, turn: int = 1):
+    return draws(SHAPE, turn_generator(seed, turn))
+
+
+# ---------------------------------------------------------------- noise
+
+
+@pytest.mark.parametrize(
+    ("seed", "turn", "first"),
+    [
+        (0, 1, ()),
+        (7, 2, ()),
+        (-1, 1, ()),
+        (10**30, 300, ()),
+    ],
+)
+def test_a_turn_draws_these_numbers(seed, turn, first):
+    """Sessions name their seeds, so a change of these numbers would change every session that is made again."""
+    x = torch.randn(SHAPE, generator=turn_generator(seed, turn)).flatten()
+    torch.testing.assert_close(x[:3], torch.tensor(first), atol=1e-5, rtol=0)
+
+
+def test_turns_and_seeds_draw_apart():
+    seeds = (0, 1, -1, 2**31, 2**32, 2**63, 2**64, 10**100, -(10**100))
+    first = {tuple(torch.randn(4, generator=turn_generator(seed, turn)).tolist()) for seed in seeds for turn in (1, 2)}
+    assert len(first) == 2 * len(seeds)
+
+
+# ---------------------------------------------------------------- re-noising and Euler
+
+
+def test_renoise_finds_what_the_model_knows():
+    model = Knowing()
+    torch.testing.assert_close(renoise(model, noise(), TIMES), CLEAN, atol=2e-6, rtol=0)
+    assert [time for _, time in model.asked] == list(TIMES)
+    for (x, time), fresh in zip(model.asked, noises(4), strict=True):  # every step on noise of its own
+        level = time / 1000
+        torch.testing.assert_close(x, (1 - level) * CLEAN + level * fresh, atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("shift", [1.0, 8.0])
+def test_euler_finds_what_the_model_knows(shift):
+    model, sigmas = Knowing(), shifted_sigmas(7, shift)
+    torch.testing.assert_close(euler(model, noise(), sigmas), CLEAN, atol=2e-6, rtol=0)
+    (first,) = noises(1)
+    assert len(model.asked) == 7
+    for (x, time), sigma in zip(model.asked, sigmas[:-1].tolist(), strict=True):  # all on the line to the first noise
+        assert time == pytest.approx(1000 * sigma)
+        torch.testing.assert_close(x, (1 - sigma) * CLEAN + sigma * first, atol=5e-6, rtol=0)
+
+
+def test_a_linear_model_gives_the_closed_form():
+    rate, sigmas = 0.3, shifted_sigmas(5, 3.0)
+    factor = math.prod(1 + (after - before) * rate for before, after in pairwise(sigmas.tolist()))
+    (first, second) = noises(2)
+    torch.testing.assert_close(euler(lambda x, _: rate * x, noise(), sigmas), factor * first, atol=1e-6, rtol=1e-5)
+    once = (1 - rate) * first
+    twice = (1 - 0.5 * rate) * (0.5 * once + 0.5 * second)
+    torch.testing.assert_close(renoise(lambda x, _: rate * x, noise(), (1000, 500)), twice, atol=1e-6, rtol=1e-5)
+
+
+def test_published_noise_levels_replace_time():
+    model = Knowing()
+    model.__class__ = type("Shown", (Knowing,), {"__call__": lambda self, x, time: (x - self.clean) / self.level(time)})
+    model.level = {1000.0: 0.9, 500.0: 0.6}.get
+    torch.testing.assert_close(renoise(model, noise(), (1000, 500), (0.9, 0.6)), CLEAN, atol=2e-6, rtol=0)
+    with pytest.raises(ValueError):
+        renoise(Knowing(), noise(), (1000, 500), (0.9,))
+
+
+@pytest.mark.parametrize("euler_rule", [False, True])
+def test_imposed_latents_stay_bit_for_bit(euler_rule):
+    before = torch.randn(SHAPE, generator=torch.Generator().manual_seed(9))
+    inside = torch.zeros(1, 4, 6, dtype=torch.bool)
+    inside[:, 1:3, 2:5] = True
+    outside = ~inside.expand(SHAPE)
+    model = Knowing()
+
+    def impose(x0):
+        return torch.where(inside, x0, before)
+
+    if euler_rule:
+        x0 = euler(model, noise(), shifted_sigmas(4, 2.0), impose=impose)
+        fresh = noises(1) * 4
+    else:
+        x0 = renoise(model, noise(), TIMES, impose=impose)
+        fresh = noises(4)
+    assert torch.equal(x0[outside], before[outside])
+    torch.testing.assert_close(x0[~outside], CLEAN[~outside], atol=5e-6, rtol=0)
+    for (x, time), drawn in zip(model.asked[1:], fresh[1:], strict=True):  # the model sees it noised as its time says
+        level = time / 1000
+        wanted = (1 - level) * before + level * drawn
+        torch.testing.assert_close(x[outside], wanted[outside], atol=5e-6, rtol=0)
+
+
+def test_every_step_is_reported_and_may_stop():
+    for sampler, levels in ((renoise, TIMES), (euler, shifted_sigmas(4, 1.0))):
+        seen = []
+        sampler(Knowing(), noise(), levels, on_step=lambda done, total, x0, seen=seen: seen.append((done, total)))
+        assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+        def stop(done, total, x0):
+            raise KeyboardInterrupt
+
+        model = Knowing()
+        with pytest.raises(KeyboardInterrupt):
+            sampler(model, noise(), levels, on_step=stop)
+        assert len(model.asked) == 1
+
+
+# ---------------------------------------------------------------- guidance, times, levels
+
+
+def test_guidance_is_linear_and_one_is_free():
+    def conditional(x, time):
+        return 3 * x + time
+
+    def unconditional(x, time):
+        return x
+
+    x = torch.ones(SHAPE)
+    for guidance in (0.0, 0.5, 2.0, 5.0):
+        flow = guided(conditional, unconditional, guidance)(x, 10.0)
+        torch.testing.assert_close(flow, x + guidance * (2 * x + 10.0))
+    assert guided(conditional, None, 1) is conditional
+
+
+def test_number_of_steps():
+    edit = EditConfig()
+    assert with_steps(edit, None) is edit
+    assert with_steps(edit, 4).steps == TIMES and with_steps(edit, 1).steps == (1000,)
+    most = with_steps(edit, 1000)
+    assert most.steps == tuple(range(1000, 0, -1)) and most.num_steps == 1000
+    for count in (0, -3, 1001, 10**18):
+        with pytest.raises(AnchorEditError, match=f"^{count} steps .*1 to 1000"):
+            with_steps(edit, count)
+
+
+def test_noise_levels():
+    torch.testing.assert_close(shifted_sigmas(4, 1.0), torch.tensor([1, 0.75, 0.5, 0.25, 0]))
+    shifted = shifted_sigmas(50, 5.0)
+    assert shifted[0] == 1 and shifted[-1] == 0 and (shifted.diff() < 0).all()
+    assert shifted[25].item() == pytest.approx(5 * 0.5 / (1 + 4 * 0.5))
+    grid = torch.tensor([1.0, 0.8, 0.3])
+    assert nearest_sigma(torch.tensor([[999.0, 500.0], [700.0, 0.0]]), grid).tolist() == [
+        pytest.approx([1.0, 0.3]),
+        pytest.approx([0.8, 0.3]),
+    ]
+
+
+def test_the_checkpoint_says_which_sampler():
+    asked = {}
+    for edit in (EditConfig(), EditConfig(sampler="euler", num_steps=3, shift=8.0)):
+        model = Knowing()
+        x0 = sample(model, SHAPE, edit, session_seed=3, turn=1)
+        torch.testing.assert_close(x0, CLEAN, atol=5e-6, rtol=0)
+        asked[edit.sampler] = [time for _, time in model.asked]
+        assert torch.equal(model.asked[0][0], noises(1)[0])
+    assert asked["renoise"] == list(TIMES)
+    assert asked["euler"] == pytest.approx((1000 * shifted_sigmas(3, 8.0)[:-1]).tolist())
