@@ -19,7 +19,7 @@ TEST_EXTRAS = standalone,benchmark,dev
 LINT_EXTRAS = dev
 
 DEMO_IMAGE = anchoredit_model/assets/sample.png
-DEMO_EDITS = -i "make the sky orange" -i "add a red boat" -i "make the boat blue"
+DEMO_EDITS = -i "make it blue" -i "add a crown" -i "change the background to pink"
 PYTEST_ARGS = -q
 
 RUN = .venv/bin/python

@@ -115,6 +115,7 @@ class CausalWanTransformer(nn.Module):
             embedded = torch.cat([embedded[:, :rows], embedded[:, rows:].expand(-1, total - rows, -1)], dim=1)
         elif total is None or rows < total:
             bias = self._row_counts(batch, frames, rows, lengths, text.device).log()[:, None, None]
+            bias = bias if text.device.type == "cpu" else bias.to(embedded.dtype)  # GPUs want the queries' dtype
         else:
             embedded = embedded[:, :rows]
         pairs = [block.cross_attn.key_value(embedded) for block in self.blocks]
@@ -188,7 +189,9 @@ class Positions:
         cos, sin = cos.repeat(len(base), 1, 1), sin.repeat(len(base), 1, 1)
         cos[..., :pairs], sin[..., :pairs] = time_cos[:, None], time_sin[:, None]
         shifts = {
-            cls._shift(view, index, number, base, cached) for number, view in enumerate(views) for index in range(len(view.frames))
+            cls._shift(view, index, number, base, cached)
+            for number, view in enumerate(views)
+            for index in range(len(view.frames))
         }
         turns = {
             shift: temporal_tables(head_dim, torch.tensor([shift * stride], device=device)) for shift in shifts if shift

@@ -44,5 +44,7 @@ def bidirectional_views(count: int) -> tuple[FrameView, ...]:
     """Every frame sees every other one, as in Wan's own video model; only for comparisons."""
     everything = tuple(range(count))
     return tuple(
-        FrameView(others, others, turn) for turn in everything for others in [everything[:turn] + everything[turn + 1 :]]
+        FrameView(others, others, turn)
+        for turn in everything
+        for others in [everything[:turn] + everything[turn + 1 :]]
     )

@@ -68,7 +68,9 @@ def main(argv: list[str]) -> int:
             truth = [render(scenes[number : number + 1], _SIZE, _SIZE)[0] for scenes in sessions.scenes]
             shown += [torch.cat([sources[number], *pictures], dim=2), torch.cat(truth, dim=2)]
         if (number + 1) % 20 == 0:
-            print(f"{number + 1} sessions, followed at turn 1: {results[: number + 1, 0].float().mean():.3f}", flush=True)
+            print(
+                f"{number + 1} sessions, followed at turn 1: {results[: number + 1, 0].float().mean():.3f}", flush=True
+            )
 
     report = {
         "suite": "studio",

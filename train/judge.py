@@ -20,7 +20,9 @@ _DIFFERS = 0.04  # a pixel shows the fact if two drawings differ by this much th
 
 def followed(pictures: Tensor, before: Scenes, edits: list[Edit]) -> Tensor:
     """Whether each picture [N, 3, H, W] in 0..1 is scene `before` with the edit done: bool [N]."""
-    return torch.tensor([_followed(picture, before[n : n + 1], edit) for n, (picture, edit) in enumerate(zip(pictures, edits))])
+    return torch.tensor(
+        [_followed(picture, before[n : n + 1], edit) for n, (picture, edit) in enumerate(zip(pictures, edits))]
+    )
 
 
 def _followed(picture: Tensor, before: Scenes, edit: Edit) -> bool:

@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from .scene import COLUMN, CORNERS, OBJECTS, Scenes
+from .scene import CORNERS, OBJECTS, Scenes
 
 _BODY_RGB = (
     (0.84, 0.17, 0.18),

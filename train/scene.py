@@ -31,7 +31,7 @@ FACTS: dict[str, tuple[str, ...]] = {
     "headwear": HEADWEAR,
     "glasses": ("none", "glasses"),
     "bow tie": ("none", "bow tie"),
-    **{corner: OBJECTS for corner in CORNERS},
+    **dict.fromkeys(CORNERS, OBJECTS),
 }
 COLUMN = {name: column for column, name in enumerate(FACTS)}
 WORN = ("headwear", "glasses", "bow tie")
@@ -77,9 +77,7 @@ class Scenes:
 
 def sample_scenes(count: int, generator: torch.Generator) -> Scenes:
     """`count` random scenes. No object stands in two corners, so that "the star" is always one thing."""
-    facts = torch.stack(
-        [torch.randint(len(values), (count,), generator=generator) for values in FACTS.values()], dim=1
-    )
+    facts = torch.stack([torch.randint(len(values), (count,), generator=generator) for values in FACTS.values()], dim=1)
     for name in WORN:  # something is worn about every third time
         worn = torch.rand(count, generator=generator) < 0.35
         facts[:, COLUMN[name]] = facts[:, COLUMN[name]].clamp(min=1) * worn

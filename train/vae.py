@@ -150,18 +150,30 @@ class Trainer:
         self.started = time.monotonic()
         self.step = 0
         self.generator = torch.Generator().manual_seed(options.seed)
-        self.state_file = options.out.with_name(options.out.name + "-training.pt")
-        self.model = build_model(options.base_dim)
+        stage = "decoder" if options.decoder_only else "training"
+        self.state_file = options.out.with_name(f"{options.out.name}-{stage}.pt")
+        self.model = self._finished_encoder() if options.decoder_only else build_model(options.base_dim)
         self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(EMA_DECAY))
         self.vae = ImageVAE(self.average.module)
-        self.kernels = [module.weight for module in self.model.modules() if _is_hidden_kernel(module)]
+        self.kernels = [
+            module.weight
+            for module in self.model.modules()
+            if _is_hidden_kernel(module) and module.weight.requires_grad
+        ]
         self.matrices = [nn.Parameter(_as_matrix(kernel.detach())) for kernel in self.kernels]
         chosen = {id(kernel) for kernel in self.kernels}
-        others = [parameter for parameter in self.model.parameters() if id(parameter) not in chosen]
+        others = [p for p in self.model.parameters() if p.requires_grad and id(p) not in chosen]
         self.optimizers = [
             torch.optim.Muon(self.matrices, PEAK_LEARNING_RATE, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
             torch.optim.AdamW(others, PEAK_LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.0, fused=True),
         ]
+
+    def _finished_encoder(self) -> nn.Module:
+        """The VAE in the output folder with its encoder frozen: every latent made so far stays valid."""
+        model = ImageVAE.from_pretrained(self.options.out).model.train()
+        for part in (model.encoder, model.quant_conv):
+            part.requires_grad_(False)
+        return model
 
     def update(self) -> None:
         """One step of both optimizers; Muon sees each 3x3 kernel as the matrix [out, 9 in] that shares its memory."""
@@ -236,7 +248,8 @@ class Trainer:
                 losses.clear()
                 errors.clear()
             if self.elapsed - saved_at >= SAVE_SECONDS:
-                measure_latents(self.vae, pool.sample(HELD_OUT))
+                if not self.options.decoder_only:
+                    measure_latents(self.vae, pool.sample(HELD_OUT))
                 with torch.autocast("cpu", torch.bfloat16):
                     psnr = measure_psnr(self.vae, held_out)
                 save_vae(self.vae, self.options.out)
@@ -264,6 +277,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--base-dim", type=int, default=16)
     parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--decoder-only", action="store_true", help="train the decoder of the VAE in --out further")
     parser.add_argument("--resume", action="store_true", help="go on from OUT-training.pt")
     options = parser.parse_args(argv)
 
@@ -276,7 +290,8 @@ def main(argv: list[str] | None = None) -> int:
     print(f"vae: {len(pool.pictures)} pictures at hand, {trainer.elapsed:.0f} s", flush=True)
     trainer.train(pool, held_out)
 
-    measure_latents(trainer.vae, pool.sample(POOL_SIZE))
+    if not options.decoder_only:
+        measure_latents(trainer.vae, pool.sample(POOL_SIZE))
     exact = measure_psnr(trainer.vae, held_out)
     rounded = measure_psnr(ImageVAE(copy.deepcopy(trainer.vae.model).bfloat16().float()), held_out)
     dtype = torch.bfloat16 if exact - rounded < FREE_LOSS_DB else torch.float32

@@ -1,4 +1,6 @@
-"""Buckets as published, exact sizes for any input, no shift, no change outside a mask."""
+"""Exact sizes for any input, no shift, no change outside a mask."""
+
+import json
 
 import pytest
 import torch

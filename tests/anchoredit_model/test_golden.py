@@ -77,7 +77,9 @@ def model_of(path: Path) -> CausalWanTransformer:
     parts = path.stem.split("_")
     name = metadata(path).get("model") or next(part for part in parts[1:] if part in names)
     config = json.loads(metadata(path)["config"])
-    sizes = {key: config[key] for key in ("dim", "ffn_dim", "num_heads", "num_layers", "freq_dim", "text_dim", "text_len")}
+    sizes = {
+        key: config[key] for key in ("dim", "ffn_dim", "num_heads", "num_layers", "freq_dim", "text_dim", "text_len")
+    }
     model = CausalWanTransformer(TransformerConfig(**sizes, eps=config["eps"]))
     model.load_state_dict(weights(path.parent, name), strict=True)
     return model.eval()
@@ -96,7 +98,8 @@ def published_sigma(time: float, shift: float) -> float:
 
 def check_model(path: Path):
     if path.suffix == ".json":
-        shapes = {key: list(tensor.shape) for key, tensor in weights(path.parent, path.stem[7]).items()}
+        name = re.match(r"a_model([^_]+)_keys", path.name)[1]
+        shapes = {key: list(tensor.shape) for key, tensor in weights(path.parent, name).items()}
         assert json.loads(path.read_text()) == shapes
         return
     config = json.loads(metadata(path)["config"])
@@ -250,7 +253,10 @@ def check_sequence_against_cache(path: Path):
     length = torch.tensor([model.config.text_len] * x.shape[2])
     first_token = length.clone()
     first_token[0] = 1
-    for lengths, names in ((first_token, ("flow_train", "flow_cached_1token_prompt0")), (length, ("flow_cached_fullprompt0",))):
+    for lengths, names in (
+        (first_token, ("flow_train", "flow_cached_1token_prompt0")),
+        (length, ("flow_cached_fullprompt0",)),
+    ):
         flow = model(x, t, model.embed_text(text, lengths), stride=stride).transpose(1, 2)
         for name in names:
             close(flow, data[name])
@@ -262,7 +268,9 @@ def check_against_diffusers(path: Path):
     text = data["prompt_valid"][:, None]
     close(model(data["x"], torch.full((2, 1), 777.0), text), data["flow_t777"])
     frames = data["x4"].shape[2]
-    flow = model(data["x4"], torch.full((2, frames), 500.0), text.expand(-1, frames, -1, -1), bidirectional_views(frames), 1)
+    flow = model(
+        data["x4"], torch.full((2, frames), 500.0), text.expand(-1, frames, -1, -1), bidirectional_views(frames), 1
+    )
     close(flow, data["flow4_t500"])
 
 

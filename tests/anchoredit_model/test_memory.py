@@ -44,7 +44,9 @@ def model():
 
 def turn(number: int) -> Turn:
     generator = torch.Generator().manual_seed(number)
-    return Turn(torch.randn(16, 4, 6, generator=generator), f"edit {number}", torch.randn(3, 24, generator=generator), 0)
+    return Turn(
+        torch.randn(16, 4, 6, generator=generator), f"edit {number}", torch.randn(3, 24, generator=generator), 0
+    )
 
 
 def start(policy: MemoryPolicy) -> AnchorMemory:
@@ -73,7 +75,9 @@ def test_memories_share_turns_and_never_change():
         one.commit(Turn(torch.zeros(16, 8, 8), "", torch.zeros(1, 24)))
 
 
-@pytest.mark.parametrize("anchor,window,turn_number,frames", [(1, 2, 5, (0, 3, 4)), (1, 9, 3, (0, 1, 2)), (2, 0, 4, (0, 1))])
+@pytest.mark.parametrize(
+    "anchor,window,turn_number,frames", [(1, 2, 5, (0, 3, 4)), (1, 9, 3, (0, 1, 2)), (2, 0, 4, (0, 1))]
+)
 def test_visible_frames_and_slots(anchor, window, turn_number, frames):
     policy = MemoryPolicy(anchor, window)
     bounded, absolute = view_of(turn_number, policy), view_of(turn_number, policy, "absolute")

@@ -54,10 +54,10 @@ def noise(seed: int = 3, turn: int = 1):
 @pytest.mark.parametrize(
     ("seed", "turn", "first"),
     [
-        (0, 1, ()),
-        (7, 2, ()),
-        (-1, 1, ()),
-        (10**30, 300, ()),
+        (0, 1, (0.0963229, -2.4268224, 1.2382834)),
+        (7, 2, (0.6403620, 0.6138121, -1.2227961)),
+        (-1, 1, (-2.1044881, 0.6522561, -0.5987047)),
+        (10**30, 300, (-0.6932190, 0.3384489, 0.3493761)),
     ],
 )
 def test_a_turn_draws_these_numbers(seed, turn, first):
@@ -106,10 +106,9 @@ def test_a_linear_model_gives_the_closed_form():
 
 
 def test_published_noise_levels_replace_time():
-    model = Knowing()
-    model.__class__ = type("Shown", (Knowing,), {"__call__": lambda self, x, time: (x - self.clean) / self.level(time)})
-    model.level = {1000.0: 0.9, 500.0: 0.6}.get
-    torch.testing.assert_close(renoise(model, noise(), (1000, 500), (0.9, 0.6)), CLEAN, atol=2e-6, rtol=0)
+    levels = {1000: 0.9, 500: 0.6}
+    x0 = renoise(lambda x, time: (x - CLEAN) / levels[time], noise(), tuple(levels), tuple(levels.values()))
+    torch.testing.assert_close(x0, CLEAN, atol=2e-6, rtol=0)
     with pytest.raises(ValueError):
         renoise(Knowing(), noise(), (1000, 500), (0.9,))
 

@@ -65,7 +65,9 @@ def test_bidirectional_is_the_other_case(model):
     assert moved[:, :, 0].max() > 1e-3
 
 
-@pytest.mark.parametrize("policy", [None, MemoryPolicy(1, 1), MemoryPolicy(1, 2), MemoryPolicy(0, 2), MemoryPolicy(2, 0)])
+@pytest.mark.parametrize(
+    "policy", [None, MemoryPolicy(1, 1), MemoryPolicy(1, 2), MemoryPolicy(0, 2), MemoryPolicy(2, 0)]
+)
 @pytest.mark.parametrize("slots", ["bounded", "absolute"])
 def test_cached_turns_equal_the_sequence(model, policy, slots):
     """Clean frames read one by one into the cache, against one forward over all of them at t = 0."""

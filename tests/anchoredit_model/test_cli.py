@@ -1,0 +1,603 @@
+"""The command line: what it writes and prints, and one line for everything that a user can get wrong."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from anchoredit_model import cli
+from anchoredit_model.cli import main
+from anchoredit_model.images import load_image
+from anchoredit_model.pipeline import AnchorEditPipeline
+from anchoredit_model.session import load_session
+
+NOISE = np.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=np.uint8)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Everything in a folder, by name."""
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+@pytest.fixture
+def photo(tmp_path) -> Path:
+    """A picture of 56x40 pixels."""
+    Image.fromarray(NOISE).save(tmp_path / "photo.png")
+    return tmp_path / "photo.png"
+
+
+@pytest.fixture
+def edit(small_model, capsys):
+    """Runs `edit` with one step a turn; returns the exit code and the lines of stdout and stderr."""
+
+    def run(*arguments, model=small_model, steps=1) -> tuple[int, list[str], list[str]]:
+        capsys.readouterr()
+        code = main(["edit", *map(str, arguments), "--model", str(model), "--steps", str(steps)])
+        out, err = capsys.readouterr()
+        return code, out.splitlines(), err.splitlines()
+
+    return run
+
+
+@pytest.fixture
+def refused(edit, tmp_path):
+    """Runs `edit`, which must fail in one line that holds the given words, with nothing on the disk changed."""
+
+    def run(*arguments, says: tuple[str, ...], **options) -> None:
+        before = files(tmp_path)
+        code, out, err = edit(*arguments, **options)
+        assert code == 2 and len(err) == 1 and err[0].startswith("error: "), (code, err)
+        assert [word for word in says if word not in err[0]] == [], err[0]
+        assert files(tmp_path) == before
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def finished(small_model, tmp_path_factory) -> Path:
+    """A folder after two turns; read-only."""
+    folder = tmp_path_factory.mktemp("finished")
+    Image.fromarray(NOISE).save(folder / "photo.png")
+    words = ["-i", "make it red", "-i", "add a star"]
+    code = main(
+        ["edit", f"{folder}/photo.png", *words, "--out", f"{folder}/out", "--model", str(small_model), "--steps", "1"]
+    )
+    assert code == 0
+    return folder / "out"
+
+
+@pytest.fixture
+def earlier(finished, tmp_path) -> Path:
+    """A copy of that folder to go on in."""
+    return Path(shutil.copytree(finished, tmp_path / "earlier"))
+
+
+# ---------------------------------------------------------------- what it does
+
+
+def test_a_chain_of_turns(edit, photo, tmp_path):
+    out_folder = tmp_path / "new" / "out"
+    code, out, err = edit(
+        photo, "-i", "make it red", "-i", "add\n a 星", "-i", "move it left", "--out", out_folder, "--seed", 5
+    )
+    assert (code, err) == (0, [])
+    names = ["filmstrip.png", "session.safetensors", "turn_00.png", "turn_01.png", "turn_02.png", "turn_03.png"]
+    assert sorted(file.name for file in out_folder.iterdir()) == names
+    assert out[0].startswith("works at 64x64 (input 56x40") and len(out) == 4
+    assert out[2].startswith("turn 2/3 ") and out[2].endswith("turn_02.png  add a 星")  # one line, however it was typed
+
+    assert np.array_equal(np.asarray(Image.open(out_folder / "turn_00.png")), NOISE)
+    memory = load_session(out_folder / "session.safetensors")
+    assert [turn.instruction for turn in memory.turns] == ["", "make it red", "add\n a 星", "move it left"]
+    assert [turn.seed for turn in memory.turns] == [None, 5, 5, 5]
+    for number, turn in enumerate(memory.turns):
+        with Image.open(out_folder / f"turn_{number:02d}.png") as picture:
+            assert picture.size == (56, 40) and picture.text["instruction"] == turn.instruction
+
+
+def test_json_is_all_there_is_on_stdout(edit, photo, tmp_path):
+    words = 'say "hi" \\ 把圆圈变成红色 🎨\nnext'
+    code, out, err = edit(photo, "-i", words, "-i", " ", "--out", tmp_path / "out", "--json")
+    assert code == 0 and len(out) == 2 and len(err) == 1
+    rows = [json.loads(line) for line in out]
+    assert [set(row) for row in rows] == [{"turn", "instruction", "seconds", "image"}] * 2
+    assert [row["turn"] for row in rows] == [1, 2] and [row["instruction"] for row in rows] == [words, ""]
+    assert all(row["seconds"] >= 0 and Image.open(row["image"]).size == (56, 40) for row in rows)
+    assert err[0].startswith("note: the instruction is empty: a null edit")
+
+
+@pytest.mark.parametrize("own_folder", [True, False])
+def test_going_on_equals_never_having_stopped(edit, photo, tmp_path, own_folder):
+    words = ["make it red", "add a star", "move it left", "make it blue"]
+    options = ["--seed", 9, "--window", 1, "--guidance", 2]
+    asked = [part for word in words for part in ("-i", word)]
+    assert edit(photo, *asked, "--out", tmp_path / "whole", *options, steps=2)[0] == 0
+    first = tmp_path / "first"
+    assert edit(photo, *asked[:4], "--out", first, *options, steps=2)[0] == 0
+    rest = first if own_folder else tmp_path / "rest"
+    # seed and policy are the session's own
+    session = ("--session", first / "session.safetensors")
+    assert edit(*session, *asked[4:], "--out", rest, "--guidance", 2, steps=2)[0] == 0
+    assert files(rest) == files(tmp_path / "whole")
+
+
+def test_earlier_pictures_stay_as_they_are(edit, earlier):
+    (earlier / "turn_01.png").write_bytes(b"retouched")
+    (earlier / "turn_02.png").unlink()
+    assert edit("--session", earlier / "session.safetensors", "-i", "on", "--out", earlier)[0] == 0
+    assert (earlier / "turn_01.png").read_bytes() == b"retouched" and (earlier / "turn_02.png").exists()
+
+
+def test_policy_options_change_a_session(edit, earlier, tmp_path):
+    options = ["--window", 1, "--anchor-frames", 2, "--history", "refresh"]
+    edit("--session", earlier / "session.safetensors", "-i", "on", "--out", tmp_path / "out", *options)
+    policy = load_session(tmp_path / "out" / "session.safetensors").policy
+    assert (policy.window, policy.anchor_frames, policy.history) == (1, 2, "refresh")
+
+
+def test_a_mask_locks_the_rest(edit, photo, tmp_path):
+    mask = np.zeros((40, 56), dtype=np.uint8)
+    mask[10:20, 5:30] = 200
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    out = tmp_path / "out"
+    assert edit(photo, "-i", "red", "-i", "blue", "--out", out, "--mask", tmp_path / "mask.png")[0] == 0
+    for name in ("turn_01.png", "turn_02.png"):
+        picture = np.asarray(Image.open(out / name))
+        assert np.array_equal(picture[mask == 0], NOISE[mask == 0]) and not np.array_equal(picture, NOISE)
+    assert load_file(out / "session.safetensors")["mask_0"].dtype == torch.uint8
+    assert load_session(out / "session.safetensors").turns[1].mask.max() == np.float32(200 / 255)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, -(10**30), 10**100])
+def test_any_whole_number_is_a_seed(edit, photo, tmp_path, seed):
+    assert edit(photo, "-i", "red", "--out", tmp_path / "out", f"--seed={seed}")[0] == 0
+    assert load_session(tmp_path / "out" / "session.safetensors").turns[1].seed == seed
+
+
+def test_a_seed_too_long_to_read_is_a_usage_error(photo, tmp_path, capsys):
+    for seed in ("9" * 5000, "1.5", "seven", ""):
+        with pytest.raises(SystemExit) as stop:
+            main(["edit", str(photo), "-i", "red", "--out", str(tmp_path / "out"), f"--seed={seed}"])
+        assert stop.value.code == 2 and "--seed" in capsys.readouterr().err
+
+
+def test_instructions_of_any_kind(edit, photo, tmp_path):
+    words = ["\"quotes\" 'and' \\ $HOME `x`", "x" * 10_000, "🎨👩‍🎨", "\x1b[31m\x07\u202e\ufeff", "-leading"]
+    asked = [f"--instruction={word}" for word in words]
+    code, out, err = edit(photo, *asked, "--out", tmp_path / "out")
+    assert (code, err) == (0, []) and len(out) == 1 + len(words)
+    memory = load_session(tmp_path / "out" / "session.safetensors")
+    assert [turn.instruction for turn in memory.turns[1:]] == words
+    for number, word in enumerate(words, 1):
+        assert Image.open(tmp_path / "out" / f"turn_{number:02d}.png").text["instruction"] == word
+
+
+def test_a_terminal_without_the_letters(edit, photo, tmp_path, monkeypatch):
+    narrow = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", narrow)
+    assert edit(photo, "-i", "红色", "--out", tmp_path / "图")[0] == 0
+    assert rb"\u7ea2\u8272" in narrow.buffer.getvalue()
+
+
+# ---------------------------------------------------------------- pictures and places
+
+
+def saved(image: Image.Image, path: Path, **options) -> Path:
+    image.save(path, **options)
+    return path
+
+
+PICTURES = {
+    "one pixel": (lambda path: saved(Image.new("RGB", (1, 1), "red"), path / "a.png"), (1, 1)),
+    "very wide": (lambda path: saved(Image.new("RGB", (20_000, 10), "red"), path / "a.png"), (20_000, 10)),
+    "very tall": (lambda path: saved(Image.new("L", (3, 5000), 9), path / "a.png"), (3, 5000)),
+    "grey": (lambda path: saved(Image.new("L", (9, 8), 7), path / "a.png"), (9, 8)),
+    "CMYK": (lambda path: saved(Image.new("CMYK", (30, 20), (9, 80, 7, 6)), path / "a.jpg"), (30, 20)),
+    "16 bit": (lambda path: saved(Image.fromarray(np.full((20, 30), 40_000, np.uint16)), path / "a.png"), (30, 20)),
+    "turned by the camera": (lambda path: saved(Image.new("RGB", (30, 20)), path / "a.jpg", exif=turned()), (20, 30)),
+    "no extension": (lambda path: saved(Image.new("RGB", (30, 20)), path / "picture", format="PNG"), (30, 20)),
+    "spaces and Chinese": (lambda path: saved(Image.new("RGB", (30, 20)), path / "我的 图 'a'.png"), (30, 20)),
+}
+
+
+def turned() -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return exif
+
+
+@pytest.mark.parametrize("kind", PICTURES)
+def test_pictures_of_every_kind(edit, tmp_path, kind):
+    make, size = PICTURES[kind]
+    source = make(tmp_path)
+    out = tmp_path / "out 文件夹 #1"
+    code, _, err = edit(source, "-i", "red", "--out", out)
+    assert (code, err) == (0, [])
+    assert Image.open(out / "turn_00.png").size == Image.open(out / "turn_01.png").size == size
+    shown = (load_image(source) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    assert np.array_equal(np.asarray(Image.open(out / "turn_00.png")), shown)
+
+
+def test_transparency_is_told(edit, tmp_path, caplog):
+    source = saved(Image.new("RGBA", (30, 20), (255, 0, 0, 0)), tmp_path / "a.png")
+    assert edit(source, "-i", "red", "--out", tmp_path / "out")[0] == 0
+    assert Image.open(tmp_path / "out" / "turn_00.png").getpixel((0, 0)) == (255, 255, 255)
+    assert "transparent in places" in caplog.text
+
+
+def test_a_home_folder_is_expanded(edit, photo, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    assert edit("~/photo.png", "-i", "red", "--out=~/out")[0] == 0
+    assert (tmp_path / "out" / "turn_01.png").exists()
+
+
+BAD_PICTURES = {
+    "missing": (lambda path: path / "missing.png", "does not exist"),
+    "a folder": (lambda path: path, "is a folder"),
+    "below a file": (lambda path: path / "photo.png" / "a.png", "does not exist"),
+    "empty": (lambda path: written(path / "a.png", b""), "no picture"),
+    "text": (lambda path: written(path / "a.png", b"not a picture" * 99), "no picture"),
+    "cut short": (lambda path: written(path / "a.png", (path / "photo.png").read_bytes()[:-400]), "damaged"),
+    "no header": (lambda path: written(path / "a.png", (path / "photo.png").read_bytes()[:20]), ""),
+    "lines in its name": (lambda path: path / "a\nb\rc.png", "a\\nb\\nc.png"),
+    "a name too long": (lambda path: path / ("a" * 300), "too long"),
+    "too large": (lambda path: written(path / "a.png", header_of_png(10_000, 9000)), "10000x9000"),
+    "a bomb": (lambda path: written(path / "a.png", header_of_png(60_000, 60_000)), "million pixels"),
+}
+
+
+def written(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+def header_of_png(width: int, height: int) -> bytes:
+    """A PNG that says its size and ends there."""
+    import zlib
+
+    head = b"IHDR" + width.to_bytes(4, "big") + height.to_bytes(4, "big") + b"\x08\x02\0\0\0"
+    data = b"IDAT" + zlib.compress(bytes(100))
+    chunks = [len(part[4:]).to_bytes(4, "big") + part + zlib.crc32(part).to_bytes(4, "big") for part in (head, data)]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+@pytest.mark.parametrize("kind", BAD_PICTURES)
+@pytest.mark.parametrize("mask", [False, True])
+def test_bad_pictures_and_masks(refused, photo, tmp_path, kind, mask):
+    make, says = BAD_PICTURES[kind]
+    bad = make(tmp_path)
+    inputs = (photo, "--mask", bad) if mask else (bad,)
+    name = str(bad).replace("\n", "\\n").replace("\r", "\\n")
+    refused(*inputs, "-i", "red", "--out", tmp_path / "out", says=(says, name, ": "))
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_masks(refused, photo, earlier, tmp_path):
+    small = saved(Image.new("L", (56, 41), 255), tmp_path / "small.png")
+    black = saved(Image.new("RGB", (56, 40)), tmp_path / "black.png")
+    for source in (
+        (photo, "--out", tmp_path / "out"),
+        ("--session", earlier / "session.safetensors", "--out", earlier),
+    ):
+        refused(*source, "-i", "red", "--mask", small, says=("mask is 56x41", "56x40", "draw the mask"))
+        refused(*source, "-i", "red", "--mask", black, says=("mask is black everywhere", "paint white"))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--window", -1], ("window -1", "set")),
+        (["--anchor-frames", -2], ("anchor frames -2", "set")),
+        (["--anchor-frames", 0, "--window", 0], ("anchor frames 0 with window 0", "set one")),
+        (["--guidance", "nan"], ("guidance nan", "use 1")),
+        (["--guidance", "inf"], ("guidance inf", "use 1")),
+        (["--guidance", "1e38"], ("turn 1 came out as NaN", "guidance 1e+38", "lower")),
+        (["--steps", 0], ("0 steps", "1 to 1000")),
+        (["--steps", -4], ("-4 steps", "1 to 1000")),
+        (["--steps", 10**18], (f"{10**18} steps", "1 to 1000")),
+        (["-i", "half \udc80"], ("'half \\udc80' is no valid text", "UTF-8")),
+        (["--model", "/nowhere/model"], ("'/nowhere/model' does not exist", "give")),
+        (["--model", "~nobody-here/model"], ("'~nobody-here/model' does not exist", "give")),
+    ],
+)
+def test_bad_options(small_model, photo, earlier, tmp_path, capsys, options, says):
+    for source in (
+        (photo, "--out", tmp_path / "out"),
+        ("--session", earlier / "session.safetensors", "--out", earlier),
+    ):
+        before = files(tmp_path)
+        asked = ["edit", *source, "--model", small_model, "-i", "red", *options]
+        first = options if options[0] == "-i" else []
+        asked = ["edit", *source, "--model", small_model, *first, "-i", "red", *options]
+        capsys.readouterr()
+        assert main([str(part) for part in asked]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: ") and [word for word in says if word not in line] == [], line
+        assert files(tmp_path) == before
+
+
+def test_options_that_go_on_at_their_limits(edit, photo, tmp_path):
+    assert edit(photo, "-i", "red", "--out", tmp_path / "out", "--window", 10**18, "--guidance", -1)[0] == 0
+
+
+def test_what_to_edit_must_be_clear(refused, photo, earlier, tmp_path):
+    session = earlier / "session.safetensors"
+    out = ("--out", tmp_path / "out")
+    refused(photo, *out, says=("no instruction", '-i "'))
+    refused("-i", "red", *out, says=("a picture to start from, or --session",))
+    refused(photo, "--session", session, "-i", "red", *out, says=("not both",))
+    refused(photo, "-i", "red", *out, "--device", "cuda", says=("--device cuda", "no CUDA", "--device cpu")) if (
+        not torch.cuda.is_available()
+    ) else None
+    assert not (tmp_path / "out").exists()
+
+
+def test_usage_errors_are_argparses(photo, capsys):
+    for wrong in (["--outt", "x"], ["--out", "x", "--steps", "two"], ["--out", "x", "--history", "x"], ["--out="], []):
+        with pytest.raises(SystemExit) as stop:
+            main(["edit", str(photo), "-i", "red", *wrong])
+        assert stop.value.code == 2 and "usage:" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- models
+
+
+def test_damaged_models_are_refused(refused, small_model, photo, tmp_path):
+    model = Path(shutil.copytree(small_model, tmp_path / "model"))
+    for name in files(small_model):
+        if name == "model_index.json":  # for people and other programs
+            continue
+        whole = (model / name).read_bytes()
+        for content in (b"", whole[: len(whole) // 2], b"<html>404</html>" * 9):
+            (model / name).write_bytes(content)
+            where = ("model", Path(name).parts[0])
+            refused(photo, "-i", "red", "--out", tmp_path / "out", model=model, says=where)
+        (model / name).unlink()
+        if name != "transformer/config.json":  # the weights know their sizes
+            refused(photo, "-i", "red", "--out", tmp_path / "out", model=model, says=("model",))
+        (model / name).write_bytes(whole)
+    shutil.rmtree(model / "text_encoder")
+    refused(photo, "-i", "red", "--out", tmp_path / "out", model=model, says=("text_encoder",))
+
+
+class Evil:
+    """Code that a pickle would run."""
+
+    def __init__(self, marker: str):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.mkdir, (self.marker,)
+
+
+def test_files_that_are_no_model_are_refused(refused, photo, tmp_path):
+    marker = tmp_path / "the code was run"
+    torch.save({"generator": Evil(str(marker))}, tmp_path / "zip.pt")
+    (tmp_path / "bare.pt").write_bytes(pickle.dumps({"generator": Evil(str(marker))}))
+    (tmp_path / "text.pt").write_text("not a model")
+    (tmp_path / "empty").mkdir()
+    save_file({"lora_A": torch.zeros(2, 2)}, tmp_path / "lora.safetensors")
+    for name, says in (
+        ("zip.pt", "could run code"),
+        ("bare.pt", "could run code"),
+        ("text.pt", "neither safetensors nor"),
+        ("empty", "no .safetensors weights"),
+        ("lora.safetensors", "lora.safetensors"),
+        ("photo.png", "neither safetensors nor"),
+    ):
+        refused(photo, "-i", "red", "--out", tmp_path / "out", model=tmp_path / name, says=(name, says, ": "))
+    assert not marker.exists()
+
+
+# ---------------------------------------------------------------- sessions
+
+
+def test_bad_sessions(refused, earlier, tmp_path):
+    def on(session, *says, out=tmp_path / "out"):
+        refused("--session", session, "-i", "red", "--out", out, says=(str(session), *says))
+
+    whole = (earlier / "session.safetensors").read_bytes()
+    bad = tmp_path / "bad.safetensors"
+    for length in (0, 5, 100, 1000, len(whole) - 1):
+        bad.write_bytes(whole[:length])
+        on(bad, "damaged", "earlier copy")
+    bad.write_bytes(whole.replace(b'\\"version\\": 1,', b'\\"version\\": 2,'))
+    on(bad, "format 2", "update AnchorEdit")
+    bad.write_bytes(b"a text\n" * 99)
+    on(bad, "damaged")
+    save_file({"weight": torch.zeros(2)}, bad)
+    on(bad, "not a session file")
+    on(tmp_path / "missing", "does not exist", "check")
+    on(earlier, "is a folder")
+    on(tmp_path / ("a" * 300), "too long")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_session_of_another_model(edit, refused, small_model, earlier, tmp_path):
+    """Another VAE or text encoder is refused before a picture is touched; other weights are told."""
+    asked = ("--session", earlier / "session.safetensors", "-i", "on", "--out", earlier)
+    model = Path(shutil.copytree(small_model, tmp_path / "model"))
+    config = json.loads((model / "vae" / "config.json").read_text())
+    (model / "vae" / "config.json").write_text(json.dumps({**config, "latents_mean": [0.5] * 16}))
+    refused(*asked, model=model, says=("another VAE", "use the model it was started with"))
+
+    shutil.rmtree(model)
+    shutil.copytree(small_model, model)
+    pipeline = AnchorEditPipeline.from_pretrained(model)
+    pipeline.transformer.head.head.bias.data += 0.1
+    pipeline.save_pretrained(tmp_path / "tuned")
+    code, _, err = edit(*asked, model=tmp_path / "tuned")
+    assert code == 0 and len(err) == 1 and err[0].startswith("note: the session was made with another model")
+
+
+# ---------------------------------------------------------------- the output folder
+
+
+def test_folders_that_hold_results_are_kept(refused, earlier, photo, tmp_path):
+    refused(photo, "-i", "red", "--out", earlier, says=("already holds session.safetensors", "choose another --out"))
+    other = Path(shutil.copytree(earlier, tmp_path / "other"))
+    asked = ("--session", other / "session.safetensors", "-i", "red", "--out", earlier)
+    refused(*asked, says=("already holds session.safetensors", f"--session '{earlier}"))
+    (earlier / "session.safetensors").unlink()
+    refused(photo, "-i", "red", "--out", earlier, says=("already holds filmstrip.png", "choose another --out"))
+    (earlier / "filmstrip.png").unlink()
+    refused(earlier / "turn_01.png", "-i", "red", "--out", earlier, says=("already holds turn_00.png",))
+
+
+def test_other_files_in_the_folder_do_not_matter(edit, photo, tmp_path):
+    (tmp_path / "turn_signal.png").write_text("mine")
+    assert edit(photo, "-i", "red", "--out", tmp_path)[0] == 0
+    assert (tmp_path / "turn_signal.png").read_text() == "mine"
+
+
+def test_folders_that_cannot_be_written(refused, photo, tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    places = [photo, photo / "below", tmp_path / ("a" * 300), tmp_path / "loop"]
+    if os.name == "posix":
+        places.append(Path("/proc/anchoredit"))
+    for place in places:
+        refused(photo, "-i", "red", "--out", place, says=(f"'{place}'", "choose another --out"))
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
+def test_folders_that_may_not_be_written(refused, photo, tmp_path):
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o500)
+    refused(photo, "-i", "red", "--out", closed, says=(str(closed), "Permission denied", "choose another --out"))
+
+
+def test_a_full_disk_keeps_what_is_finished(refused, edit, photo, earlier, tmp_path, largest_file):
+    session = earlier / "session.safetensors"
+    with largest_file(session.stat().st_size):
+        refused(
+            "--session", session, "-i", "on", "--out", earlier, says=("session.safetensors", "too large", "has room")
+        )
+    with largest_file(0):
+        refused(photo, "-i", "red", "--out", tmp_path / "out", says=("cannot write in", "choose another --out"))
+
+
+def test_a_picture_that_cannot_be_written_loses_no_turn(edit, photo, tmp_path, monkeypatch):
+    replace = os.replace
+
+    def full(source, target):
+        if Path(target).name == "turn_02.png":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    out = tmp_path / "out"
+    code, lines, err = edit(photo, "-i", "red", "-i", "blue", "-i", "green", "--out", out)
+    assert code == 2 and len(lines) == 2 and len(err) == 1
+    assert err[0].startswith(f"error: picture '{out / 'turn_02.png'}' cannot be written (No space left")
+    monkeypatch.undo()
+    assert edit("--session", out / "session.safetensors", "-i", "green", "--out", out)[0] == 0
+    assert edit(photo, "-i", "red", "-i", "blue", "-i", "green", "--out", tmp_path / "whole")[0] == 0
+    assert files(out) == files(tmp_path / "whole")
+
+
+# ---------------------------------------------------------------- stopping, and what nobody foresaw
+
+
+def fails_in(turn: int, error: BaseException, monkeypatch) -> None:
+    """Lets a turn raise."""
+    made = AnchorEditPipeline.turn
+
+    def failing(self, memory, *args, **kwargs):
+        if len(memory) == turn:
+            raise error
+        return made(self, memory, *args, **kwargs)
+
+    monkeypatch.setattr(AnchorEditPipeline, "turn", failing)
+
+
+FIVE = [part for word in ("red", "blue", "green", "white", "black") for part in ("-i", word)]
+
+
+def test_ctrl_c_keeps_finished_turns(edit, photo, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        fails_in(3, KeyboardInterrupt(), patch)
+        code, lines, err = edit(photo, *FIVE, "--out", out)
+    assert code == 130 and len(lines) == 3 and err == ["stopped; finished turns are kept"]
+    names = ["filmstrip.png", "session.safetensors", "turn_00.png", "turn_01.png", "turn_02.png"]
+    assert sorted(file.name for file in out.iterdir()) == names
+    assert edit("--session", out / "session.safetensors", *FIVE[4:], "--out", out)[0] == 0
+    assert edit(photo, *FIVE, "--out", tmp_path / "whole")[0] == 0
+    assert files(out) == files(tmp_path / "whole")
+
+
+def test_ctrl_c_in_the_first_turn_leaves_nothing_in_the_way(edit, photo, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        fails_in(1, KeyboardInterrupt(), patch)
+        assert edit(photo, *FIVE, "--out", tmp_path / "out")[0] == 130
+    assert files(tmp_path / "out") == {}
+    assert edit(photo, *FIVE, "--out", tmp_path / "out")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (OSError(errno.EIO, "Input/output error", "/a/b"), "cannot use '/a/b' (Input/output error)"),
+        (OSError(errno.EIO, "Input/output error"), "cannot use a file or the standard output (Input/output error)"),
+        (MemoryError(), "out of memory; finished turns are kept: use"),
+        (RuntimeError("CUDA out of memory. Tried\nto"), "out of memory; finished turns are kept: use"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "out of memory; finished turns are kept: use"),
+        (
+            ModuleNotFoundError("No module named 'diffusers'"),
+            "package is missing or too old (No module named 'diffusers')",
+        ),
+    ],
+)
+def test_what_the_machine_lacks_is_one_line(edit, photo, tmp_path, monkeypatch, error, says):
+    fails_in(2, error, monkeypatch)
+    code, lines, err = edit(photo, *FIVE, "--out", tmp_path / "out")
+    assert code == 2 and len(err) == 1 and err[0].startswith(f"error: ") and says in err[0]
+    assert load_session(tmp_path / "out" / "session.safetensors").last == 1
+
+
+def test_our_own_mistakes_are_not_dressed_up(edit, photo, tmp_path, monkeypatch):
+    fails_in(1, RuntimeError("a bug"), monkeypatch)
+    with pytest.raises(RuntimeError, match="a bug"):
+        edit(photo, "-i", "red", "--out", tmp_path / "out")
+
+
+def test_a_reader_that_goes_away(edit, photo, tmp_path, monkeypatch):
+    """`| head -1`: one line, no traceback, not even when Python closes its stdout."""
+    read, write = os.pipe()
+    os.close(read)
+    gone = io.TextIOWrapper(io.FileIO(write, "w"))
+    monkeypatch.setattr(sys, "stdout", gone)
+    code, _, err = edit(photo, "-i", "red", "-i", "blue", "--out", tmp_path / "out")
+    assert code == 2 and len(err) == 1 and err[0].startswith("error: cannot use the standard output (Broken pipe)")
+    assert load_session(tmp_path / "out" / "session.safetensors").last == 1
+    gone.close()
+
+
+def test_as_a_program(tmp_path):
+    """`python -m anchoredit_model`: the exit code arrives, and help needs no torch."""
+    program = [sys.executable, "-X", "importtime", "-m", "anchoredit_model"]
+    done = subprocess.run(
+        [*program, "edit", "--help"], capture_output=True, text=True, cwd=Path(cli.__file__).parents[1]
+    )
+    assert done.returncode == 0 and "--anchor-frames" in done.stdout and " torch\n" not in done.stderr
+    done = subprocess.run(
+        [sys.executable, "-m", "anchoredit_model", "edit", "x.png", "--out", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        cwd=Path(cli.__file__).parents[1],
+    )
+    assert done.returncode == 2 and done.stderr.startswith("error: there is no instruction")

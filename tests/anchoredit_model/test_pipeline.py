@@ -1,0 +1,356 @@
+"""Whole edits on a small random model: exact, repeatable, of the input's size, and at the same cost every turn."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from anchoredit_model.config import MemoryPolicy
+from anchoredit_model.errors import AnchorEditError
+from anchoredit_model.geometry import fit_into
+from anchoredit_model.pipeline import AnchorEditPipeline
+
+WORDS = ["make it red", "add a star", "move it left", "make it blue", "add a boat", "remove the star"]
+
+
+@pytest.fixture(scope="module")
+def pipeline(small_model) -> AnchorEditPipeline:
+    return AnchorEditPipeline.from_pretrained(small_model)
+
+
+def with_edit(pipeline: AnchorEditPipeline, **options) -> AnchorEditPipeline:
+    """The same model as a checkpoint with other edit settings, and a store of its own."""
+    return AnchorEditPipeline(
+        pipeline.transformer, pipeline.vae, pipeline.text_encoder, replace(pipeline.edit, **options)
+    )
+
+
+def photo(height: int = 64, width: int = 64, seed: int = 0) -> torch.Tensor:
+    """An 8-bit picture [3, height, width] of noise."""
+    return torch.randint(0, 256, (3, height, width), generator=torch.Generator().manual_seed(seed)).float() / 255
+
+
+def chain(pipeline, memory, words, **options):
+    for instruction in words:
+        memory = pipeline.turn(memory, instruction, **options)
+    return memory
+
+
+def pictures(pipeline, memory) -> list[torch.Tensor]:
+    return [pipeline.picture(memory, turn) for turn in range(len(memory))]
+
+
+def same(left, right) -> bool:
+    """Two sessions have the same latents, bit for bit."""
+    return len(left) == len(right) and all(torch.equal(a.latent, b.latent) for a, b in zip(left.turns, right.turns))
+
+
+@pytest.fixture
+def forwards(pipeline, monkeypatch) -> list[int]:
+    """One entry per forward of the transformer from now on: how many remembered frames it saw."""
+    counted = []
+    run = pipeline.transformer._run
+
+    def counting(latents, timesteps, text, views, stride, memory, remember):
+        counted.append(len(memory or ()))
+        return run(latents, timesteps, text, views, stride, memory, remember)
+
+    monkeypatch.setattr(pipeline.transformer, "_run", counting)
+    return counted
+
+
+# ---------------------------------------------------------------- the same again
+
+
+def test_a_saved_model_edits_bit_for_bit_alike(pipeline, tmp_path):
+    pipeline.save_pretrained(tmp_path / "again")
+    again = AnchorEditPipeline.from_pretrained(tmp_path / "again")
+    assert again.fingerprint == pipeline.fingerprint and again.edit == pipeline.edit
+    left, right = (chain(each, each.start(photo()), WORDS[:3], guidance=2) for each in (pipeline, again))
+    assert all(map(torch.equal, pictures(pipeline, left), pictures(again, right)))
+    assert left.model == right.model
+    files = {file.name for file in (tmp_path / "again").rglob("*") if file.is_file()}
+    assert {file.rpartition(".")[2] for file in files} == {"safetensors", "json", "model"}  # no pickle
+
+    narrow = AnchorEditPipeline.from_pretrained(tmp_path / "again", torch.bfloat16)
+    memory = narrow.turn(narrow.start(photo()), WORDS[0])
+    assert memory.model != left.model and memory.turns[1].latent.dtype == torch.float32
+    assert narrow.picture(memory).isfinite().all()
+
+
+def test_seeds_decide(pipeline):
+    start = pipeline.start(photo())
+    one, again, other = (pipeline.turn(start, WORDS[0], seed) for seed in (7, 7, 8))
+    assert same(one, again) and torch.equal(pipeline.picture(one), pipeline.picture(again))
+    assert not torch.equal(pipeline.picture(one), pipeline.picture(other))
+    third = pipeline.turn(one, WORDS[0], seed=7)  # the same seed and words draw other noise in another turn
+    assert not torch.equal(pipeline.picture(third), pipeline.picture(one))
+    assert not same(one, pipeline.turn(start, WORDS[1], 7))
+
+
+def test_branches_are_the_chains_made_alone(pipeline, small_model):
+    base = chain(pipeline, pipeline.start(photo()), WORDS[:2], seed=1)
+    turns = base.turns
+    left = pipeline.turn(base, "add a star", seed=1)
+    right = pipeline.turn(base, "make it green", seed=1)
+    left = pipeline.turn(left, "move it left", seed=1)
+    assert base.turns is turns and all(a is b is c for a, b, c in zip(turns, left.turns, right.turns))
+    for branch in (left, right):
+        alone = AnchorEditPipeline.from_pretrained(small_model)
+        words = [turn.instruction for turn in branch.turns[1:]]
+        assert same(chain(alone, alone.start(photo()), words, seed=1), branch)
+    back = left.rewind(2)
+    assert same(pipeline.turn(back, "make it green", seed=1), right)
+
+
+def test_call_is_start_and_turns(pipeline):
+    pipeline.set_progress_bar_config(disable=True)
+    out = pipeline(photo(), WORDS[:2], seed=3, steps=2)
+    memory = chain(pipeline, pipeline.start(photo()), WORDS[:2], seed=3, steps=2)
+    assert same(out.memory, memory) and all(map(torch.equal, out.images, pictures(pipeline, memory)))
+    more = pipeline(out.memory, WORDS[2], seed=3, steps=2)
+    assert same(more.memory, pipeline.turn(memory, WORDS[2], seed=3, steps=2))
+    assert len(more.images) == 2 and torch.equal(more.images[0], out.images[-1])
+
+
+# ---------------------------------------------------------------- pictures
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (37, 53), (130, 67), (1, 1), (3, 4000), (97, 1)])
+def test_pictures_have_the_inputs_size(pipeline, height, width):
+    source = photo(height, width)
+    memory = chain(pipeline, pipeline.start(source), WORDS[:2], steps=1)
+    assert torch.equal(pipeline.picture(memory, 0), source)
+    for turn in (1, 2):
+        picture = pipeline.picture(memory, turn)
+        assert picture.shape == source.shape and picture.min() >= 0 and picture.max() <= 1
+    assert torch.equal(pipeline.picture(memory), pipeline.picture(memory, 2))
+
+
+def test_what_the_geometry_says_is_worked_at(pipeline):
+    memory = pipeline.start(photo(32, 48), geometry=fit_into(32, 48, 32, 48))
+    assert memory.turns[0].latent.shape == (16, 4, 6)
+    memory = pipeline.turn(memory, WORDS[0], steps=1)
+    assert pipeline.picture(memory).shape == (3, 32, 48)
+
+
+def test_the_source_keeps_bits_that_no_byte_holds(pipeline):
+    source = torch.rand(3, 20, 30, generator=torch.Generator().manual_seed(0))
+    memory = pipeline.turn(pipeline.start(source.transpose(1, 2).contiguous().transpose(1, 2)), WORDS[0], steps=1)
+    assert torch.equal(pipeline.picture(memory, 0), source)
+
+
+def test_outside_a_mask_nothing_changes(pipeline, monkeypatch):
+    source = photo(64, 64)
+    masks = [torch.zeros(1, 64, 64) for _ in range(2)]
+    masks[0][:, 10:30, 21:45] = 1
+    masks[1][:, 40:50, 3:11] = 0.5
+    memory = pipeline.start(source)
+    shown = [source]
+    for mask in (masks[0], masks[0], masks[1]):
+        memory = pipeline.turn(memory, WORDS[len(memory)], seed=2, mask=mask)
+        shown.append(pipeline.picture(memory))
+        before, after = memory.turns[-2].latent, memory.turns[-1].latent
+        outside = torch.nn.functional.max_pool2d(mask, 8)[0] == 0
+        assert torch.equal(after[:, outside], before[:, outside])
+        assert not torch.equal(after[:, ~outside], before[:, ~outside])
+        pixels = mask[0] == 0
+        assert torch.equal(shown[-1][:, pixels], shown[-2][:, pixels])
+        assert not torch.equal(shown[-1], shown[-2])
+    never = (masks[0] + masks[1])[0] == 0
+    assert torch.equal(shown[3][:, never], source[:, never])
+
+    # with the picture before at hand one decode is enough, and changes nothing
+    decodes = []
+    decode = pipeline.vae.decode
+    monkeypatch.setattr(pipeline.vae, "decode", lambda latents: decodes.append(1) or decode(latents))
+    assert torch.equal(pipeline.picture(memory, before=shown[2]), shown[3]) and len(decodes) == 1
+    assert torch.equal(pipeline.picture(memory), shown[3]) and len(decodes) == 4
+
+
+def test_a_mask_holds_in_a_scaled_and_padded_picture_too(pipeline):
+    source = photo(300, 41)
+    mask = torch.zeros(1, 300, 41)
+    mask[:, 120, 7] = 1  # one pixel
+    memory = pipeline.turn(pipeline.start(source), WORDS[0], mask=mask)
+    picture = pipeline.picture(memory)
+    assert torch.equal(picture[:, mask[0] == 0], source[:, mask[0] == 0])
+    assert not torch.equal(memory.turns[1].latent, memory.turns[0].latent)
+
+
+def test_an_unmasked_turn_after_a_masked_one_is_free(pipeline):
+    mask = torch.zeros(1, 64, 64)
+    mask[:, :8] = 1
+    memory = pipeline.turn(pipeline.start(photo()), WORDS[0], mask=mask)
+    memory = pipeline.turn(memory, WORDS[1])
+    assert torch.equal(pipeline.picture(memory), pipeline.vae.decode(memory.turns[2].latent[None])[0])
+
+
+# ---------------------------------------------------------------- settings
+
+
+def test_a_null_edit(pipeline):
+    start = pipeline.start(photo())
+    empty, blank = (pipeline.turn(start, words, seed=4) for words in ("", " \n\t "))
+    assert same(empty, blank) and empty.turns[1].instruction == blank.turns[1].instruction == ""
+    assert torch.equal(empty.turns[1].text, start.turns[0].text)
+    guided = pipeline.turn(start, "", seed=4, guidance=3)  # nothing to guide towards
+    torch.testing.assert_close(guided.turns[1].latent, empty.turns[1].latent)
+
+
+def test_steps_and_guidance_replace_the_checkpoints(pipeline, forwards):
+    start = pipeline.start(photo())
+    pipeline.turn(start, WORDS[0])  # reads the anchor
+    made = {}
+    for name, options, times, calls in (
+        ("default", {}, [1000, 750, 500, 250], 4),
+        ("one", {"guidance": 1.0}, [1000, 750, 500, 250], 4),
+        ("two steps", {"steps": 2}, [1000, 500], 2),
+        ("guided", {"guidance": 2}, [1000, 750, 500, 250], 8),
+        ("reversed", {"guidance": -1}, [1000, 750, 500, 250], 8),
+    ):
+        # forgets the turn before's own block, so that every commit is one forward
+        pipeline.reader.visible(start, start.turns[0].text)
+        forwards.clear()
+        done = []
+        made[name] = pipeline.turn(
+            start, WORDS[0], on_step=lambda step, total, x0, done=done: done.append(step), **options
+        )
+        assert made[name].turns[1].settings["steps"] == times and done == list(range(1, len(times) + 1))
+        assert len(forwards) == calls + 1
+    assert same(made["default"], made["one"])
+    latents = [made[name].turns[1].latent for name in ("default", "two steps", "guided", "reversed")]
+    assert not any(torch.equal(a, b) for i, a in enumerate(latents) for b in latents[:i])
+
+
+def test_an_undistilled_checkpoint_uses_euler(pipeline, forwards):
+    euler = with_edit(pipeline, sampler="euler", num_steps=5, shift=3.0, guidance=2.0)
+    start = euler.start(photo())
+    memory = euler.turn(start, WORDS[0], seed=1)
+    assert memory.turns[1].settings == {"sampler": "euler", "guidance": 2.0, "num_steps": 5}
+    assert len(forwards) == 1 + 2 * 5 + 1
+    assert same(memory, euler.turn(start, WORDS[0], seed=1))
+    assert not same(memory, pipeline.turn(start, WORDS[0], seed=1, guidance=2))
+    fewer = euler.turn(start, WORDS[0], seed=1, steps=3)
+    assert fewer.turns[1].settings["num_steps"] == 3 and not same(fewer, memory)
+
+
+@pytest.mark.parametrize("options", [{"anchor_text": "first_prompt"}, {"anchor_text": "first_token"}])
+def test_foreign_checkpoints_read_the_anchor_with_the_first_prompt(pipeline, options):
+    foreign = with_edit(pipeline, **options)
+    memory = chain(foreign, foreign.start(photo()), WORDS[:2])
+    ours = chain(pipeline, pipeline.start(photo()), WORDS[:2])
+    assert not torch.equal(memory.turns[1].latent, ours.turns[1].latent)
+
+
+def test_slots_matter_once_the_window_slides(pipeline):
+    absolute = with_edit(pipeline, slots="absolute")
+    policy = MemoryPolicy(anchor_frames=1, window=2)
+    left, right = (chain(each, each.start(photo(), policy), WORDS[:5]) for each in (pipeline, absolute))
+    equal = [torch.equal(a.latent, b.latent) for a, b in zip(left.turns, right.turns)]
+    assert equal == [True, True, True, True, False, False]  # turn 3 still sees 0 1 2
+
+
+def test_policies_fork_a_session(pipeline):
+    base = chain(pipeline, pipeline.start(photo(), MemoryPolicy(1, 3)), WORDS[:3])
+    wide, narrow, again = (pipeline.turn(memory, WORDS[3]) for memory in (base, base.fork(window=1), base))
+    assert same(wide, again) and not same(wide, narrow)
+    assert base.policy == wide.policy == MemoryPolicy(1, 3) and narrow.policy == MemoryPolicy(1, 1)
+    refreshed = base.fork(history="refresh")
+    assert same(pipeline.turn(refreshed, WORDS[3]), wide)  # until the window slides both histories agree
+    slid = chain(pipeline, wide, WORDS[4:])
+    assert not same(chain(pipeline, wide.fork(history="refresh"), WORDS[4:]), slid)
+
+
+def test_default_policy_is_what_the_model_was_trained_on(pipeline):
+    assert pipeline.start(photo()).policy == pipeline.default_policy == MemoryPolicy(1, 2)
+    assert with_edit(pipeline, turns=2).default_policy == MemoryPolicy(1, 1)
+
+
+# ---------------------------------------------------------------- memory and cost
+
+
+def test_six_turns_cost_the_same_and_remember_what_is_seen(small_model, monkeypatch):
+    pipeline = AnchorEditPipeline.from_pretrained(small_model)
+    memory = pipeline.start(photo(), MemoryPolicy(anchor_frames=1, window=2))
+    calls, run = [], pipeline.transformer._run
+    monkeypatch.setattr(pipeline.transformer, "_run", lambda *args, **kwargs: calls.append(1) or run(*args, **kwargs))
+    per_turn, frame = [], None
+    for words in WORDS:
+        calls.clear()
+        memory = pipeline.turn(memory, words)
+        per_turn.append(len(calls))
+        seen = memory.view().frames
+        assert len(seen) == min(len(memory), 3) and len(pipeline.store) == len(seen)
+        frame = frame or pipeline.store.nbytes // len(seen)
+        assert pipeline.store.nbytes == len(seen) * frame
+        calls.clear()
+        _, blocks = pipeline.reader.visible(memory, memory.turns[0].text)
+        assert not calls and len(blocks) == len(seen)  # just the blocks that the next turn sees
+    assert per_turn == [6, 5, 5, 5, 5, 5]  # the anchor once, then four steps and a commit
+
+
+def test_refreshed_history_costs_at_most_the_window_more(pipeline, forwards):
+    memory = pipeline.start(photo(seed=1), MemoryPolicy(anchor_frames=1, window=2, history="refresh"))
+    per_turn = []
+    for words in WORDS:
+        forwards.clear()
+        memory = pipeline.turn(memory, words)
+        per_turn.append(len(forwards))
+    assert per_turn == [5, 5, 5, 6, 6, 6]
+    assert len(pipeline.store) == 3
+
+
+def test_a_long_session_stays_inside_trained_positions(pipeline, forwards):
+    memory = chain(pipeline, pipeline.start(photo()), WORDS * 3, steps=1)
+    assert memory.last == 18 and max(forwards) == 3
+
+
+# ---------------------------------------------------------------- mistakes
+
+
+def test_sessions_of_other_models_are_refused(pipeline, small_model):
+    memory = pipeline.start(photo())
+    stranger = AnchorEditPipeline.from_pretrained(small_model)
+    stranger.vae.model.register_to_config(latents_mean=[0.5] * 16)
+    with pytest.raises(AnchorEditError, match="another VAE .* use the model it was started with"):
+        stranger.turn(memory, WORDS[0])
+    (anchor,) = memory.turns
+    wide = replace(memory, turns=(replace(anchor, text=torch.zeros(1, 4096)),))
+    with pytest.raises(AnchorEditError, match="4096 wide, the model takes 32"):
+        pipeline.turn(wide, WORDS[0])
+
+
+def test_a_model_that_blows_up_makes_no_turn(pipeline):
+    memory = pipeline.start(photo())
+    with pytest.raises(AnchorEditError, match=r"turn 1 came out as NaN or infinite \(guidance 1e\+38, torch.float32\)"):
+        pipeline.turn(memory, WORDS[0], guidance=1e38)
+    broken = replace(memory, turns=(replace(memory.turns[0], latent=memory.turns[0].latent * float("nan")),))
+    with pytest.raises(AnchorEditError, match="turn 1 came out as NaN"):
+        pipeline.turn(broken, WORDS[0])
+
+
+def test_mistakes_are_named(pipeline, tmp_path):
+    memory = pipeline.turn(pipeline.start(photo(20, 30)), WORDS[0], steps=1)
+    for said, options in (
+        ("mask is 20x30, the picture 30x20", {"mask": torch.ones(1, 30, 20)}),
+        ("mask is black everywhere", {"mask": torch.zeros(1, 20, 30)}),
+        ("guidance nan is no number", {"guidance": float("nan")}),
+        ("guidance -inf is no number", {"guidance": float("-inf")}),
+        ("0 steps", {"steps": 0}),
+    ):
+        with pytest.raises(AnchorEditError, match=said):
+            pipeline.turn(memory, WORDS[0], **options)
+    with pytest.raises(AnchorEditError, match=r"instruction 'a\\udcff' is no valid text"):
+        pipeline.turn(memory, "a\udcff")
+    for turn in (2, -1):
+        with pytest.raises(AnchorEditError, match=f"no turn {turn} .*choose 0 to 1"):
+            pipeline.picture(memory, turn)
+    with pytest.raises(AnchorEditError, match=r"\[4, 8, 8\]"):
+        pipeline.start(torch.zeros(4, 8, 8))
+    with pytest.raises(AnchorEditError, match="model '.*nowhere' does not exist"):
+        AnchorEditPipeline.from_pretrained(tmp_path / "nowhere")
+    with pytest.raises(AnchorEditError, match="model '~nobody-here/model' does not exist"):
+        AnchorEditPipeline.from_pretrained("~nobody-here/model")
