@@ -14,6 +14,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -52,6 +53,15 @@ class Turn:
     @property
     def nbytes(self) -> int:
         return sum(tensor.nbytes for tensor in (self.latent, self.text, self.mask) if tensor is not None)
+
+    @cached_property
+    def latent_digest(self) -> str:
+        """Content hash; once per turn, so that a long session's keys cost no more than a short one's."""
+        return _digest(self.latent)
+
+    @cached_property
+    def text_digest(self) -> str:
+        return _digest(self.text)
 
 
 @dataclass(frozen=True)
@@ -166,10 +176,10 @@ class MemoryReader:
 
     def _step(self, plan: _Plan, memory: AnchorMemory, frame: int, view: FrameView, anchor_text) -> str:
         turn = memory.turns[frame]
-        text, rows = anchor_text if frame == 0 else (turn.text, None)
+        text, text_digest, rows = anchor_text if frame == 0 else (turn.text, turn.text_digest, None)
         seen = [plan.key_of[number] for number in view.frames]
-        facts = [self.identity, self.edit.stride, rows, view.slots, view.slot, seen]
-        key = _digest(json.dumps(facts), turn.latent, text)
+        facts = [self.identity, self.edit.stride, turn.latent_digest, text_digest, rows, view.slots, view.slot, seen]
+        key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
         plan.key_of[frame] = key
         plan.steps[key] = _Step(frame, text, rows, view, tuple(seen))
         return key
@@ -205,12 +215,12 @@ class MemoryReader:
             raise RuntimeError("a remembered block vanished while it was needed")
         return block
 
-    def _anchor_text(self, memory: AnchorMemory, text: Tensor) -> tuple[Tensor, int | None]:
-        """The text frame 0 is read with, and how many of its rows count (None: all)."""
+    def _anchor_text(self, memory: AnchorMemory, text: Tensor) -> tuple[Tensor, str, int | None]:
+        """The text frame 0 is read with, its digest, and how many of its rows count (None: all)."""
         if self.edit.anchor_text == "null":
-            return memory.turns[0].text, None
+            return memory.turns[0].text, memory.turns[0].text_digest, None
         first = memory.turns[1].text if len(memory) > 1 else text.float().cpu()
-        return first, 1 if self.edit.anchor_text == "first_token" else None
+        return first, _digest(first), 1 if self.edit.anchor_text == "first_token" else None
 
 
 @dataclass
@@ -233,9 +243,7 @@ class _Plan:
     key_of: dict[int, str] = field(default_factory=dict)
 
 
-def _digest(facts: str, *tensors: Tensor) -> str:
-    digest = hashlib.sha256(facts.encode())
-    for tensor in tensors:
-        digest.update(str(tuple(tensor.shape)).encode())
-        digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+def _digest(tensor: Tensor) -> str:
+    digest = hashlib.sha256(str(tuple(tensor.shape)).encode())
+    digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -23,17 +23,17 @@ def axis_dims(head_dim: int) -> tuple[int, int, int]:
 def spatial_tables(head_dim: int, rows: int, columns: int, device=None) -> tuple[Tensor, Tensor]:
     """cos and sin [rows * columns, head_dim / 2] of one frame at temporal position 0, float32."""
     time, height, width = axis_dims(head_dim)
-    y = _angles(torch.arange(rows), height)[:, None].expand(-1, columns, -1)
-    x = _angles(torch.arange(columns), width)[None].expand(rows, -1, -1)
-    still = torch.zeros(rows, columns, time // 2, dtype=torch.float64)
+    y = _angles(torch.arange(rows, device=device), height)[:, None].expand(-1, columns, -1)
+    x = _angles(torch.arange(columns, device=device), width)[None].expand(rows, -1, -1)
+    still = torch.zeros(rows, columns, time // 2, dtype=torch.float64, device=device)
     angles = torch.cat([still, y, x], dim=-1).reshape(rows * columns, -1)
-    return angles.cos().float().to(device), angles.sin().float().to(device)
+    return angles.cos().float(), angles.sin().float()
 
 
 def temporal_tables(head_dim: int, positions: Tensor) -> tuple[Tensor, Tensor]:
     """cos and sin [len(positions), time / 2] of the channels that turn with time, float32."""
-    angles = _angles(positions.cpu(), axis_dims(head_dim)[0])
-    return angles.cos().float().to(positions.device), angles.sin().float().to(positions.device)
+    angles = _angles(positions, axis_dims(head_dim)[0])
+    return angles.cos().float(), angles.sin().float()
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -46,5 +46,5 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _angles(positions: Tensor, dims: int) -> Tensor:
-    frequencies = _THETA ** (-torch.arange(0, dims, 2, dtype=torch.float64) / dims)
+    frequencies = _THETA ** (-torch.arange(0, dims, 2, dtype=torch.float64, device=positions.device) / dims)
     return positions.double()[:, None] * frequencies

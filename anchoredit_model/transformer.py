@@ -157,8 +157,8 @@ class CausalWanTransformer(nn.Module):
             else:
                 x, key, value = block(*arguments)
             if remember:
-                keys.append(key[:, 0].clone())
-                values.append(value[:, 0].clone())
+                keys.append(key[:, 0])
+                values.append(value[:, 0])
         x = self.head(x, time)  # [B, F, L, C*4]
         x = x.unflatten(2, (rows, columns)).unflatten(-1, (patch_h, patch_w, -1))  # [B, F, h/2, w/2, 2, 2, C]
         flow = x.permute(0, 6, 1, 2, 4, 3, 5).reshape(batch, -1, frames, height, width)

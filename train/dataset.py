@@ -1,6 +1,6 @@
 """Studio sessions rendered once and kept on disk, for training on machines where drawing is the bottleneck.
 
-    python -m train.dataset --out runs/data --chunks 24 --layout star --seed 1
+    python -m train dataset --out runs/data --chunks 24 --layout star --seed 1
 
 writes `star_00000.safetensors`, ...: `pictures` uint8 [N, T + 1, 3, H, W] and, as JSON in the metadata, `texts`
 [N][T] and `kinds` [N][T]. In layout `star` every edit starts from the source picture, in `chain` from the
@@ -46,7 +46,7 @@ def render_chunk(count: int, turns: int, size: int, layout: str, seed: int, draw
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m train.dataset", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m train dataset", description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--chunks", type=int, default=24)
     parser.add_argument("--sessions", type=int, default=1024, help="per chunk, a multiple of 64")

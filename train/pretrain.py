@@ -10,7 +10,7 @@ the flow-matching error (https://arxiv.org/abs/2210.02747), heavier where the ed
 because most of it only has to be copied.
 
 Schedules run over the time budget, so the same command serves any machine; `--resume` goes on from the last
-checkpoint. The pictures come from `python -m train.dataset`, encoded once into `--out`.
+checkpoint. The pictures come from `python -m train dataset`, encoded once into `--out`.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ class PicturePool:
         chunks = sorted(data.glob("*.safetensors"))
         if not chunks:
             raise AnchorEditError(
-                f"no rendered sessions in '{data}': make some with python -m train.dataset --out {data}"
+                f"no rendered sessions in '{data}': make some with python -m train dataset --out {data}"
             )
         self.pictures = torch.cat([load_chunk(path)[0].flatten(0, 1) for path in chunks[:MAX_CHUNKS]])
 
@@ -272,7 +272,7 @@ def main(argv: list[str] | None = None) -> int:
     """`python -m train vae`: train, measure the latents, choose the dtype to store, save."""
     parser = argparse.ArgumentParser(prog="python -m train vae", description="Train the small VAE.")
     parser.add_argument("--out", type=Path, required=True, help="folder for config.json and the safetensors")
-    parser.add_argument("--data", type=Path, help="rendered sessions of python -m train.dataset (default: draw some)")
+    parser.add_argument("--data", type=Path, help="rendered sessions of python -m train dataset (default: draw some)")
     parser.add_argument("--minutes", type=float, default=13.0, help="of training; measuring takes about two more")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--base-dim", type=int, default=16)
