@@ -124,7 +124,11 @@ def _kind(path: Path) -> str:
     if start.startswith(b"GGUF"):
         raise AnchorEditError(f"{path} is a GGUF file: load it in ComfyUI with a GGUF loader, or give .safetensors")
     if start.startswith(b"PK\x03\x04"):
-        if not zipfile.is_zipfile(path):  # its table of contents is at the end
+        try:
+            whole = zipfile.is_zipfile(path)  # its table of contents is at the end
+        except zipfile.BadZipFile:
+            whole = False
+        if not whole:
             raise _damaged(path, "its end is missing")
         return "zip"
     if start.startswith(b"\x80"):

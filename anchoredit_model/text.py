@@ -99,6 +99,8 @@ class TextEncoder:
         if report["missing_keys"]:  # transformers would go on with random weights there
             key = sorted(report["missing_keys"])[0]
             raise AnchorEditError(f"the text encoder {folder} lacks {key!r}; copy its *.safetensors again")
+        if not vocabulary.stat().st_size:  # which sentencepiece would take
+            raise AnchorEditError(f"the vocabulary {vocabulary} is empty; copy the spiece.model again")
         try:
             return cls(model.to(device), vocabulary.read_bytes(), text_dim)
         except (OSError, RuntimeError) as error:

@@ -68,8 +68,20 @@ def change_weight(target: Tensor, source: Tensor, extra: float) -> Tensor:
     return 1 + extra * changed
 
 
-def flow_loss(model, latents: Tensor, text: Tensor, layout: str, extra: float, dropout: float = 0.0) -> Tensor:
-    """latents [B, T + 1, C, h, w], text [B, T + 1, rows, E] (entry 0: null) -> weighted mean squared flow error."""
+def flow_loss(
+    model,
+    latents: Tensor,
+    text: Tensor,
+    layout: str,
+    extra: float,
+    dropout: float = 0.0,
+    history_noise: float = 0.0,
+) -> Tensor:
+    """latents [B, T + 1, C, h, w], text [B, T + 1, rows, E] (entry 0: null) -> weighted mean squared flow error.
+
+    In a chain the turns that are looked back at, but never the anchor, get noise of up to `history_noise`: at
+    inference they are the model's own, not the truth.
+    """
     batch, frames = latents.shape[:2]
     turns = frames - 1
     source, target = latents[:, :1], latents[:, 1:]
@@ -84,7 +96,10 @@ def flow_loss(model, latents: Tensor, text: Tensor, layout: str, extra: float, d
         sequence, words, views = torch.cat([source, noisy], 1), text, sequence_views(frames, MemoryPolicy(1, 0))
         before, still = source, torch.zeros(batch, 1, device=times.device)
     else:
-        sequence, words = torch.cat([latents[:, :-1], noisy], 1), torch.cat([text[:, :-1], text[:, 1:]], 1)
+        strength = history_noise * torch.rand(batch, turns, 1, 1, 1, device=latents.device)
+        strength[:, 0] = 0
+        history = latents[:, :-1] + strength * torch.randn_like(latents[:, :-1])
+        sequence, words = torch.cat([history, noisy], 1), torch.cat([text[:, :-1], text[:, 1:]], 1)
         views, before, still = teacher_views(turns), latents[:, :-1], torch.zeros(batch, turns, device=times.device)
     flow = model(sequence.transpose(1, 2), torch.cat([still, times], 1), words, views).transpose(1, 2)
     error = (flow[:, -turns:].float() - (noise - target)).square()
@@ -159,6 +174,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--chain-share", type=float, default=0.5)
     parser.add_argument("--change-weight", type=float, default=3.0)
     parser.add_argument("--dropout", type=float, default=0.05, help="of the instruction, for guidance")
+    parser.add_argument("--history-noise", type=float, default=0.2, help="on remembered turns of chains, at most")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--chunks", type=int, help="use only this many chunks of each layout")
     parser.add_argument("--no-compile", action="store_true")
@@ -234,7 +250,9 @@ def main(argv: list[str] | None = None) -> None:
                 for group in optimiser.param_groups:
                     group["lr"] = learning_rate(progress, args.lr)
             with torch.autocast("cpu", torch.bfloat16):
-                loss = flow_loss(model, latents, states[numbers], layout, args.change_weight, args.dropout)
+                loss = flow_loss(
+                    model, latents, states[numbers], layout, args.change_weight, args.dropout, args.history_noise
+                )
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             for optimiser in optimisers:

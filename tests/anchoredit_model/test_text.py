@@ -132,6 +132,7 @@ def test_mistakes_are_named(encoder, tmp_path):
     assert "cannot be read" in broken(lambda folder: (folder / "config.json").write_text("{"))
     assert "'t5'" in broken(lambda folder: (folder / "config.json").write_text('{"model_type": "t5"}'))
     assert "vocabulary" in broken(lambda folder: (folder / "spiece.model").write_bytes(b"torn"))
+    assert "is empty" in broken(lambda folder: (folder / "spiece.model").write_bytes(b""))
     assert "no spiece.model" in broken(lambda folder: (folder / "spiece.model").unlink())
     assert "encoder.final_layer_norm.weight" in broken(lose_a_weight)
 
