@@ -34,6 +34,7 @@ help:
 	@sed -n '/^# make/s/^# //p' Makefile
 
 demo: .venv/.demo
+	@rm -rf demo
 	$(RUN) -m anchoredit_model edit $(DEMO_IMAGE) $(DEMO_EDITS) --out demo
 	@echo "The pictures are in demo/"
 

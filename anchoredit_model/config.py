@@ -8,6 +8,7 @@ MemoryPolicy        what the next turn may see
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, TypeVar
 
@@ -103,6 +104,14 @@ class EditConfig(JsonConfig):
         _one_of("sampler", self.sampler, ("renoise", "euler"))
         _one_of("anchor_text", self.anchor_text, ("null", "first_prompt", "first_token"))
         _one_of("slots", self.slots, ("bounded", "absolute"))
+        steps = self.steps if isinstance(self.steps, tuple) else ()
+        if not steps or any(not _is_number(step) or not 0 < step <= 1000 for step in steps):
+            raise AnchorEditError(f"steps {self.steps!r} are no sampler times: give numbers from 1000 down to above 0")
+        for name in ("num_steps", "stride", "area", "area_step", "turns"):
+            _at_least(1, name, getattr(self, name))
+        for name in ("shift", "guidance", "area_ratio"):
+            if not _is_number(getattr(self, name)):
+                raise AnchorEditError(f"{name} {getattr(self, name)!r} is no number: give one, e.g. 1.0")
 
 
 @dataclass(frozen=True)
@@ -121,11 +130,10 @@ class MemoryPolicy(JsonConfig):
 
     def __post_init__(self):
         _one_of("history", self.history, ("stream", "refresh"))
-        if self.anchor_frames < 0 or self.window < 0 or self.anchor_frames + self.window == 0:
-            raise AnchorEditError(
-                f"anchor frames {self.anchor_frames} with window {self.window} leave nothing to see: "
-                "set one of them to 1 or more"
-            )
+        _at_least(0, "anchor_frames", self.anchor_frames)
+        _at_least(0, "window", self.window)
+        if self.anchor_frames + self.window == 0:
+            raise AnchorEditError("anchor_frames 0 with window 0 leave nothing to see: set one of them to 1 or more")
 
     def visible(self, turn: int) -> tuple[int, ...]:
         """Numbers of the frames that frame `turn` sees besides itself, in order."""
@@ -136,6 +144,15 @@ class MemoryPolicy(JsonConfig):
     def with_options(self, **options: Any) -> MemoryPolicy:
         """A copy in which every option that is not None is replaced."""
         return replace(self, **{key: value for key, value in options.items() if value is not None})
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _at_least(least: int, name: str, value: Any) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise AnchorEditError(f"{name} {value!r} is not possible: give a whole number, {least} or more")
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

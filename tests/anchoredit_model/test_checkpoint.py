@@ -352,6 +352,12 @@ def zip_bytes(weights) -> bytes:
     return buffer.getvalue()
 
 
+def of_two_disks(archive: bytes) -> bytes:
+    """A flipped number in the zip64 locator, at which Python's zipfile raises even when asked if it is one."""
+    disks = archive.rindex(b"PK\x06\x07") + 16
+    return archive[:disks] + b"\x02" + archive[disks + 1 :]
+
+
 def other_zip() -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
@@ -365,6 +371,7 @@ def test_unreadable_files_say_what_they_are(tmp_path, weights):
         "cut.safetensors": (whole[:-100], "cut short"),
         "cut_in_header.safetensors": (whole[:50], "cut short"),
         "cut.pt": (zip_bytes(weights)[:-100], "cut short"),
+        "disks.pt": (of_two_disks(zip_bytes(weights)), "cut short"),
         "other.zip": (other_zip(), "damaged"),
         "damaged.pt": (b"\x80\x02 nonsense", "damaged|not opened"),
         "text.safetensors": (b"version https://git-lfs.github.com/spec/v1\n", "neither safetensors nor"),

@@ -61,6 +61,10 @@ def test_the_loss_is_the_weighted_flow_error():
 
     torch.manual_seed(1)
     loss = flow_loss(nothing, latents, text, "star", extra=3.0)
+    small = latents[:, :1].clone()
+    small[..., 0, 0] += 1  # one of 64 positions, against a tenth that weighs as it is
+    weight = change_weight(small, latents[:, :1], 3.0)
+    torch.testing.assert_close(weight[..., 0, 0], torch.full((64, 1, 1), 1 + 3.0 * 6.4))
     weight = change_weight(latents[:, 1:], latents[:, :1], 3.0)
     assert set(weight.unique().tolist()) == {1.0, 4.0}
     energy = latents[:, 1:].square() + 1  # E (noise - x)^2
