@@ -37,7 +37,7 @@ def temporal_tables(head_dim: int, positions: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turns the first pairs of x [..., D]: as many as cos and sin [..., pairs] have, which broadcast; float32 inside."""
+    """Turns the first pairs of x [..., D], as many as cos and sin [..., pairs] have; in float32 and back."""
     turned = 2 * cos.shape[-1]
     pairs = x[..., :turned].float().unflatten(-1, (-1, 2))
     even, odd = pairs.unbind(-1)

@@ -129,12 +129,14 @@ class ImageVAE:
             raise AnchorEditError(
                 f"VAE file '{weights_file}' is damaged ({error}): copy or download it again"
             ) from None
-        # No memory and no random numbers are spent on weights that the file is about to replace.
-        with torch.device("meta"):
-            model = AutoencoderKLWan.from_config(config)
         try:
+            # No memory and no random numbers are spent on weights that the file is about to replace.
+            with torch.device("meta"):
+                model = AutoencoderKLWan.from_config(config)
+            for name in ("latents_mean", "latents_std"):
+                torch.tensor(model.config[name], dtype=torch.float32).reshape(model.config.z_dim)
             model.load_state_dict(state, assign=True)
-        except RuntimeError as error:
+        except (RuntimeError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
             raise AnchorEditError(f"VAE file '{weights_file}' does not fit its {CONFIG_NAME}: {reason}") from None
         return cls(model)

@@ -1,5 +1,6 @@
 import copy
 import io
+import json
 
 import pytest
 import torch
@@ -128,8 +129,13 @@ def test_mistakes_are_named(encoder, tmp_path):
         del weights["encoder.final_layer_norm.weight"]
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
+    def set_width_to_a_word(folder):
+        settings = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**settings, "d_model": "x"}))
+
     assert "cannot be read" in broken(lambda folder: (folder / "model.safetensors").write_bytes(b"torn"))
     assert "cannot be read" in broken(lambda folder: (folder / "config.json").write_text("{"))
+    assert "cannot be read" in broken(set_width_to_a_word)
     assert "'t5'" in broken(lambda folder: (folder / "config.json").write_text('{"model_type": "t5"}'))
     assert "vocabulary" in broken(lambda folder: (folder / "spiece.model").write_bytes(b"torn"))
     assert "is empty" in broken(lambda folder: (folder / "spiece.model").write_bytes(b""))

@@ -1,5 +1,6 @@
 """The 2-D VAE gives stock diffusers' numbers on one frame, and its files are stock files."""
 
+import json
 import subprocess
 import sys
 
@@ -113,9 +114,11 @@ def test_bad_folders_are_named(vae, tmp_path):
         ImageVAE.from_pretrained(tmp_path)
     weights.write_bytes(whole)
     config = tmp_path / "config.json"
-    config.write_text(config.read_text().replace('"base_dim": 8', '"base_dim": 16'))
-    with pytest.raises(AnchorEditError, match="does not fit"):
-        ImageVAE.from_pretrained(tmp_path)
+    settings = json.loads(config.read_text())
+    for wrong in ({"base_dim": 16}, {"base_dim": "x"}, {"latents_mean": [0.0] * 3}):
+        config.write_text(json.dumps({**settings, **wrong}))
+        with pytest.raises(AnchorEditError, match="does not fit"):
+            ImageVAE.from_pretrained(tmp_path)
     config.write_text("{")
     with pytest.raises(AnchorEditError, match="not JSON"):
         ImageVAE.from_pretrained(tmp_path)
