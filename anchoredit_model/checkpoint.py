@@ -15,20 +15,20 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .checkpoint_files import read_raw
 from .config import EditConfig, TransformerConfig
 from .errors import AnchorEditError
+from .files import whole_file
 from .keymap import to_comfy_json, to_wan_name, unwrapped
 from .transformer import CausalWanTransformer
 
@@ -133,7 +133,8 @@ def save_checkpoint(
         "config": json.dumps({"transformer": to_comfy_json(transformer_config)}),
         "anchoredit": json.dumps(edit_config.to_json()),
     }
-    _write_whole(path, lambda temporary: save_file(weights, temporary, metadata))
+    with whole_file(path, "checkpoint", make_folder=True) as unfinished:
+        save_file(weights, unfinished, metadata)
 
 
 def save_folder(
@@ -148,7 +149,8 @@ def save_folder(
     save_checkpoint(path / "model.safetensors", model_or_state_dict, transformer_config, edit_config, dtype)
     settings = {"transformer": to_comfy_json(transformer_config), "edit": edit_config.to_json()}
     text = json.dumps(settings, indent=2) + "\n"
-    _write_whole(path / "config.json", lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    with whole_file(path / "config.json", "settings") as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
 
 
 def fingerprint(model_or_state_dict: nn.Module | Mapping[str, Tensor]) -> str:
@@ -313,17 +315,3 @@ def _check_fit(weights: Mapping[str, Tensor], model: nn.Module, source: str) -> 
                 f"{source} does not fit a Wan 2.1 text-to-video transformer: {len(names)} weights {problem} "
                 f"({listed}): give a complete checkpoint of this size"
             )
-
-
-def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file, then put it in the place of `path` in one step."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        temporary.chmod(0o644)  # safetensors makes files that only their owner can read
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        raise AnchorEditError(f"cannot write {path} ({error}): free some space or choose another place") from error
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -3,11 +3,9 @@
 A picture here is a float32 tensor [3, H, W], RGB, 0..1. An 8-bit picture survives load and save bit for bit.
 """
 
-import contextlib
 import logging
 import os
 import struct
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from PIL import Image, ImageOps, PngImagePlugin
 from torch import Tensor
 
 from .errors import AnchorEditError
+from .files import whole_file
 
 log = logging.getLogger(__name__)
 
@@ -87,21 +86,8 @@ def save_image(image: Tensor, path: str | os.PathLike, metadata: Mapping[str, st
     text = PngImagePlugin.PngInfo()
     for key, value in (metadata or {}).items():
         text.add_text(key, value)
-    # Beside the target, because only within one file system is a replacement atomic; a plain open(), unlike
-    # tempfile, gives the file the permissions the user's other files have.
-    unfinished = path.with_name(f".{uuid.uuid4().hex}.tmp")
-    try:
-        with open(unfinished, "xb") as file:
-            picture.save(file, format="PNG", pnginfo=text)
-        os.replace(unfinished, path)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise AnchorEditError(
-            f"picture '{path}' cannot be written ({reason}): choose a folder that exists, is writable and has room"
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):  # gone after a success, or never made
-            unfinished.unlink()
+    with whole_file(path, "picture") as unfinished:
+        picture.save(unfinished, format="PNG", pnginfo=text)
 
 
 def _check_readable(path: Path, image: Image.Image) -> None:

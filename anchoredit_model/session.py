@@ -9,19 +9,17 @@ the latents.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import uuid
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor
 
 from .config import MemoryPolicy
 from .errors import AnchorEditError
+from .files import whole_file
 from .geometry import Geometry
 from .memory import AnchorMemory, Turn
 
@@ -58,19 +56,8 @@ def save_session(memory: AnchorMemory, path: str | Path) -> None:
         "picture": _pack(memory.picture),
     }
     tensors |= {mask_names[key]: _pack(mask) for key, mask in masks.items()}
-    unfinished = path.with_name(f".{uuid.uuid4().hex}.tmp")
-    try:
-        with open(unfinished, "xb") as file:  # safetensors' own files can be read by their owner alone
-            file.write(save(tensors, {_HEADER: json.dumps(header)}))
-        os.replace(unfinished, path)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise AnchorEditError(
-            f"session file '{path}' cannot be written ({reason}): choose a folder that exists, is writable and has room"
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):  # gone after a success, or never made
-            unfinished.unlink()
+    with whole_file(path, "session file") as unfinished:
+        save_file(tensors, unfinished, {_HEADER: json.dumps(header)})
 
 
 def load_session(path: str | Path) -> AnchorMemory:

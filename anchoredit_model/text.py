@@ -18,14 +18,14 @@ from __future__ import annotations
 
 import html
 import json
-import os
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from anchoredit_model.errors import AnchorEditError
+from .errors import AnchorEditError
+from .files import whole_file
 
 PAD_ID, END_ID, UNKNOWN_ID = 0, 1, 2  # fixed by umT5's vocabulary; ComfyUI has the first two as literals
 MAX_ROWS = 512  # Wan's max_sequence_length
@@ -130,7 +130,7 @@ class TextEncoder:
         return rows
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write config.json, model.safetensors and spiece.model, each replaced in one step."""
+        """Write config.json, model.safetensors and spiece.model, each whole or not at all."""
         from safetensors.torch import save
 
         # transformers and ComfyUI both take the embedding from `shared.weight`; the encoder's is the same tensor.
@@ -145,12 +145,9 @@ class TextEncoder:
             "spiece.model": self.vocabulary,
             "model.safetensors": save(weights, metadata={"format": "pt"}),
         }
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
-            (folder / f"{name}.part").write_bytes(content)
-        for name in files:  # all are written before the first one is replaced
-            os.replace(folder / f"{name}.part", folder / name)
+            with whole_file(Path(folder) / name, "text encoder", make_folder=True) as unfinished:
+                unfinished.write_bytes(content)
 
 
 def clean_text(text: str) -> str:

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import AnchorEditError
+from .files import whole_file
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLWan
@@ -146,9 +147,10 @@ class ImageVAE:
         from safetensors.torch import save_file
 
         state = {name: tensor.to("cpu", dtype or self.dtype) for name, tensor in video_state_dict(self.model).items()}
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        save_file(state, Path(folder) / WEIGHTS_NAME, metadata={"format": "pt"})
-        self.model.save_config(folder)
+        with whole_file(Path(folder) / WEIGHTS_NAME, "VAE", make_folder=True) as unfinished:
+            save_file(state, unfinished, metadata={"format": "pt"})
+        with whole_file(Path(folder) / CONFIG_NAME, "VAE config") as unfinished:
+            unfinished.write_text(self.model.to_json_string(), encoding="utf-8")
 
     @property
     def latent_channels(self) -> int:

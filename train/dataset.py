@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+
+from anchoredit_model.files import whole_file
 
 from .render import render
 from .studio import sample_sessions
@@ -63,9 +64,8 @@ def main(argv: list[str] | None = None) -> None:
             continue
         seed = args.seed * 1_000_003 + chunk
         pictures, texts, kinds = render_chunk(args.sessions, args.turns, args.size, args.layout, seed, draw)
-        unfinished = path.with_suffix(".part")
-        save_file({"pictures": pictures}, unfinished, {"texts": json.dumps(texts), "kinds": json.dumps(kinds)})
-        os.replace(unfinished, path)
+        with whole_file(path, "sessions") as unfinished:
+            save_file({"pictures": pictures}, unfinished, {"texts": json.dumps(texts), "kinds": json.dumps(kinds)})
         print(f"{path} {len(pictures)} sessions", flush=True)
 
 

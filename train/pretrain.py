@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from torch import Tensor
 
 from anchoredit_model.checkpoint import save_checkpoint
 from anchoredit_model.config import EditConfig, MemoryPolicy, TransformerConfig
+from anchoredit_model.files import whole_file
 from anchoredit_model.text import TextEncoder
 from anchoredit_model.transformer import CausalWanTransformer
 from anchoredit_model.vae import ImageVAE
@@ -123,9 +123,8 @@ def encode_dataset(data: Path, layout: str, vae: ImageVAE, out: Path, limit: int
             flat = pictures.flatten(0, 1)
             with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
                 encoded = torch.cat([encode(part.float() / 255).bfloat16() for part in flat.split(64)])
-            unfinished = cached.with_suffix(".part")
-            save_file({"latents": encoded.unflatten(0, pictures.shape[:2]).contiguous()}, unfinished)
-            os.replace(unfinished, cached)
+            with whole_file(cached, "latents") as unfinished:
+                save_file({"latents": encoded.unflatten(0, pictures.shape[:2]).contiguous()}, unfinished)
             print(f"encoded {path.name}", flush=True)
         latents.append(load_file(cached)["latents"])
         texts += words
@@ -229,8 +228,8 @@ def main(argv: list[str] | None = None) -> None:
     def save() -> None:
         state = {"model": model.state_dict(), "ema": ema.shadow, "step": step, "spent": spent}
         state |= {"optimisers": [optimiser.state_dict() for optimiser in optimisers], "rng": torch.get_rng_state()}
-        torch.save(state, checkpoint.with_suffix(".part"))
-        os.replace(checkpoint.with_suffix(".part"), checkpoint)
+        with whole_file(checkpoint, "training state") as unfinished:
+            torch.save(state, unfinished)
         edit = EditConfig(area=128, area_step=128, area_ratio=1.0, turns=4)
         save_checkpoint(args.out / "transformer.safetensors", widen_text(ema.shadow, config.text_dim), config, edit)
 

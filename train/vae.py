@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import copy
 import math
-import os
 import time
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from anchoredit_model.errors import AnchorEditError
+from anchoredit_model.files import whole_file
 from anchoredit_model.vae import ImageVAE, OneFrameConv, decode_frames, encode_moments, to_image_convolutions
 from train.dataset import load_chunk
 from train.studio import sample_images
@@ -132,16 +132,6 @@ def measure_psnr(vae: ImageVAE, pictures: Tensor) -> float:
     )
 
 
-def save_vae(vae: ImageVAE, folder: Path, dtype: torch.dtype = torch.float32) -> None:
-    """Save beside the folder first, so that a reader never meets half a file."""
-    partial = folder.with_name(folder.name + ".partial")
-    vae.save_pretrained(partial, dtype)
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in partial.iterdir():
-        os.replace(file, folder / file.name)
-    partial.rmdir()
-
-
 class Trainer:
     """Model, average and optimizer, and the clock that decides the learning rate; all of it goes into `state_file`."""
 
@@ -195,10 +185,8 @@ class Trainer:
         state |= {"optimizers": [optimizer.state_dict() for optimizer in self.optimizers]}
         state |= {"step": self.step, "elapsed": self.elapsed, "base_dim": self.options.base_dim}
         state |= {"random": torch.get_rng_state(), "generator": self.generator.get_state()}
-        partial = self.state_file.with_name(self.state_file.name + ".partial")
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(state, partial)
-        os.replace(partial, self.state_file)
+        with whole_file(self.state_file, "training state", make_folder=True) as unfinished:
+            torch.save(state, unfinished)
 
     def load_state(self) -> None:
         """Go on where `save_state` left off."""
@@ -252,7 +240,7 @@ class Trainer:
                     measure_latents(self.vae, pool.sample(HELD_OUT))
                 with torch.autocast("cpu", torch.bfloat16):
                     psnr = measure_psnr(self.vae, held_out)
-                save_vae(self.vae, self.options.out)
+                self.vae.save_pretrained(self.options.out)
                 self.save_state()
                 print(f"vae: step {self.step} held-out PSNR {psnr:.2f} dB, saved in {self.options.out}", flush=True)
                 saved_at = self.elapsed
@@ -295,7 +283,7 @@ def main(argv: list[str] | None = None) -> int:
     exact = measure_psnr(trainer.vae, held_out)
     rounded = measure_psnr(ImageVAE(copy.deepcopy(trainer.vae.model).bfloat16().float()), held_out)
     dtype = torch.bfloat16 if exact - rounded < FREE_LOSS_DB else torch.float32
-    save_vae(trainer.vae, options.out, dtype)
+    trainer.vae.save_pretrained(options.out, dtype)
     print(f"vae: held-out PSNR {exact:.2f} dB, {rounded:.2f} dB rounded to bfloat16; saved as {dtype} in {options.out}")
     return 0
 

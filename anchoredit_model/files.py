@@ -1,0 +1,40 @@
+"""Files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from .errors import AnchorEditError
+
+
+@contextlib.contextmanager
+def whole_file(path: Path, what: str, make_folder: bool = False) -> Iterator[Path]:
+    """A name to write to; what is written there takes `path`'s place when the block ends well.
+
+    If it does not, or the process dies, the old file stays. Raises AnchorEditError, with `what` naming the file's
+    purpose, if the folder is missing, read-only or full.
+    """
+    # Beside the target, because only within one file system is a replacement atomic.
+    unfinished = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    try:
+        if make_folder:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.touch()
+        mode = unfinished.stat().st_mode  # as the user's other files; safetensors' own can be read by their owner alone
+        yield unfinished
+        unfinished.chmod(mode)
+        os.replace(unfinished, path)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise AnchorEditError(
+            f"{what} '{path}' cannot be written ({reason}): choose a folder that exists, is writable and has room"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):  # gone after a success, or never made
+            unfinished.unlink()
