@@ -37,6 +37,9 @@ HEAD_DIM = 128  # of every released Wan; a file of another head size says so in 
 HASHED_WHOLE = 1 << 20  # bytes; a larger tensor goes into the fingerprint as a sum and samples
 HASH_SAMPLES = 4096  # 8-byte words
 
+# How weights without our settings are sampled: as Wan 2.1 itself, which was never trained to edit.
+UNDISTILLED = EditConfig(sampler="euler", num_steps=50, shift=8.0, guidance=5.0)
+
 _FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 # Other models in an all-in-one file as ComfyUI saves it.
 _NEIGHBOURS = ("first_stage_model.", "vae.", "text_encoders.", "cond_stage_model.")
@@ -96,7 +99,7 @@ def load_transformer(
     *,
     num_heads: int | None = None,
 ) -> tuple[CausalWanTransformer, EditConfig]:
-    """The transformer at `path`, in eval mode, and how it edits (EditConfig's defaults if the file does not say).
+    """The transformer at `path`, in eval mode, and how it edits (`UNDISTILLED` if the file does not say).
 
     Strict: raises AnchorEditError naming up to five weights that are missing, left over or of a wrong shape.
     On a CPU and in the file's own dtype the weights may stay memory-mapped: don't overwrite the file in place.
@@ -106,7 +109,7 @@ def load_transformer(
     _check_fit(checkpoint.state_dict, model, str(path))
     weights = {name: tensor.to(device=device, dtype=dtype) for name, tensor in checkpoint.state_dict.items()}
     model.load_state_dict(weights, strict=True, assign=True)
-    return model.eval(), checkpoint.edit_config or EditConfig()
+    return model.eval(), checkpoint.edit_config or UNDISTILLED
 
 
 def save_checkpoint(

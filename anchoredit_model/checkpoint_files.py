@@ -239,12 +239,13 @@ def _pick_weights(path: Path, content: Any) -> tuple[dict[str, Tensor], str]:
     """The state dict in what a .pt holds, and the layout; the averaged weights are those the paper evaluates."""
     if not isinstance(content, dict):
         raise AnchorEditError(f"{path} holds a {type(content).__name__}: give a dict of weights")
-    candidates = [content.get(name) for name in ("generator_ema", "generator", "model")]
-    weights = next((value for value in candidates if isinstance(value, dict) and value), content)
+    found = [name for name in ("generator_ema", "generator", "model") if isinstance(content.get(name), dict)]
+    chosen = next((name for name in found if content[name]), None)
+    weights = content if chosen is None else content[chosen]
     for name, value in weights.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise AnchorEditError(
                 f"{path} holds {name!r}, a {type(value).__name__}, where weights should be: give a state dict, or "
                 "a dict with `generator_ema` or `generator`"
             )
-    return weights, "state_dict" if weights is content else "published"
+    return weights, "published" if chosen in ("generator_ema", "generator") else "state_dict"

@@ -77,7 +77,9 @@ def _parser() -> argparse.ArgumentParser:
     edit.add_argument("--model", type=_path, metavar="DIR_OR_FILE", help="default: the bundled tiny model")
     edit.add_argument("--session", type=_path, metavar="FILE", help="go on with a saved session")
     edit.add_argument("--seed", type=int, metavar="N", help="of the noise (default: the session's, at first 0)")
+    edit.add_argument("--area", type=int, metavar="N", help="works at the area of an NxN square (default: the model's)")
     edit.add_argument("--steps", type=int, metavar="N", help="sampler steps per turn (default: the model's)")
+    edit.add_argument("--sampler", choices=("renoise", "euler"), help="default: the model's; euler takes more steps")
     edit.add_argument("--guidance", type=float, metavar="G", help="1 = off (default: the model's); doubles the time")
     edit.add_argument("--window", type=int, metavar="N", help="recent turns that a turn sees")
     edit.add_argument("--anchor-frames", type=int, metavar="N", help="first turns that every turn sees (default 1)")
@@ -102,6 +104,8 @@ def edit_command(arguments: argparse.Namespace) -> int:
         raise AnchorEditError('there is no instruction: add one or more, e.g. -i "make it blue"')
     if (arguments.image is None) == (arguments.session is None):
         raise AnchorEditError("give a picture to start from, or --session FILE to go on with, and not both")
+    if arguments.area is not None and arguments.session is not None:
+        raise AnchorEditError(f"--area {arguments.area}: a session keeps its size: leave --area out, or give a picture")
     # inputs are read and the folder is tried before the slow import of the model
     from .images import load_image
     from .session import load_session
@@ -122,12 +126,13 @@ def edit_command(arguments: argparse.Namespace) -> int:
     if saved:
         memory = saved.fork(**options)
     else:
-        memory = pipeline.start(source, pipeline.default_policy.with_options(**options))
+        memory = pipeline.start(source, pipeline.default_policy.with_options(**options), area=arguments.area)
     say = _quiet if arguments.json else print
     say(memory.geometry.describe())
     if saved and saved.model and saved.model != pipeline.reader.identity:
         print("note: the session was made with another model, dtype or device; it goes on with these", file=sys.stderr)
     seed = arguments.seed if arguments.seed is not None else memory.turns[-1].seed or 0
+    sampling = {"steps": arguments.steps, "guidance": arguments.guidance, "sampler": arguments.sampler}
 
     record = _Record(pipeline, arguments.out)
     total = memory.last + len(arguments.instruction)
@@ -135,7 +140,7 @@ def edit_command(arguments: argparse.Namespace) -> int:
         if not instruction.strip():
             print("note: the instruction is empty: a null edit, the picture is made again as it is", file=sys.stderr)
         began = time.perf_counter()
-        memory = pipeline.turn(memory, instruction, seed, arguments.steps, arguments.guidance, mask)
+        memory = pipeline.turn(memory, instruction, seed, mask=mask, **sampling)
         seconds = time.perf_counter() - began
         path = record.add(memory)
         if arguments.json:
@@ -148,30 +153,32 @@ def edit_command(arguments: argparse.Namespace) -> int:
 
 
 class _Record:
-    """The output folder: pictures by turn, the filmstrip and the session."""
+    """The output folder: the session, pictures by turn and the filmstrip.
+
+    Of earlier pictures only thumbnails stay in memory, so that a long session needs no more of it than a short one.
+    """
 
     def __init__(self, pipeline, folder: Path):
         self.pipeline = pipeline
         self.folder = folder
-        self.pictures = []
+        self.newest = None
+        self.thumbnails = []
 
     def add(self, memory) -> Path:
-        """Writes what is new: the session first, because all else can be made from it. Returns the newest picture."""
-        from .filmstrip import filmstrip
+        """Writes what is new: the session first, all else can be made from it. Returns the last picture's path."""
+        from .filmstrip import contact_sheet, thumbnail
         from .images import save_image, to_tensor
         from .session import save_session
 
-        new = range(len(self.pictures), len(memory))
-        for turn in new:
-            self.pictures.append(self.pipeline.picture(memory, turn, self.pictures[-1] if self.pictures else None))
-        captions = [turn.instruction or "(null edit)" for turn in memory.turns[1:]]
-        sheet = to_tensor(filmstrip(self.pictures, captions))
         save_session(memory, self.folder / SESSION_NAME)
-        for turn in new:
+        for turn in range(len(self.thumbnails), len(memory)):
+            self.newest = self.pipeline.picture(memory, turn, self.newest)
+            self.thumbnails.append(thumbnail(self.newest))
             path = self.folder / f"turn_{turn:02d}.png"
             if turn == memory.last or not path.exists():  # a picture of the session's earlier run stays
-                save_image(self.pictures[turn], path, {"instruction": memory.turns[turn].instruction})
-        save_image(sheet, self.folder / "filmstrip.png")
+                save_image(self.newest, path, {"instruction": memory.turns[turn].instruction})
+        captions = [turn.instruction or "(null edit)" for turn in memory.turns[1:]]
+        save_image(to_tensor(contact_sheet(self.thumbnails, captions)), self.folder / "filmstrip.png")
         return path
 
 

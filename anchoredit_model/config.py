@@ -85,6 +85,7 @@ class EditConfig(JsonConfig):
     slots        "bounded": visible frames are numbered 0, 1, 2, ...; "absolute": by turn number
     area         side of the square whose area the model was trained at, pixels, with bucket step and ratio
     turns        longest sequence of the training, source included
+    second_history  guidance reads a history of its own under the null text, as the published scripts do
     """
 
     steps: tuple[int, ...] = (1000, 750, 500, 250)
@@ -99,6 +100,7 @@ class EditConfig(JsonConfig):
     area_step: int = 64
     area_ratio: float = 4.0
     turns: int = 6
+    second_history: bool = False
 
     def __post_init__(self):
         _one_of("sampler", self.sampler, ("renoise", "euler"))
@@ -106,12 +108,16 @@ class EditConfig(JsonConfig):
         _one_of("slots", self.slots, ("bounded", "absolute"))
         steps = self.steps if isinstance(self.steps, tuple) else ()
         if not steps or any(not _is_number(step) or not 0 < step <= 1000 for step in steps):
-            raise AnchorEditError(f"steps {self.steps!r} are no sampler times: give numbers from 1000 down to above 0")
+            raise AnchorEditError(f"steps {self.steps!r} are no sampler times: list numbers from 1000 down to above 0")
         for name in ("num_steps", "stride", "area", "area_step", "turns"):
             _at_least(1, name, getattr(self, name))
-        for name in ("shift", "guidance", "area_ratio"):
+        for name, remedy in (
+            ("shift", "use 1 (none) to about 8"),
+            ("guidance", "use 1 (off) to about 10"),
+            ("area_ratio", "use 1 (only squares) to about 4"),
+        ):
             if not _is_number(getattr(self, name)):
-                raise AnchorEditError(f"{name} {getattr(self, name)!r} is no number: give one, e.g. 1.0")
+                raise AnchorEditError(f"{name} {getattr(self, name)!r} is no number to scale by: {remedy}")
 
 
 @dataclass(frozen=True)
@@ -125,15 +131,15 @@ class MemoryPolicy(JsonConfig):
     """
 
     anchor_frames: int = 1
-    window: int = 5
+    window: int = 4
     history: str = "stream"
 
     def __post_init__(self):
         _one_of("history", self.history, ("stream", "refresh"))
-        _at_least(0, "anchor_frames", self.anchor_frames)
+        _at_least(0, "anchor frames", self.anchor_frames)
         _at_least(0, "window", self.window)
         if self.anchor_frames + self.window == 0:
-            raise AnchorEditError("anchor_frames 0 with window 0 leave nothing to see: set one of them to 1 or more")
+            raise AnchorEditError("anchor frames 0 with window 0 leave nothing to see: set one of them to 1 or more")
 
     def visible(self, turn: int) -> tuple[int, ...]:
         """Numbers of the frames that frame `turn` sees besides itself, in order."""
@@ -152,7 +158,7 @@ def _is_number(value: Any) -> bool:
 
 def _at_least(least: int, name: str, value: Any) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise AnchorEditError(f"{name} {value!r} is not possible: give a whole number, {least} or more")
+        raise AnchorEditError(f"{name} {value!r} is not possible: set a whole number, {least} or more")
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

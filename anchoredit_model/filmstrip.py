@@ -50,14 +50,26 @@ def filmstrip(images: list[Tensor], captions: list[str], thumb: int = 256, colum
     Chinese captions need a Chinese font on the system (most Linux servers have none: install Noto Sans CJK),
     else they show as boxes. Raises AnchorEditError if pictures, captions or sizes do not fit together.
     """
-    if not images or len(captions) != len(images) - 1:
+    thumbnails = _thumbnails([to_pil(image) for image in images], thumb) if images else []
+    return contact_sheet(thumbnails, captions, thumb, columns)
+
+
+def thumbnail(image: Tensor, thumb: int = 256) -> Image.Image:
+    """A picture [3, H, W], 0..1 as `filmstrip` shows it among others of its size."""
+    return _thumbnails([to_pil(image)], thumb)[0]
+
+
+def contact_sheet(
+    thumbnails: list[Image.Image], captions: list[str], thumb: int = 256, columns: int | None = None
+) -> Image.Image:
+    """`filmstrip` from pictures that `thumbnail` has made small: all that a long session needs to keep of them."""
+    if not thumbnails or len(captions) != len(thumbnails) - 1:
         raise AnchorEditError(
-            f"filmstrip got {len(images)} pictures and {len(captions)} captions: "
+            f"filmstrip got {len(thumbnails)} pictures and {len(captions)} captions: "
             "give the source and then one picture and one caption per turn"
         )
     if thumb < 48 or (columns is not None and columns < 1):
         raise AnchorEditError(f"filmstrip with thumb {thumb} and columns {columns}: use 48 px and 1 column or more")
-    thumbnails = _thumbnails([to_pil(image) for image in images], thumb)
     label_font = ImageFont.load_default(max(10, round(thumb / 18)))
     text_font = _font("".join(captions), max(11, round(thumb / 15)))
     line_height = round(sum(text_font.getmetrics()) * 1.15)
@@ -67,8 +79,8 @@ def filmstrip(images: list[Tensor], captions: list[str], thumb: int = 256, colum
     cell_width = max(round(thumb * NARROWEST_CELL), max(picture.width for picture in thumbnails))
     picture_height = max(picture.height for picture in thumbnails)
     texts = [[]] + [_wrap(caption, text_font, cell_width) for caption in captions]
-    columns = min(columns or _columns(len(images), cell_width / thumb), len(images))
-    rows = [range(first, min(first + columns, len(images))) for first in range(0, len(images), columns)]
+    columns = min(columns or _columns(len(thumbnails), cell_width / thumb), len(thumbnails))
+    rows = [range(first, min(first + columns, len(thumbnails))) for first in range(0, len(thumbnails), columns)]
 
     label_gap = round(gap / 3)
     # Every row is as high as its own longest caption asks for.

@@ -31,9 +31,9 @@ from .views import FrameView, view_of
 ReadFrame = Callable[[Tensor, Tensor, int | None, FrameView, tuple[Block, ...]], Block]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Turn:
-    """One picture of a session.
+    """One picture of a session. Turns and memories are equal only to themselves, as a host's caches want it.
 
     latent       [C, h, w] float32 on the CPU, clean
     instruction  what was asked; "" for the anchor and for null edits
@@ -41,6 +41,7 @@ class Turn:
     seed         of the turn's noise (None for the anchor)
     settings     how it was sampled: plain JSON values
     mask         [1, H, W] float32 at the input's size, or None
+    policy       the memory's when the turn was committed: what it has seen, whatever later turns may see
     """
 
     latent: Tensor
@@ -49,6 +50,7 @@ class Turn:
     seed: int | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     mask: Tensor | None = None
+    policy: MemoryPolicy | None = None
 
     @property
     def nbytes(self) -> int:
@@ -64,7 +66,7 @@ class Turn:
         return _digest(self.text)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class AnchorMemory:
     """Turns 0..n of a session, the source picture [3, H, W] in 0..1, its geometry and what turns may see."""
 
@@ -109,7 +111,7 @@ class AnchorMemory:
                 f"the turn's latent is {list(turn.latent.shape)}, the session's {list(self.turns[0].latent.shape)}: "
                 "use the model and size the session was started with"
             )
-        kept = replace(turn, latent=turn.latent.float().cpu(), text=turn.text.float().cpu())
+        kept = replace(turn, latent=turn.latent.float().cpu(), text=turn.text.float().cpu(), policy=self.policy)
         return replace(self, turns=(*self.turns, kept), model=model or self.model)
 
     def rewind(self, turn: int) -> AnchorMemory:
@@ -121,6 +123,10 @@ class AnchorMemory:
     def fork(self, **policy: Any) -> AnchorMemory:
         """The same turns under another policy; options as in `MemoryPolicy`, None keeps the present value."""
         return replace(self, policy=self.policy.with_options(**policy))
+
+    def under(self, text: Tensor) -> AnchorMemory:
+        """The same pictures as if `text` [T, E] had asked for each: the second history of published guidance."""
+        return replace(self, turns=tuple(replace(turn, text=text) for turn in self.turns))
 
     def view(self, slots: str = "bounded") -> FrameView:
         """What the next turn sees."""
@@ -170,7 +176,8 @@ class MemoryReader:
             return plan
         keys: dict[int, str] = {}
         for frame in range(len(memory)):  # keys are hashes of keys, so all of them are made; that costs nothing
-            keys[frame] = self._step(plan, memory, frame, view_of(frame, memory.policy, self.edit.slots), anchor_text)
+            policy = memory.turns[frame].policy or memory.policy
+            keys[frame] = self._step(plan, memory, frame, view_of(frame, policy, self.edit.slots), anchor_text)
         plan.wanted = [keys[frame] for frame in view.frames]
         return plan
 
@@ -186,14 +193,14 @@ class MemoryReader:
 
     def _fetch(self, memory: AnchorMemory, plan: _Plan) -> tuple[Block, ...]:
         """The wanted blocks, reading what the store has lost in the order in which it was first read."""
-        missing: list[str] = []
+        missing: set[str] = set()
         open_keys = list(plan.wanted)
         while open_keys:
             key = open_keys.pop()
             if key not in self.store and key not in missing:
-                missing.append(key)
+                missing.add(key)
                 open_keys.extend(plan.steps[key].seen)
-        order = [key for key in plan.steps if key in set(missing)]  # steps are listed oldest first
+        order = [key for key in plan.steps if key in missing]  # steps are listed oldest first
         at_hand: dict[str, Block] = {}
         for place, key in enumerate(order):
             step = plan.steps[key]

@@ -12,31 +12,36 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import operator
 import os
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from .checkpoint import fingerprint, load_transformer, read_checkpoint, save_folder
 from .config import EditConfig, MemoryPolicy, TransformerConfig
 from .errors import AnchorEditError
-from .geometry import Geometry, composite, fit
+from .files import whole_file
+from .geometry import composite, fit
+from .images import to_tensor
 from .kv_store import KVStore
 from .memory import AnchorMemory, MemoryReader, Turn
 from .sampling import OnStep, PredictFlow, guided, sample, with_steps
 from .text import TextEncoder
-from .transformer import Block, CausalWanTransformer
+from .transformer import Block, CausalWanTransformer, TextContext
 from .vae import ImageVAE
 from .views import FrameView
 
 TINY = Path(__file__).parent / "tiny"
 _INDEX = "model_index.json"
+_FEATHER = 1 / 64  # of the picture's shorter side, inside a mask's edge
+_CONTEXTS = 3  # texts whose keys and values are kept: the instruction's, the null text's, one more when replaying
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,8 @@ class AnchorEditOutput:
 class AnchorEditPipeline:
     """A transformer, a VAE and a text encoder, and the keys and values of the sessions they work on.
 
-    `store` keeps remembered keys and values; by default just those that the memory in use sees.
+    `store` keeps remembered keys and values; by default just those that the memory in use sees. They belong to the
+    weights as they are now: after changing them (a LoRA, say), make a new pipeline.
     """
 
     def __init__(
@@ -66,11 +72,17 @@ class AnchorEditPipeline:
         self.text_encoder = text_encoder
         self.edit = edit or EditConfig()
         self.store = KVStore(budget=0) if store is None else store
-        self._progress_bar: dict = {}
-        parameter = next(transformer.parameters())
         self.fingerprint = fingerprint(transformer)
-        identity = f"{self.fingerprint} {parameter.dtype} {parameter.device.type}"
+        self._progress_bar: dict = {}
+        self._make_readers()
+
+    def _make_readers(self) -> None:
+        weight = next(self.transformer.parameters())
+        sizes = json.dumps(self.transformer.config.to_json())  # the same weights may be cut into other heads
+        identity = f"{self.fingerprint} {sizes} {weight.dtype} {weight.device.type}"
         self.reader = MemoryReader(self._read_frame, identity, self.edit, self.store)
+        self._null_reader = MemoryReader(self._read_frame, identity, self.edit, KVStore(budget=0))
+        self._contexts: deque[tuple[Tensor, int | None, TextContext]] = deque(maxlen=_CONTEXTS)
 
     # ---------------------------------------------------------------- loading and saving
 
@@ -82,10 +94,10 @@ class AnchorEditPipeline:
         device: str | torch.device = "cpu",
         store: KVStore | None = None,
     ) -> AnchorEditPipeline:
-        """A local model: a folder with `transformer`, `vae` and `text_encoder`, or a transformer's weights file.
+        """A local model: a folder with `transformer`, `vae` and `text_encoder`, or a transformer's weights.
 
-        Of a file's folder, `vae` and `text_encoder` are taken, or the bundled ones if the file has the bundled
-        model's size. Nothing is downloaded.
+        Weights alone, a file or a folder, need `vae` and `text_encoder` beside them as diffusers stores them; those
+        of the bundled model's size get the bundled ones. Nothing is downloaded.
         """
         path = Path(os.path.expanduser(path))  # Path's own expanduser raises for a user it does not know
         if not path.exists():
@@ -95,9 +107,9 @@ class AnchorEditPipeline:
         if not (parts / "vae").is_dir():
             parts = _bundled_parts(weights)
         transformer, edit = load_transformer(weights, torch_dtype, device)
-        vae = ImageVAE.from_pretrained(parts / "vae", device, torch_dtype)
+        vae = ImageVAE.from_pretrained(parts / "vae", device)  # float32: in bfloat16 it loses grey levels
         text_dim = transformer.config.text_dim
-        text_encoder = TextEncoder.from_pretrained(parts / "text_encoder", device=device, text_dim=text_dim)
+        text_encoder = TextEncoder.from_pretrained(parts / "text_encoder", None, device, torch_dtype, text_dim)
         return cls(transformer, vae, text_encoder, edit, store)
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
@@ -107,7 +119,15 @@ class AnchorEditPipeline:
         self.vae.save_pretrained(folder / "vae", dtype)
         self.text_encoder.save_pretrained(folder / "text_encoder")
         index = {"_class_name": type(self).__name__, "parts": ["transformer", "vae", "text_encoder"]}
-        (folder / _INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        with whole_file(folder / _INDEX, "model index") as unfinished:
+            unfinished.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+    def to(self, device: str | torch.device) -> AnchorEditPipeline:
+        """Moves the model; keys and values are read again there."""
+        for part in (self.transformer, self.vae, self.text_encoder.model):
+            part.to(device)
+        self._make_readers()
+        return self
 
     # ---------------------------------------------------------------- editing
 
@@ -126,13 +146,18 @@ class AnchorEditPipeline:
 
     @torch.no_grad()
     def start(
-        self, image: Tensor, policy: MemoryPolicy | None = None, geometry: Geometry | None = None
+        self, image: Tensor | Image.Image, policy: MemoryPolicy | None = None, area: int | None = None
     ) -> AnchorMemory:
-        """A session from a source picture [3, H, W] in 0..1, worked on at the nearest size the model knows."""
+        """A session from a source picture, [3, H, W] in 0..1 or a Pillow image.
+
+        It is worked on at the nearest size the model knows; `area` replaces the side of the square, in pixels, whose
+        area the model was trained at.
+        """
+        image = to_tensor(image) if isinstance(image, Image.Image) else image
         if image.ndim != 3 or image.shape[0] != 3:
             raise AnchorEditError(f"the picture is {list(image.shape)}: give one picture [3, height, width]")
         height, width = image.shape[-2:]
-        geometry = geometry or fit(height, width, self.edit.area, self.edit.area_step, self.edit.area_ratio)
+        geometry = fit(height, width, area or self.edit.area, self.edit.area_step, self.edit.area_ratio)
         latent = self.vae.encode(geometry.to_work(image[None]))[0]
         (null_text,) = self.text_encoder.encode([""])
         return AnchorMemory.start(
@@ -148,27 +173,27 @@ class AnchorEditPipeline:
         steps: int | None = None,
         guidance: float | None = None,
         mask: Tensor | None = None,
+        sampler: str | None = None,
         on_step: OnStep | None = None,
     ) -> AnchorMemory:
         """The memory with one more turn; `memory` itself stays.
 
         An empty instruction is a null edit: the picture is made again as it is. `mask` [1, H, W] at the input's
-        size limits the edit to where it is above 0. Defaults for steps and guidance are the checkpoint's.
+        size limits the edit to where it is above 0. Steps, guidance and sampler ("renoise" or "euler") are the
+        checkpoint's if not given.
         """
         self._check(memory)
         instruction = _checked_text(instruction.strip())
-        edit = with_steps(self.edit, steps)
-        edit = edit if guidance is None else replace(edit, guidance=float(guidance))
-        if not math.isfinite(edit.guidance):
-            raise AnchorEditError(f"guidance {edit.guidance} is no number to scale by: use 1 (off) to about 10")
+        options = {"guidance": None if guidance is None else float(guidance), "sampler": sampler}
+        edit = replace(self.edit, **{name: value for name, value in options.items() if value is not None})
+        edit = with_steps(edit, steps)
         seed = operator.index(seed)  # numpy's integers would not go into a session file
         mask = None if mask is None else mask.float().cpu()
         impose = None if mask is None else self._mask_latent(mask, memory)
-        (text,) = self.text_encoder.encode([instruction])
-        view, blocks = self.reader.visible(memory, text)
-        predict = self._predictor(text, view, blocks)
+        text = self.text_encoder.encode([instruction])[0].cpu()
+        predict = self._predictor(text, *self.reader.visible(memory, text))
         if edit.guidance != 1:
-            predict = guided(predict, self._predictor(memory.turns[0].text, view, blocks), edit.guidance)
+            predict = guided(predict, self._unconditional(memory, text), edit.guidance)
         shape = memory.turns[-1].latent.shape
         latent = sample(predict, shape, edit, seed, len(memory), on_step, impose, self.device)
         if not latent.isfinite().all():
@@ -195,35 +220,48 @@ class AnchorEditPipeline:
         if entry.mask is None:
             return picture
         before = self.picture(memory, turn - 1) if before is None else before
-        feather = max(1, min(picture.shape[-2:]) // 64)
+        feather = max(1, round(_FEATHER * min(picture.shape[-2:])))
         return composite(picture[None], before[None], entry.mask[None], feather)[0]
 
     def __call__(
         self,
-        image: Tensor | AnchorMemory,
+        image: Tensor | Image.Image | AnchorMemory,
         instructions: str | Sequence[str],
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
         seed: int = 0,
-        steps: int | None = None,
-        guidance: float | None = None,
         policy: MemoryPolicy | None = None,
         mask: Tensor | None = None,
     ) -> AnchorEditOutput:
-        """Edits a picture [3, H, W] in 0..1, or goes on with a memory, one instruction after the other."""
+        """Edits a picture, or goes on with a memory, one instruction after the other; arguments as in `turn`."""
         from tqdm.auto import tqdm
 
         instructions = [instructions] if isinstance(instructions, str) else list(instructions)
         memory = image if isinstance(image, AnchorMemory) else self.start(image, policy)
         images = [self.picture(memory)]
         for instruction in tqdm(instructions, desc="turns", **self._progress_bar):
-            memory = self.turn(memory, instruction, seed, steps, guidance, mask)
+            memory = self.turn(memory, instruction, seed, num_inference_steps, guidance_scale, mask)
             images.append(self.picture(memory, before=images[-1]))
         return AnchorEditOutput(images, memory)
 
     # ---------------------------------------------------------------- parts of a turn
 
-    def _context(self, text: Tensor, rows: int | None = None):
+    def _context(self, text: Tensor, rows: int | None = None) -> TextContext:
+        """Text keys and values; a turn asks for the same text when it samples and when it commits."""
+        for known, known_rows, context in self._contexts:
+            if known_rows == rows and torch.equal(known, text):
+                return context
         lengths = None if rows is None else torch.tensor([rows])
-        return self.transformer.embed_text(text.to(self.device)[None, None], lengths)
+        context = self.transformer.embed_text(text.to(self.device)[None, None], lengths)
+        self._contexts.append((text, rows, context))
+        return context
+
+    def _unconditional(self, memory: AnchorMemory, text: Tensor) -> PredictFlow:
+        """The null text's branch of guidance; both branches read the same history unless the checkpoint says not."""
+        null = memory.turns[0].text
+        if self.edit.second_history:
+            return self._predictor(null, *self._null_reader.visible(memory.under(null), null))
+        return self._predictor(null, *self.reader.visible(memory, text))
 
     def _read_frame(
         self, latent: Tensor, text: Tensor, rows: int | None, view: FrameView, blocks: tuple[Block, ...]
@@ -288,4 +326,6 @@ def _bundled_parts(weights: Path) -> Path:
     """The bundled VAE and text encoder serve weights of the bundled model's size, and no others."""
     if read_checkpoint(weights).transformer_config == TransformerConfig.named("tiny"):
         return TINY
-    raise AnchorEditError(f"'{weights}' has no folders vae and text_encoder beside it: put Wan 2.1's there")
+    raise AnchorEditError(
+        f"'{weights}' has no folders vae and text_encoder with it: put Wan 2.1's there, as diffusers stores them"
+    )

@@ -45,6 +45,7 @@ def save_session(memory: AnchorMemory, path: str | Path) -> None:
                 "settings": turn.settings,
                 "text_rows": len(turn.text),
                 "mask": mask_names.get(id(turn.mask)),
+                "policy": turn.policy.to_json() if turn.policy else None,
                 "parent": number - 1 if number else None,
             }
             for number, turn in enumerate(memory.turns)
@@ -97,6 +98,8 @@ def _memory(header: dict, tensors: dict[str, Tensor]) -> AnchorMemory:
     size = (geometry.input_height, geometry.input_width)
     if not entries or len(latents) != len(entries):
         raise ValueError(f"{len(latents)} latents for {len(entries)} turns")
+    if [entry["parent"] for entry in entries] != [None, *range(len(entries) - 1)]:
+        raise ValueError("its turns are not one chain")
     if picture.shape != (3, *size) or any(mask.shape != (1, *size) for mask in masks.values()):
         raise ValueError("its pictures and masks differ in size")
     if latents.ndim != 4 or geometry.work_height * latents.shape[3] != geometry.work_width * latents.shape[2]:
@@ -111,6 +114,7 @@ def _memory(header: dict, tensors: dict[str, Tensor]) -> AnchorMemory:
             _typed(entry["seed"], int, type(None)),
             _typed(entry["settings"], dict),
             None if entry["mask"] is None else masks[entry["mask"]],
+            None if entry["policy"] is None else MemoryPolicy.from_json(entry["policy"]),
         )
         for latent, text, entry in zip(latents.unbind(), texts, entries, strict=True)
     )

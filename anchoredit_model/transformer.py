@@ -26,7 +26,7 @@ from .rope import rotate, spatial_tables, temporal_tables
 from .views import FrameView, sequence_views
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Block:
     """Keys and values of one remembered frame, a pair [1, L, H, D] per layer; keys normed, turned in space only."""
 
@@ -38,7 +38,7 @@ class Block:
         return sum(tensor.nbytes for tensor in (*self.keys, *self.values))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TextContext:
     """Keys and values of the texts of B * F frames, a pair [B*F, T', H, D] per layer.
 
@@ -100,25 +100,27 @@ class CausalWanTransformer(nn.Module):
         flow, block = self._run(latent, still, text, (view,), stride, memory, remember=True)
         return block, flow
 
-    def embed_text(self, text: Tensor, lengths: Tensor | None = None) -> TextContext:
+    def embed_text(self, text: Tensor, lengths: Tensor | None = None, expand: bool | None = None) -> TextContext:
         """Text keys and values of every layer, once for all steps of a turn. text [B, F, T, E].
 
-        Every frame attends to `lengths` [F] rows (default: the config's `text_len`, 512); rows beyond T are zero.
+        Every frame attends to `lengths` [F] rows (default: the config's `text_len`, 512); rows beyond T are zero
+        and alike, so one row is projected for all of them. It then counts by a bias or, with `expand`, is repeated:
+        the same sum, and what flash attention on a GPU (the default there) wants, which takes no bias.
         """
         batch, frames, rows, _ = text.shape
-        total = self.config.text_len if lengths is None else None
+        total = self.config.text_len
+        if lengths is None and rows > total:
+            raise ValueError(f"{rows} text rows, the model attends to {total}")
+        expand = text.device.type != "cpu" if expand is None else expand
         padded = F.pad(text.flatten(0, 1), (0, 0, 0, 1))  # [B*F, T + 1, E], the last row stands for all padding
         embedded = self.text_embedding(padded.to(self.patch_embedding.weight.dtype))
+        pairs = [block.cross_attn.key_value(embedded) for block in self.blocks]
         bias = None
-        if total is not None and text.device.type != "cpu":
-            # fused attention kernels for GPUs take no bias: there the one row is expanded instead
-            embedded = torch.cat([embedded[:, :rows], embedded[:, rows:].expand(-1, total - rows, -1)], dim=1)
-        elif total is None or rows < total:
+        if lengths is not None or not expand:
             bias = self._row_counts(batch, frames, rows, lengths, text.device).log()[:, None, None]
             bias = bias if text.device.type == "cpu" else bias.to(embedded.dtype)  # GPUs want the queries' dtype
         else:
-            embedded = embedded[:, :rows]
-        pairs = [block.cross_attn.key_value(embedded) for block in self.blocks]
+            pairs = [tuple(_repeat_last(x, rows, total - rows) for x in pair) for pair in pairs]
         return TextContext(tuple(key for key, _ in pairs), tuple(value for _, value in pairs), bias)
 
     def _row_counts(self, batch: int, frames: int, rows: int, lengths: Tensor | None, device) -> Tensor:
@@ -309,6 +311,11 @@ def sinusoid(timesteps: Tensor, dim: int) -> Tensor:
 def _modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """x [B, F, L, W] with shift and scale [B, F, W], in float32 and back."""
     return (x * (1 + scale[:, :, None]) + shift[:, :, None]).to(x.dtype)
+
+
+def _repeat_last(x: Tensor, rows: int, count: int) -> Tensor:
+    """[B*F, rows + 1, H, D] -> [B*F, rows + count, H, D], the last row `count` times."""
+    return torch.cat([x[:, :rows], x[:, rows:].expand(-1, count, -1, -1)], dim=1)
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -183,7 +183,8 @@ class ImageVAE:
             raise AnchorEditError(
                 f"images for the VAE are {list(images.shape)}: pad or crop them to [B, 3, H, W], H and W multiples of 8"
             )
-        frames = (images.to(self.device, self.dtype, memory_format=torch.channels_last) * 2 - 1).unsqueeze(2)
+        scaled = images.to(self.device, torch.float32) * 2 - 1
+        frames = scaled.to(self.dtype, memory_format=torch.channels_last).unsqueeze(2)
         if self.model.use_tiling:
             moments = self.model.encode(frames).latent_dist.parameters
         else:

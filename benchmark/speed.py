@@ -69,7 +69,7 @@ def main(argv: list[str]) -> int:
     print(f"bytes held are exactly the visible K/V at every turn: {held == exact}")
     if args.json:
         args.json.write_text(json.dumps({"turns": rows, "ratio": ratio}, indent=2) + "\n")
-    return 0
+    return 0 if held == exact else 1
 
 
 def _frame_bytes(pipeline: AnchorEditPipeline, memory) -> int:

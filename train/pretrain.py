@@ -1,7 +1,7 @@
 """First stage: a transformer that follows one instruction and keeps the rest, then short chains of turns.
 
     python -m train pretrain --data runs/data --vae anchoredit_model/tiny/vae \\
-        --text anchoredit_model/tiny/text_encoder --out runs/pretrain --minutes 90
+        --text anchoredit_model/tiny/text_encoder --out runs/pretrain
 
 Two kinds of batch share one forward of the sequence model. *Star*: a source and several edits of it, each
 seeing only the source; the source is read once for all of them. *Chain*: clean turns 0..T-1 and noisy turns
@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -28,6 +28,7 @@ from torch import Tensor
 
 from anchoredit_model.checkpoint import save_checkpoint
 from anchoredit_model.config import EditConfig, MemoryPolicy, TransformerConfig
+from anchoredit_model.errors import AnchorEditError
 from anchoredit_model.files import whole_file
 from anchoredit_model.text import TextEncoder
 from anchoredit_model.transformer import CausalWanTransformer
@@ -36,9 +37,10 @@ from anchoredit_model.views import FrameView, sequence_views
 
 from .dataset import load_chunk
 
-_SAMPLER_TIMES = (1000.0, 750.0, 500.0, 250.0)
+_EDIT = EditConfig(area=128, area_step=128, area_ratio=1.0, turns=4)  # how the trained model edits
 _SAMPLER_WEIGHTS = (0.4, 0.25, 0.2, 0.15)
 _CHANGED = 0.15  # mean absolute difference of normalised latents that counts as a change
+_REPORT_SECONDS, _SAVE_SECONDS = 20, 240
 _FULL_AREA = 0.1  # share of the picture from which on an edit weighs `extra` per position
 
 
@@ -59,7 +61,8 @@ def teacher_views(turns: int) -> tuple[FrameView, ...]:
 
 def sample_times(count: int, device=None) -> Tensor:
     """Times in (0, 1000], [count]: more than half are the sampler's own, the rest uniform."""
-    own = torch.tensor(_SAMPLER_TIMES)[torch.multinomial(torch.tensor(_SAMPLER_WEIGHTS), count, replacement=True)]
+    picked = torch.multinomial(torch.tensor(_SAMPLER_WEIGHTS), count, replacement=True)
+    own = torch.tensor(_EDIT.steps, dtype=torch.float32)[picked]
     uniform = 1000 * torch.rand(count).clamp(min=1e-3)
     return torch.where(torch.rand(count) < 0.6, own, uniform).to(device)
 
@@ -166,123 +169,144 @@ def learning_rate(progress: float, peak: float) -> float:
     return peak * min(1.0, progress / 0.01, max(0.0, (1 - progress) / 0.4))
 
 
+class Trainer:
+    """Data, model, average and optimisers, and the clock that the schedules run on."""
+
+    def __init__(self, options: argparse.Namespace):
+        self.options = options
+        self.step, self.spent = 0, 0.0
+        self.vae = ImageVAE.from_pretrained(options.vae)
+        self.encoder = TextEncoder.from_pretrained(options.text)
+        self.table = {"": 0}
+        self.data: dict[str, Sequences] = {}
+        self.load("star")
+        self.config = TransformerConfig.named("tiny")
+        # trained without the columns that are always zero
+        self.model = CausalWanTransformer(replace(self.config, text_dim=self.states.shape[2]))
+        _initialise(self.model)
+        self.ema = Ema(self.model, 0.999)
+        matrices = [p for p in self.model.blocks.parameters() if p.ndim == 2]
+        chosen = {id(p) for p in matrices}
+        others = [p for p in self.model.parameters() if id(p) not in chosen]
+        self.optimisers = [
+            torch.optim.Muon(matrices, lr=options.lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(others, lr=options.lr, betas=(0.9, 0.99), weight_decay=0.0, fused=True),
+        ]
+        self.checkpoint = options.out / "training.pt"
+
+    def load(self, layout: str) -> None:
+        """Loads one layout's sessions and embeds the texts that are new."""
+        latents, texts = encode_dataset(self.options.data, layout, self.vae, self.options.out, self.options.chunks)
+        self.data[layout] = Sequences(latents, text_table(texts, self.table))
+        self.states = embed_table(self.table, self.encoder)
+        print(f"{layout}: {len(latents)} sessions, {len(self.table)} different instructions", flush=True)
+
+    def train_step(self) -> dict:
+        """One batch: its loss, seconds, number of sessions and layout."""
+        options, began = self.options, time.monotonic()
+        progress = self.spent / (60 * options.minutes)
+        chained = progress > options.chain_from and torch.rand(()).item() < options.chain_share
+        layout = "chain" if chained else "star"
+        if layout not in self.data:
+            self.load(layout)
+        # a chain's batch is smaller, so that both kinds cost about the same
+        count = options.batch * 2 // 3 if chained else options.batch
+        picked = torch.randint(len(self.data[layout].latents), (count,))
+        latents = self.data[layout].latents[picked].float()
+        text = self.states[F.pad(self.data[layout].texts[picked], (1, 0))]  # the source's text is number 0
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = flow_loss(
+                self.model, latents, text, layout, options.change_weight, options.dropout, options.history_noise
+            )
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = learning_rate(progress, options.lr)
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+        self.step += 1
+        self.ema.update(self.model, self.step)
+        seconds = time.monotonic() - began
+        self.spent += seconds
+        return {"loss": loss.item(), "seconds": seconds, "sessions": count, "layout": layout}
+
+    def train(self) -> None:
+        """Trains until the minutes are over; logs every 20 seconds, saves every 4 minutes."""
+        recent: list[dict] = []
+        reported = saved = time.monotonic()
+        with open(self.options.out / "log.jsonl", "a", encoding="utf-8") as log:
+            while self.spent < 60 * self.options.minutes:
+                recent.append(self.train_step())
+                now = time.monotonic()
+                if now - reported > _REPORT_SECONDS:
+                    row = json.dumps(self._report(recent))
+                    print(row, flush=True)
+                    print(row, file=log, flush=True)
+                    recent, reported = [], now
+                if now - saved > _SAVE_SECONDS:
+                    self.save()
+                    saved = now
+        self.save()
+
+    def _report(self, recent: list[dict]) -> dict:
+        row = {"step": self.step, "minutes": round(self.spent / 60, 2)}
+        for layout in self.data:
+            if losses := [entry["loss"] for entry in recent if entry["layout"] == layout]:
+                row[layout] = round(sum(losses) / len(losses), 4)
+        seconds = sum(entry["seconds"] for entry in recent)
+        return {**row, "sessions_per_s": round(sum(entry["sessions"] for entry in recent) / seconds, 1)}
+
+    def save(self) -> None:
+        """Writes what training goes on from, and the averaged weights as a checkpoint to use."""
+        state = {"model": self.model.state_dict(), "ema": self.ema.shadow, "step": self.step, "spent": self.spent}
+        state |= {"optimisers": [optimiser.state_dict() for optimiser in self.optimisers]}
+        with whole_file(self.checkpoint, "training state") as unfinished:
+            torch.save(state | {"rng": torch.get_rng_state()}, unfinished)
+        weights = widen_text(self.ema.shadow, self.config.text_dim)
+        save_checkpoint(self.options.out / "transformer.safetensors", weights, self.config, _EDIT)
+
+    def resume(self) -> None:
+        """Goes on where `save` left off."""
+        if not self.checkpoint.is_file():
+            raise AnchorEditError(f"nothing to resume at '{self.checkpoint}': start without --resume")
+        saved = torch.load(self.checkpoint, weights_only=True)
+        self.model.load_state_dict(saved["model"])
+        self.ema.shadow = saved["ema"]
+        for optimiser, state in zip(self.optimisers, saved["optimisers"], strict=True):
+            optimiser.load_state_dict(state)
+        self.step, self.spent = saved["step"], saved["spent"]
+        torch.set_rng_state(saved["rng"])
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m train pretrain", description=__doc__.split("\n")[0])
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--data", type=Path, required=True, help="folder of python -m train dataset")
     parser.add_argument("--vae", type=Path, required=True)
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=90)
-    parser.add_argument("--batch", type=int, default=48)
-    parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--chain-from", type=float, default=0.55, help="share of the budget after which chains join")
+    parser.add_argument("--minutes", type=float, default=74, help="of training; schedules run over them")
+    parser.add_argument("--batch", type=int, default=20, help="sessions; each has three edits")
+    parser.add_argument("--lr", type=float, default=1.5e-3)
+    parser.add_argument("--chain-from", type=float, default=0.45, help="share of the budget after which chains join")
     parser.add_argument("--chain-share", type=float, default=0.5)
-    parser.add_argument("--change-weight", type=float, default=3.0)
+    parser.add_argument("--change-weight", type=float, default=3.0, help="extra weight where an edit changes something")
     parser.add_argument("--dropout", type=float, default=0.05, help="of the instruction, for guidance")
     parser.add_argument("--history-noise", type=float, default=0.2, help="on remembered turns of chains, at most")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--chunks", type=int, help="use only this many chunks of each layout")
     parser.add_argument("--no-compile", action="store_true")
     parser.add_argument("--resume", action="store_true")
-    args = parser.parse_args(argv)
-    args.out.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(args.seed)
-
-    vae = ImageVAE.from_pretrained(args.vae)
-    encoder = TextEncoder.from_pretrained(args.text)
-    table = {"": 0}
-    data: dict[str, Sequences] = {}
-
-    def load(layout: str) -> Tensor:
-        """Loads one layout's sessions; returns the states of all texts known so far."""
-        latents, texts = encode_dataset(args.data, layout, vae, args.out, args.chunks)
-        data[layout] = Sequences(latents, text_table(texts, table))
-        print(f"{layout}: {len(latents)} sessions, {len(table)} different instructions", flush=True)
-        return embed_table(table, encoder)
-
-    states = load("star")
-
-    config = TransformerConfig.named("tiny")
-    small = TransformerConfig.from_json({**config.to_json(), "text_dim": states.shape[2]})
-    model = CausalWanTransformer(small)
-    _initialise(model)
-    matrices = [p for name, p in model.blocks.named_parameters() if p.ndim == 2]
-    chosen = {id(p) for p in matrices}
-    others = [p for p in model.parameters() if id(p) not in chosen]
-    optimisers = [
-        torch.optim.Muon(matrices, lr=args.lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(others, lr=args.lr, betas=(0.9, 0.99), weight_decay=0.0, fused=True),
-    ]
-    ema = Ema(model, 0.999)
-    step, spent = 0, 0.0
-    checkpoint = args.out / "training.pt"
-    if args.resume and checkpoint.exists():
-        saved = torch.load(checkpoint, weights_only=True)
-        model.load_state_dict(saved["model"])
-        ema.shadow = saved["ema"]
-        for optimiser, state in zip(optimisers, saved["optimisers"], strict=True):
-            optimiser.load_state_dict(state)
-        step, spent = saved["step"], saved["spent"]
-        torch.set_rng_state(saved["rng"])
-
-    def save() -> None:
-        state = {"model": model.state_dict(), "ema": ema.shadow, "step": step, "spent": spent}
-        state |= {"optimisers": [optimiser.state_dict() for optimiser in optimisers], "rng": torch.get_rng_state()}
-        with whole_file(checkpoint, "training state") as unfinished:
-            torch.save(state, unfinished)
-        edit = EditConfig(area=128, area_step=128, area_ratio=1.0, turns=4)
-        save_checkpoint(args.out / "transformer.safetensors", widen_text(ema.shadow, config.text_dim), config, edit)
-
-    if not args.no_compile:  # block by block: one short compilation serves all of them
-        for block in model.blocks:
+    options = parser.parse_args(argv)
+    options.out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(options.seed)
+    trainer = Trainer(options)
+    if options.resume:
+        trainer.resume()
+    if not options.no_compile:  # block by block: one short compilation serves all of them
+        for block in trainer.model.blocks:
             block.compile(dynamic=False)
-    budget = args.minutes * 60
-    recent, reported, saved_at = [], time.monotonic(), time.monotonic()
-    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters", flush=True)
-    with open(args.out / "log.jsonl", "a") as log:
-        while spent < budget:
-            began = time.monotonic()
-            progress = spent / budget
-            chained = progress > args.chain_from and torch.rand(()).item() < args.chain_share
-            layout = "chain" if chained else "star"
-            if layout not in data:
-                states = load(layout)
-            # a chain's batch is smaller, so that both kinds cost about the same
-            picked = torch.randint(len(data[layout].latents), (args.batch * 2 // 3 if chained else args.batch,))
-            latents = data[layout].latents[picked].float()
-            numbers = F.pad(data[layout].texts[picked], (1, 0))  # the source's text is number 0
-            for optimiser in optimisers:
-                for group in optimiser.param_groups:
-                    group["lr"] = learning_rate(progress, args.lr)
-            with torch.autocast("cpu", torch.bfloat16):
-                loss = flow_loss(
-                    model, latents, states[numbers], layout, args.change_weight, args.dropout, args.history_noise
-                )
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            for optimiser in optimisers:
-                optimiser.step()
-                optimiser.zero_grad(set_to_none=True)
-            step += 1
-            ema.update(model, step)
-            now = time.monotonic()
-            if step > 2:  # the first steps compile
-                spent += now - began
-            recent.append((loss.item(), now - began, len(picked), layout))
-            if now - reported > 20:
-                row = {"step": step, "minutes": round(spent / 60, 2), "lr": learning_rate(progress, args.lr)}
-                for kind in ("star", "chain"):
-                    if losses := [entry[0] for entry in recent if entry[3] == kind]:
-                        row[kind] = round(sum(losses) / len(losses), 4)
-                row["sessions_per_s"] = round(sum(r[2] for r in recent) / sum(r[1] for r in recent), 1)
-                print(json.dumps(row), flush=True)
-                log.write(json.dumps(row) + "\n")
-                log.flush()
-                recent, reported = [], now
-            if now - saved_at > 240:
-                save()
-                saved_at = now
-    save()
+    trainer.train()
 
 
 def _initialise(model: CausalWanTransformer) -> None:

@@ -7,6 +7,7 @@ the device asked for).
 
 from __future__ import annotations
 
+import hashlib
 import random
 from dataclasses import dataclass
 
@@ -54,6 +55,12 @@ def sample_sessions(
         edits.append(step)
         texts.append([phrase(edit, rng) for edit in step])
     return Sessions(scenes, edits, texts)
+
+
+def held_out_generator(seed: int) -> torch.Generator:
+    """A generator for measuring: its seeds are hashes, which the small numbers of training never meet."""
+    digest = hashlib.sha256(f"held out {seed}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
 def sample_images(count: int, height: int, width: int, generator: torch.Generator) -> Tensor:

@@ -111,17 +111,19 @@ def earlier(finished, tmp_path) -> Path:
 def test_a_chain_of_turns(edit, photo, tmp_path):
     out_folder = tmp_path / "new" / "out"
     code, out, err = edit(
-        photo, "-i", "make it red", "-i", "add\n a 星", "-i", "move it left", "--out", out_folder, "--seed", 5
+        photo, "-i", "make it red", "-i", "add\n a \u661f", "-i", "move it left", "--out", out_folder, "--seed", 5
     )
     assert (code, err) == (0, [])
     names = ["filmstrip.png", "session.safetensors", "turn_00.png", "turn_01.png", "turn_02.png", "turn_03.png"]
     assert sorted(file.name for file in out_folder.iterdir()) == names
     assert out[0].startswith("works at 64x64 (input 56x40") and len(out) == 4
-    assert out[2].startswith("turn 2/3 ") and out[2].endswith("turn_02.png  add a 星")  # one line, however it was typed
+    assert out[2].startswith("turn 2/3 ") and out[2].endswith(
+        "turn_02.png  add a \u661f"
+    )  # one line, however it was typed
 
     assert np.array_equal(np.asarray(Image.open(out_folder / "turn_00.png")), NOISE)
     memory = load_session(out_folder / "session.safetensors")
-    assert [turn.instruction for turn in memory.turns] == ["", "make it red", "add\n a 星", "move it left"]
+    assert [turn.instruction for turn in memory.turns] == ["", "make it red", "add\n a \u661f", "move it left"]
     assert [turn.seed for turn in memory.turns] == [None, 5, 5, 5]
     for number, turn in enumerate(memory.turns):
         with Image.open(out_folder / f"turn_{number:02d}.png") as picture:
@@ -129,7 +131,7 @@ def test_a_chain_of_turns(edit, photo, tmp_path):
 
 
 def test_json_is_all_there_is_on_stdout(edit, photo, tmp_path):
-    words = 'say "hi" \\ 把圆圈变成红色 🎨\nnext'
+    words = 'say "hi" \\ \u628a\u5706\u5708\u53d8\u6210\u7ea2\u8272 \U0001f3a8\nnext'
     code, out, err = edit(photo, "-i", words, "-i", " ", "--out", tmp_path / "out", "--json")
     assert code == 0 and len(out) == 2 and len(err) == 1
     rows = [json.loads(line) for line in out]
@@ -195,7 +197,13 @@ def test_a_seed_too_long_to_read_is_a_usage_error(photo, tmp_path, capsys):
 
 
 def test_instructions_of_any_kind(edit, photo, tmp_path):
-    words = ["\"quotes\" 'and' \\ $HOME `x`", "x" * 10_000, "🎨👩‍🎨", "\x1b[31m\x07\u202e\ufeff", "-leading"]
+    words = [
+        "\"quotes\" 'and' \\ $HOME `x`",
+        "x" * 10_000,
+        "\U0001f3a8\U0001f469\u200d\U0001f3a8",
+        "\x1b[31m\x07\u202e\ufeff",
+        "-leading",
+    ]
     asked = [f"--instruction={word}" for word in words]
     code, out, err = edit(photo, *asked, "--out", tmp_path / "out")
     assert (code, err) == (0, []) and len(out) == 1 + len(words)
@@ -208,7 +216,7 @@ def test_instructions_of_any_kind(edit, photo, tmp_path):
 def test_a_terminal_without_the_letters(edit, photo, tmp_path, monkeypatch):
     narrow = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", narrow)
-    assert edit(photo, "-i", "红色", "--out", tmp_path / "图")[0] == 0
+    assert edit(photo, "-i", "\u7ea2\u8272", "--out", tmp_path / "\u56fe")[0] == 0
     assert rb"\u7ea2\u8272" in narrow.buffer.getvalue()
 
 
@@ -229,7 +237,10 @@ PICTURES = {
     "16 bit": (lambda path: saved(Image.fromarray(np.full((20, 30), 40_000, np.uint16)), path / "a.png"), (30, 20)),
     "turned by the camera": (lambda path: saved(Image.new("RGB", (30, 20)), path / "a.jpg", exif=turned()), (20, 30)),
     "no extension": (lambda path: saved(Image.new("RGB", (30, 20)), path / "picture", format="PNG"), (30, 20)),
-    "spaces and Chinese": (lambda path: saved(Image.new("RGB", (30, 20)), path / "我的 图 'a'.png"), (30, 20)),
+    "spaces and Chinese": (
+        lambda path: saved(Image.new("RGB", (30, 20)), path / "\u6211\u7684 \u56fe 'a'.png"),
+        (30, 20),
+    ),
 }
 
 
@@ -243,7 +254,7 @@ def turned() -> Image.Exif:
 def test_pictures_of_every_kind(edit, tmp_path, kind):
     make, size = PICTURES[kind]
     source = make(tmp_path)
-    out = tmp_path / "out 文件夹 #1"
+    out = tmp_path / "out \u6587\u4ef6\u5939 #1"
     code, _, err = edit(source, "-i", "red", "--out", out)
     assert (code, err) == (0, [])
     assert Image.open(out / "turn_00.png").size == Image.open(out / "turn_01.png").size == size

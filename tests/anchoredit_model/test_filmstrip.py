@@ -4,9 +4,12 @@ import pytest
 import torch
 
 from anchoredit_model.errors import AnchorEditError
-from anchoredit_model.filmstrip import CAPTION_LINES, _font, _wrap, filmstrip
+from anchoredit_model.filmstrip import CAPTION_LINES, _font, _wrap, contact_sheet, filmstrip, thumbnail
 
 LONG = "put a small red boat with a white sail on the lake, left of the island, and its reflection in the water"
+
+CHINESE = "\u628a\u5929\u7a7a\u53d8\u6210\u6e29\u6696\u7684\u6a59\u8272\u65e5\u843d\u3002"
+MANY_SCRIPTS = "\u628a\u5929\u7a7a, \u041f\u0440\u0438\u0432\u0435\u0442 \U0001f642 \u05e9\u05dc\u05d5\u05dd"
 
 
 def grey(height, width, level=0.9):
@@ -30,13 +33,29 @@ def test_thumbnails_show_the_pictures():
         assert colours[(level,) * 3] >= 64 * 64
 
 
+@pytest.mark.parametrize("height, width", [(40, 56), (7, 300), (500, 31), (1, 1)])
+def test_a_sheet_of_kept_thumbnails_is_the_sheet_of_the_pictures(height, width):
+    pictures = list(torch.rand(4, 3, height, width, generator=torch.Generator().manual_seed(0)))
+    captions = ["brighter", LONG, "x"]
+    expected = filmstrip(pictures, captions, thumb=64)
+    assert contact_sheet([thumbnail(picture, 64) for picture in pictures], captions, thumb=64) == expected
+
+
 @pytest.mark.parametrize("height, width", [(1, 1), (3, 900), (900, 3), (50, 200), (200, 50)])
 def test_any_aspect(height, width):
-    sheet = filmstrip([grey(height, width), grey(20, 30)], ["把天空变成橙色, Привет 🙂 שלום"], thumb=48)
+    sheet = filmstrip([grey(height, width), grey(20, 30)], [MANY_SCRIPTS], thumb=48)
     assert sheet.mode == "RGB" and max(sheet.size) < 400
 
 
-@pytest.mark.parametrize("text", [LONG, "把天空变成温暖的橙色日落。" * 8, "x" * 300, LONG.replace(" ", "\n")])
+@pytest.mark.parametrize(
+    "text",
+    [
+        LONG,
+        CHINESE * 8,
+        "x" * 300,
+        LONG.replace(" ", "\n"),
+    ],
+)
 def test_long_captions_end_in_an_ellipsis(text):
     font = _font(text, 12)
     lines = _wrap(text, font, 120)
@@ -55,5 +74,7 @@ def test_short_captions_are_kept_whole():
 def test_refuses_what_does_not_fit():
     with pytest.raises(AnchorEditError, match="2 pictures and 2 captions"):
         filmstrip([grey(4, 4)] * 2, ["a", "b"])
+    with pytest.raises(AnchorEditError, match="0 pictures and 0 captions"):
+        filmstrip([], [])
     with pytest.raises(AnchorEditError, match="thumb"):
         filmstrip([grey(4, 4)], [], thumb=3)

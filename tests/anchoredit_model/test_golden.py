@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -71,18 +72,48 @@ def weights(folder: Path, name: str) -> dict[str, torch.Tensor]:
     return {key: tensor for file in files for key, tensor in load_file(file).items()}
 
 
+def model_name(path: Path) -> str | None:
+    """The model that a file belongs to: its letter stands in the metadata or in the file's name."""
+    folder = path.parent
+    names = {re.match(r"a_model([^_]+)_state", file.name)[1] for file in folder.glob("a_model*_state*.safetensors")}
+    parts = path.stem.replace("a_model", "a_").split("_")[1:]
+    return metadata(path).get("model") or next((part for part in parts if part in names), None)
+
+
 def model_of(path: Path) -> CausalWanTransformer:
-    """The model that a file of numbers was computed with: its letter stands in the file's name."""
-    names = {re.match(r"a_model([^_]+)_state", file.name)[1] for file in path.parent.glob("a_model*_state*")}
-    parts = path.stem.split("_")
-    name = metadata(path).get("model") or next(part for part in parts[1:] if part in names)
-    config = json.loads(metadata(path)["config"])
+    """The model that a file of numbers was computed with; any file of that model may say its sizes."""
+    name = model_name(path)
+    files = [path, *sorted(path.parent.glob("*.safetensors"))]
+    config = next(
+        json.loads(metadata(file)["config"])
+        for file in files
+        if "config" in metadata(file) and model_name(file) == name
+    )
     sizes = {
         key: config[key] for key in ("dim", "ffn_dim", "num_heads", "num_layers", "freq_dim", "text_dim", "text_len")
     }
     model = CausalWanTransformer(TransformerConfig(**sizes, eps=config["eps"]))
     model.load_state_dict(weights(path.parent, name), strict=True)
     return model.eval()
+
+
+def batch_rows(data: dict[str, torch.Tensor]) -> Iterator[dict[str, torch.Tensor]]:
+    """A file of turns, batch row by batch row, each as a batch of one.
+
+    Latents are [..., B, F, C, h, w], re-noising draws [..., B, C, h, w], caches [..., B, N, heads, d]; prompts serve
+    all rows unless they are [B, turns, T, E], or [B, T, E] for the negative one.
+    """
+    one_for_all = {"prompt_valid": 3, "neg_valid": 2}
+
+    def part(name: str, tensor: torch.Tensor, row: int) -> torch.Tensor:
+        if name in one_for_all:
+            return tensor if tensor.ndim == one_for_all[name] else tensor[row]
+        if name.startswith(("cache", "renoise")):
+            return tensor.narrow(-4, row, 1)
+        return tensor.narrow(-5, row, 1) if tensor.ndim >= 5 else tensor
+
+    for row in range(len(data["first"])):
+        yield {name: part(name, tensor, row) for name, tensor in data.items()}
 
 
 def close(ours: torch.Tensor, theirs: torch.Tensor, tolerance: float = FORWARD) -> None:
@@ -102,11 +133,7 @@ def check_model(path: Path):
         shapes = {key: list(tensor.shape) for key, tensor in weights(path.parent, name).items()}
         assert json.loads(path.read_text()) == shapes
         return
-    config = json.loads(metadata(path)["config"])
-    sizes = {key: config[key] for key in ("dim", "ffn_dim", "num_heads", "num_layers", "freq_dim", "text_dim")}
-    state = weights(path.parent, re.match(r"a_model([^_]+)_state", path.name)[1])
-    model = CausalWanTransformer(TransformerConfig(**sizes))
-    model.load_state_dict(state, strict=True)
+    model_of(path)  # loads strictly
 
 
 @torch.no_grad()
@@ -135,7 +162,12 @@ def check_sequence_forward(path: Path):
 
 @torch.no_grad()
 def check_cached_turns(path: Path):
-    model, data, facts = model_of(path), load_file(path), metadata(path)
+    model, facts = model_of(path), metadata(path)
+    for data in batch_rows(load_file(path)):
+        check_cached_row(model, data, facts)
+
+
+def check_cached_row(model: CausalWanTransformer, data: dict[str, torch.Tensor], facts: dict[str, str]):
     stride, shift = int(facts["temporal_rope_stride"]), float(facts["shift"])
     window, sink = int(facts["local_attn_size"]), int(facts["sink_size"])
     turns = len(data["clean"])
@@ -191,7 +223,12 @@ def check_cached_turns(path: Path):
 
 @torch.no_grad()
 def check_rollout(path: Path):
-    model, data, facts = model_of(path), load_file(path), metadata(path)
+    model, facts = model_of(path), metadata(path)
+    for data in batch_rows(load_file(path)):
+        check_rollout_row(model, data, facts)
+
+
+def check_rollout_row(model: CausalWanTransformer, data: dict[str, torch.Tensor], facts: dict[str, str]):
     times, shift, guidance = json.loads(facts["steps"]), float(facts["shift"]), float(facts["guidance"])
     sigmas = [published_sigma(time, shift) for time in times]
     edit = EditConfig(stride=int(facts["stride"]), anchor_text="first_prompt", slots="absolute")
@@ -249,7 +286,8 @@ def check_sequence_against_cache(path: Path):
     stride = int(metadata(path)["stride"])
     x, t = data["seq"].transpose(1, 2), data["t"]
     prompts = data["prompt_valid"]
-    text = torch.cat([prompts[:1], prompts])[None]  # frame 0 has prompt 0
+    text = torch.cat([prompts[..., :1, :, :], prompts], dim=-3)  # frame 0 has prompt 0
+    text = text.expand(len(x), -1, -1, -1)
     length = torch.tensor([model.config.text_len] * x.shape[2])
     first_token = length.clone()
     first_token[0] = 1
@@ -266,12 +304,10 @@ def check_sequence_against_cache(path: Path):
 def check_against_diffusers(path: Path):
     model, data = model_of(path), load_file(path)
     text = data["prompt_valid"][:, None]
-    close(model(data["x"], torch.full((2, 1), 777.0), text), data["flow_t777"])
-    frames = data["x4"].shape[2]
-    flow = model(
-        data["x4"], torch.full((2, frames), 500.0), text.expand(-1, frames, -1, -1), bidirectional_views(frames), 1
-    )
-    close(flow, data["flow4_t500"])
+    batch, _, frames = data["x4"].shape[:3]
+    close(model(data["x"], torch.full((batch, 1), 777.0), text), data["flow_t777"])
+    views, text = bidirectional_views(frames), text.expand(-1, frames, -1, -1)
+    close(model(data["x4"], torch.full((batch, frames), 500.0), text, views, 1), data["flow4_t500"])
 
 
 def check_buckets(path: Path):

@@ -44,9 +44,9 @@ def test_round_trip_is_bit_exact(tmp_path, pixels):
 
 def test_metadata_is_kept_and_values_are_clipped(tmp_path):
     path = tmp_path / "a.png"
-    save_image(torch.tensor([-1.0, 0.5, 2.0]).view(3, 1, 1), path, {"prompt": "café", "zh": "红色的船"})
+    save_image(torch.tensor([-1.0, 0.5, 2.0]).view(3, 1, 1), path, {"prompt": "café", "zh": "\u7ea2\u8272\u7684\u8239"})
     with Image.open(path) as saved:
-        assert saved.text == {"prompt": "café", "zh": "红色的船"}
+        assert saved.text == {"prompt": "café", "zh": "\u7ea2\u8272\u7684\u8239"}
         assert saved.getpixel((0, 0)) == (0, 128, 255)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -67,7 +69,7 @@ def test_memories_share_turns_and_never_change():
     left, right = one.commit(turn(2)), one.commit(turn(3))
     assert len(one) == 2 and len(left) == len(right) == 3
     assert all(a is b is c for a, b, c in zip(one.turns, left.turns, right.turns))
-    assert left.rewind(1) == one and left.rewind(0).last == 0
+    assert left.rewind(1).turns == one.turns and left.rewind(0).last == 0
     assert left.fork(window=1).turns is left.turns and left.fork(window=1).policy.window == 1
     with pytest.raises(AnchorEditError, match="choose 0 to 2"):
         left.rewind(3)
@@ -159,20 +161,50 @@ def test_branches_share_blocks_and_do_not_disturb_each_other(model):
     assert len(reader.store) == held + 2
 
 
-def test_keys_depend_on_everything_a_block_was_made_of(model):
-    """Another model, policy or first prompt must never be served a block that it did not make."""
+def committed(policy: MemoryPolicy, **second) -> AnchorMemory:
+    """Four turns that nobody has read; `second` replaces parts of turn 2."""
+    memory = start(policy)
+    for number in range(1, 5):
+        memory = memory.commit(replace(turn(number), **second) if number == 2 else turn(number))
+    return memory
+
+
+FIRST_PROMPT = EditConfig(anchor_text="first_prompt")
+
+
+@pytest.mark.parametrize(
+    ("made", "asked", "identity", "policy", "second", "reads"),
+    [
+        (EDIT, EDIT, "model", MemoryPolicy(1, 2), {}, 0),
+        (EDIT, EDIT, "the same model with a LoRA", MemoryPolicy(1, 2), {}, 5),
+        (EDIT, EditConfig(stride=2), "model", MemoryPolicy(1, 2), {}, 5),
+        (EDIT, FIRST_PROMPT, "model", MemoryPolicy(1, 2), {}, 5),
+        (FIRST_PROMPT, EditConfig(anchor_text="first_token"), "model", MemoryPolicy(1, 2), {}, 5),
+        (EDIT, EditConfig(slots="absolute"), "model", MemoryPolicy(1, 2), {}, 1),  # turn 4 sees 0, 2 and 3
+        (EDIT, EDIT, "model", MemoryPolicy(1, 2), {"latent": turn(9).latent}, 3),  # turn 2 and those that saw it
+        (EDIT, EDIT, "model", MemoryPolicy(1, 2), {"text": turn(9).text}, 3),
+        (EDIT, EDIT, "model", MemoryPolicy(1, 1), {}, 2),  # turns 3 and 4 saw less
+        (EDIT, EDIT, "model", MemoryPolicy(1, 2, "refresh"), {}, 2),  # they see one another alone
+    ],
+    ids="nothing identity stride anchor_text rows slots latent text window history".split(),
+)
+def test_keys_depend_on_everything_a_block_was_made_of(model, made, asked, identity, policy, second, reads):
+    """What another model, text or policy would make otherwise is never served; all else is shared."""
     store = KVStore()
-    first = CountingReader(model, store)
-    memory = session(first, 4, MemoryPolicy(1, 2))
-    made = len(store)
-    other = CountingReader(model, store)
-    other.identity = "the same model with a LoRA"
-    other.visible(memory, turn(9).text)
-    assert other.forwards == 5
-    windowless = CountingReader(model, store)
-    windowless.visible(memory.fork(window=1), turn(9).text)
-    assert windowless.forwards > 0
-    assert len(store) > made
+    CountingReader(model, store, made).visible(committed(MemoryPolicy(1, 2)), turn(9).text)
+    other = CountingReader(model, store, asked)
+    other.identity = identity
+    other.visible(committed(policy, **second), turn(9).text)
+    assert other.forwards == reads
+
+
+def test_a_fork_keeps_what_its_turns_have_seen(model):
+    """Another policy is for the turns to come: nothing that streamed in is read again."""
+    reader = CountingReader(model)
+    memory = session(reader, 4, MemoryPolicy(1, 2))
+    made = reader.forwards
+    view, _ = reader.visible(memory.fork(window=1), turn(9).text)
+    assert view.frames == (0, 4) and reader.forwards == made
 
 
 @pytest.mark.parametrize("anchor_text", ["first_prompt", "first_token"])

@@ -9,7 +9,7 @@ import torch
 
 from anchoredit_model.config import MemoryPolicy
 from anchoredit_model.errors import AnchorEditError
-from anchoredit_model.geometry import fit_into
+from anchoredit_model.images import to_pil, to_tensor
 from anchoredit_model.pipeline import AnchorEditPipeline
 
 WORDS = ["make it red", "add a star", "move it left", "make it blue", "add a boat", "remove the star"]
@@ -107,12 +107,30 @@ def test_branches_are_the_chains_made_alone(pipeline, small_model):
 
 def test_call_is_start_and_turns(pipeline):
     pipeline.set_progress_bar_config(disable=True)
-    out = pipeline(photo(), WORDS[:2], seed=3, steps=2)
+    out = pipeline(photo(), WORDS[:2], seed=3, num_inference_steps=2)
     memory = chain(pipeline, pipeline.start(photo()), WORDS[:2], seed=3, steps=2)
     assert same(out.memory, memory) and all(map(torch.equal, out.images, pictures(pipeline, memory)))
-    more = pipeline(out.memory, WORDS[2], seed=3, steps=2)
+    more = pipeline(out.memory, WORDS[2], seed=3, num_inference_steps=2)
     assert same(more.memory, pipeline.turn(memory, WORDS[2], seed=3, steps=2))
     assert len(more.images) == 2 and torch.equal(more.images[0], out.images[-1])
+
+
+def test_a_pillow_image_is_a_picture(pipeline):
+    assert torch.equal(pipeline.start(to_pil(photo())).picture, pipeline.start(to_tensor(to_pil(photo()))).picture)
+
+
+def test_published_guidance_keeps_a_second_history(pipeline):
+    """The unconditional branch then reads turns as the null text made them: another result, and no growing cost."""
+    twice = with_edit(pipeline, second_history=True)
+    reads = []
+    read = twice._null_reader.read_frame
+    twice._null_reader.read_frame = lambda *arguments: reads.append(1) or read(*arguments)
+    memory = plain = pipeline.start(photo())
+    for number, words in enumerate(WORDS[:3]):
+        memory = twice.turn(memory, words, steps=1, guidance=2)
+        plain = pipeline.turn(plain, words, steps=1, guidance=2)
+        assert len(reads) == number + 1
+    assert not same(memory, plain)
 
 
 # ---------------------------------------------------------------- pictures
@@ -129,9 +147,9 @@ def test_pictures_have_the_inputs_size(pipeline, height, width):
     assert torch.equal(pipeline.picture(memory), pipeline.picture(memory, 2))
 
 
-def test_what_the_geometry_says_is_worked_at(pipeline):
-    memory = pipeline.start(photo(32, 48), geometry=fit_into(32, 48, 32, 48))
-    assert memory.turns[0].latent.shape == (16, 4, 6)
+def test_another_area_is_worked_at(pipeline):
+    memory = pipeline.start(photo(32, 48), area=128)
+    assert memory.turns[0].latent.shape == (16, 16, 16)
     memory = pipeline.turn(memory, WORDS[0], steps=1)
     assert pipeline.picture(memory).shape == (3, 32, 48)
 

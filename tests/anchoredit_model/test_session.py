@@ -39,7 +39,11 @@ def memory() -> AnchorMemory:
     )
     turns = (
         Turn(
-            random(16, 4, 8, seed=1), 'say "hi" \\ 把圆圈变成红色 🎨\n\tnext', random(7, 24), 7, {"steps": [1000, 500]}
+            random(16, 4, 8, seed=1),
+            'say "hi" \\ \u628a\u5706\u5708\u53d8\u6210\u7ea2\u8272 \U0001f3a8\n\tnext',
+            random(7, 24),
+            7,
+            {"steps": [1000, 500]},
         ),
         Turn(random(16, 4, 8, seed=2), "", random(1, 24), -(10**40), {"guidance": 2.5, "sampler": "euler"}, mask),
         Turn(random(16, 4, 8, seed=3), "x" * 10_000, random(512, 24), 2**64, {}, mask),
@@ -85,7 +89,7 @@ def said(path) -> str:
 
 
 def test_everything_comes_back(memory, tmp_path):
-    path = tmp_path / "会话 one.safetensors"
+    path = tmp_path / "\u4f1a\u8bdd one.safetensors"
     save_session(memory, path)
     loaded = load_session(path)
     assert_same(loaded, memory)

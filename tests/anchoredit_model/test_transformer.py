@@ -159,3 +159,23 @@ def test_one_frame_equals_diffusers(model):
         expected = theirs(latents, torch.tensor([437.0]), padded, return_dict=False)[0]
         ours = model(latents, torch.tensor([[437.0]]), text)
     torch.testing.assert_close(ours, expected, atol=2e-5, rtol=0)
+
+
+def test_repeating_the_padding_row_equals_counting_it(model):
+    """The way of GPUs, tried on the CPU."""
+    latents, times, text = sequence(2)
+    with torch.no_grad():
+        counted, repeated = model.embed_text(text), model.embed_text(text, expand=True)
+        assert repeated.bias is None and repeated.keys[0].shape[1] == SIZES.text_len
+        torch.testing.assert_close(model(latents, times, counted), model(latents, times, repeated), atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match="600 text rows"):
+        model.embed_text(torch.zeros(1, 1, 600, SIZES.text_dim))
+
+
+def test_bfloat16_stays_close_to_float32(model):
+    latents, times, text = sequence(3)
+    half = CausalWanTransformer(SIZES).eval()
+    half.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        exact, rounded = model(latents, times, text), half.bfloat16()(latents, times, text).float()
+    assert (rounded - exact).norm() < 0.02 * exact.norm()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from anchoredit_model.config import MemoryPolicy, TransformerConfig
@@ -78,19 +79,19 @@ def test_times_cover_the_whole_range_and_favour_the_samplers_own():
     assert 0.55 < own < 0.65
 
 
-def test_training_learns_both_layouts():
+@pytest.mark.parametrize("layout", ["star", "chain"])
+def test_training_learns_both_layouts(layout):
     model = small_model()
     optimiser = torch.optim.AdamW(model.parameters(), 3e-3)
     latents, text = 0.5 * torch.randn(8, 3, 16, 4, 4), torch.randn(8, 3, 3, 24)
-    for layout in ("star", "chain"):
-        losses = []
-        for _ in range(60):
-            loss = flow_loss(model, latents, text, layout, extra=0.0)
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            losses.append(loss.item())
-        assert sum(losses[-10:]) < 0.9 * sum(losses[:10]) or sum(losses[-10:]) / 10 < 0.6
+    losses = []
+    for _ in range(60):
+        loss = flow_loss(model, latents, text, layout, extra=0.0)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
 
 
 def test_widened_weights_read_zero_padded_text_alike():
