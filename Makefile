@@ -19,7 +19,7 @@ TEST_EXTRAS = standalone,benchmark,dev
 LINT_EXTRAS = dev
 
 DEMO_IMAGE = anchoredit_model/assets/sample.png
-DEMO_EDITS = -i "make it blue" -i "add a crown" -i "change the background to pink"
+DEMO_EDITS = -i "put a crown on it" -i "change the background to pink" -i "make the creature yellow"
 PYTEST_ARGS = -q
 
 RUN = .venv/bin/python

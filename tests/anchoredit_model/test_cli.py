@@ -10,6 +10,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,8 +21,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+import anchoredit_model.filmstrip
 from anchoredit_model import cli
 from anchoredit_model.cli import main
+from anchoredit_model.filmstrip import filmstrip
 from anchoredit_model.images import load_image
 from anchoredit_model.pipeline import AnchorEditPipeline
 from anchoredit_model.session import load_session
@@ -183,6 +186,45 @@ def test_a_mask_locks_the_rest(edit, photo, tmp_path):
     assert load_session(out / "session.safetensors").turns[1].mask.max() == np.float32(200 / 255)
 
 
+def test_area_and_sampler_are_passed_on(edit, photo, tmp_path):
+    plain, other = tmp_path / "plain", tmp_path / "other"
+    assert edit(photo, "-i", "red", "--out", plain, steps=2)[0] == 0
+    code, out, err = edit(photo, "-i", "red", "--out", other, "--area", 128, "--sampler", "euler", steps=2)
+    assert (code, err) == (0, []) and out[0].startswith("works at 128x128 (input 56x40")
+    turn = load_session(other / "session.safetensors").turns[1]
+    assert turn.latent.shape[-2:] == (16, 16)
+    assert turn.settings == {"sampler": "euler", "num_steps": 2, "guidance": 1.0}
+    assert load_session(plain / "session.safetensors").turns[1].settings["sampler"] == "renoise"
+
+
+def test_the_sheet_shows_every_picture(edit, earlier, tmp_path):
+    """It is drawn from thumbnails, those of earlier runs included, as if every picture were still at hand."""
+    assert edit("--session", earlier / "session.safetensors", "-i", "on", "--out", tmp_path / "out")[0] == 0
+    pictures = [load_image(tmp_path / "out" / f"turn_{turn:02d}.png") for turn in range(4)]
+    sheet = filmstrip(pictures, ["make it red", "add a star", "on"])
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "filmstrip.png")), np.asarray(sheet))
+
+
+def test_a_long_session_keeps_no_more_pictures_than_a_short_one(edit, photo, tmp_path, monkeypatch):
+    """The newest one, which a masked turn is put into, and no turn is decoded twice."""
+    made = AnchorEditPipeline.picture
+    decoded, alive = [], []
+
+    def watched(self, memory, turn=None, before=None):
+        assert turn == 0 or before is not None
+        picture = made(self, memory, turn, before)
+        alive[:] = [reference for reference in alive if reference() is not None]
+        if turn:  # turn 0 is the session's own source picture
+            decoded.append(turn)
+            alive.append(weakref.ref(picture))
+            assert len(alive) <= 2  # this one and the one before
+        return picture
+
+    monkeypatch.setattr(AnchorEditPipeline, "picture", watched)
+    assert edit(photo, *FIVE, "--out", tmp_path / "out")[0] == 0
+    assert decoded == [1, 2, 3, 4, 5]
+
+
 @pytest.mark.parametrize("seed", [-1, 2**63, -(10**30), 10**100])
 def test_any_whole_number_is_a_seed(edit, photo, tmp_path, seed):
     assert edit(photo, "-i", "red", "--out", tmp_path / "out", f"--seed={seed}")[0] == 0
@@ -340,6 +382,7 @@ def test_bad_masks(refused, photo, earlier, tmp_path):
         (["--steps", 0], ("0 steps", "1 to 1000")),
         (["--steps", -4], ("-4 steps", "1 to 1000")),
         (["--steps", 10**18], (f"{10**18} steps", "1 to 1000")),
+        (["--sampler", "euler", "--steps", 0], ("0 steps", "1 to 1000")),
         (["--model", "/nowhere/model"], ("'/nowhere/model' does not exist", "give")),
         (["--model", "~nobody-here/model"], ("'~nobody-here/model' does not exist", "give")),
     ],
@@ -350,6 +393,16 @@ def test_bad_options(refused, photo, earlier, tmp_path, options, says):
         ("--session", earlier / "session.safetensors", "--out", earlier),
     ):
         refused(*source, "-i", "red", *options, says=says)
+
+
+@pytest.mark.parametrize("area", [0, -64, 1])
+def test_an_area_that_is_too_small(refused, photo, tmp_path, area):
+    refused(photo, "-i", "red", "--out", tmp_path / "out", "--area", area, says=(f"area {area}", ": "))
+
+
+def test_an_area_for_a_session_that_has_one(refused, earlier):
+    asked = ("--session", earlier / "session.safetensors", "-i", "red", "--out", earlier, "--area", 64)
+    refused(*asked, says=("--area 64: a session keeps its size", "leave --area out"))
 
 
 def test_an_instruction_that_is_no_text(refused, photo, tmp_path):
@@ -537,6 +590,37 @@ def test_a_picture_that_cannot_be_written_loses_no_turn(edit, photo, tmp_path, m
     monkeypatch.undo()
     assert edit("--session", out / "session.safetensors", "-i", "green", "--out", out)[0] == 0
     assert edit(photo, "-i", "red", "-i", "blue", "-i", "green", "--out", tmp_path / "whole")[0] == 0
+    assert files(out) == files(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("lacking", ["picture", "filmstrip"])
+def test_a_turn_is_saved_before_anything_is_drawn(edit, photo, tmp_path, monkeypatch, lacking):
+    """Decoding or drawing may need more memory than there is: the sampled turn is not lost."""
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        if lacking == "picture":
+            made = AnchorEditPipeline.picture
+
+            def failing(self, memory, turn=None, before=None):
+                if turn == 2:
+                    raise RuntimeError("CUDA out of memory. Tried to")
+                return made(self, memory, turn, before)
+
+            patch.setattr(AnchorEditPipeline, "picture", failing)
+        else:
+            made_sheet = anchoredit_model.filmstrip.contact_sheet
+
+            def failing_sheet(thumbnails, captions):
+                if len(captions) == 2:
+                    raise MemoryError
+                return made_sheet(thumbnails, captions)
+
+            patch.setattr(anchoredit_model.filmstrip, "contact_sheet", failing_sheet)
+        code, _, err = edit(photo, *FIVE, "--out", out)
+    assert code == 2 and err[0].startswith("error: out of memory; finished turns are kept: use")
+    assert load_session(out / "session.safetensors").last == 2
+    assert edit("--session", out / "session.safetensors", *FIVE[4:], "--out", out)[0] == 0
+    assert edit(photo, *FIVE, "--out", tmp_path / "whole")[0] == 0
     assert files(out) == files(tmp_path / "whole")
 
 

@@ -23,8 +23,8 @@ def test_held_out_texts_are_never_trained_on_and_made_of_known_words():
 def test_careless_typing_and_lost_tokens_keep_what_counts():
     rng = random.Random(0)
     typed = {type_carelessly("put it on the left", rng) for _ in range(200)}
-    assert len(typed) > 50 and all(" on the " in f" {text} " for text in typed if len(text.split()) == 5)
-    rows = [lose_tokens([300, 301, 302, END_ID], 400, rng, rate=0.5) for _ in range(200)]
+    assert len(typed) > 50 and all({"put", "it", "on", "the"} <= set(text.rstrip(".!?,").split()) for text in typed)
+    rows = [lose_tokens([300, 301, 302, END_ID], 400, rng, rate=0.5) for _ in range(1000)]
     assert {row[-1] for row in rows} == {END_ID} and {len(row) for row in rows} == {1, 2, 3, 4}
     assert all(0 <= token < 400 for row in rows for token in row)
 
