@@ -275,7 +275,8 @@ class AnchorEditPipeline:
 
         def predict(x: Tensor, time: float) -> Tensor:
             times = torch.full((1, 1), time, device=x.device)
-            return self.transformer(x[None, :, None], times, context, (view,), self.edit.stride, blocks)[0, :, 0]
+            flow = self.transformer(x[None, :, None], times, context, (view,), self.edit.stride, blocks)
+            return flow[0, :, 0].float()
 
         return predict
 

@@ -8,11 +8,11 @@ from collections import Counter
 import pytest
 import torch
 
-from train.instructions import KINDS, phrase, possible_edits
-from train.judge import followed
+from train.instructions import KINDS, Edit, phrase, possible_edits
+from train.judge import damage, followed
 from train.render import render
 from train.scene import COLUMN, CORNERS, FACTS, sample_scenes
-from train.studio import INSTRUCTION_SLOTS, sample_instructions, sample_sessions
+from train.studio import INSTRUCTION_SLOTS, held_out_generator, sample_instructions, sample_sessions
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -94,7 +94,7 @@ def test_instruction_labels_fit_their_slots():
 
 
 def test_the_checker_takes_the_truth_and_nothing_else():
-    sessions = sample_sessions(48, 1, generator(10))
+    sessions = sample_sessions(24, 1, generator(10))
     (edits,), before, after = sessions.edits, sessions.scenes[0], sessions.scenes[1]
     source, truth = render(before, 96, 96), render(after, 96, 96)
     real = torch.tensor([edit.kind != "null" for edit in edits])
@@ -104,3 +104,27 @@ def test_the_checker_takes_the_truth_and_nothing_else():
     assert not followed(source, before, edits)[real].any()
     assert followed(truth.roll(1, 0), before, edits).float().mean() < 0.1
     assert not followed(torch.rand_like(truth), before, edits).any()
+
+
+def test_a_null_edit_may_not_change_any_fact():
+    scenes = sample_scenes(1, generator(11))
+    null = [Edit("null")]
+    facts = scenes.facts.clone()
+    facts[:, COLUMN["top left"]] = (facts[:, COLUMN["top left"]] + 1) % 7
+    assert followed(render(scenes, 64, 64), scenes, null).all()
+    assert not followed(render(scenes.with_facts(facts), 64, 64), scenes, null).any()
+
+
+def test_damage_is_the_difference_where_the_edit_changes_nothing():
+    sessions = sample_sessions(6, 1, generator(12))
+    (edits,), before, after = sessions.edits, sessions.scenes[0], sessions.scenes[1]
+    source, truth = render(before, 48, 48), render(after, 48, 48)
+    assert damage(truth, before, edits).max() < 1e-6
+    assert damage(source, before, edits).max() < 0.01  # not to follow is no damage
+    torch.testing.assert_close(damage(truth + 0.1, before, edits), torch.full((6,), 0.1))
+
+
+def test_held_out_seeds_are_none_that_training_counts_to():
+    assert held_out_generator(1).initial_seed() == held_out_generator(1).initial_seed()
+    assert len({held_out_generator(seed).initial_seed() for seed in range(100)}) == 100
+    assert all(held_out_generator(seed).initial_seed() > 10**12 for seed in range(100))
