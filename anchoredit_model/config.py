@@ -118,6 +118,8 @@ class EditConfig(JsonConfig):
         ):
             if not _is_number(getattr(self, name)):
                 raise AnchorEditError(f"{name} {getattr(self, name)!r} is no number to scale by: {remedy}")
+        if self.shift <= 0:
+            raise AnchorEditError(f"shift {self.shift} leaves no noise to start from: use 1 (none) to about 8")
 
 
 @dataclass(frozen=True)

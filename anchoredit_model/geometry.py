@@ -26,8 +26,8 @@ def buckets(base: int, step: int, ratio: float) -> list[tuple[int, int]]:
     """
     if step < 1 or base < step or base % step or not ratio >= 1:
         raise AnchorEditError(
-            f"buckets of base {base}, step {step}, ratio {ratio} do not exist: "
-            "use a base that is a multiple of the step and a ratio of at least 1"
+            f"area {base} has no sizes in steps of {step} and ratios up to {ratio}: "
+            f"use a multiple of {step} and a ratio of at least 1"
         )
     area = base * base
     height, width = area // step, step

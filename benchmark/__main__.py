@@ -11,8 +11,9 @@ COMMANDS = ("run", "speed")
 
 def main(argv: list[str]) -> int:
     if not argv or argv[0] not in COMMANDS:
-        print(f"usage: python -m benchmark {{{','.join(COMMANDS)}}} [options]", file=sys.stderr)
-        return 0 if argv and argv[0] in ("-h", "--help") else 2
+        asked = bool(argv) and argv[0] in ("-h", "--help")
+        print(f"usage: python -m benchmark {{{','.join(COMMANDS)}}} [options]", file=sys.stdout if asked else sys.stderr)
+        return 0 if asked else 2
     try:
         if argv[0] == "speed":
             from .speed import main as command

@@ -282,7 +282,9 @@ def main(argv: list[str] | None = None) -> int:
         measure_latents(trainer.vae, pool.sample(POOL_SIZE))
     exact = measure_psnr(trainer.vae, held_out)
     rounded = measure_psnr(ImageVAE(copy.deepcopy(trainer.vae.model).bfloat16().float()), held_out)
-    dtype = torch.bfloat16 if exact - rounded < FREE_LOSS_DB else torch.float32
+    kept = trainer.model.encoder.parameters() if options.decoder_only else ()  # not a bit of it may change
+    lossless = all(torch.equal(weight, weight.bfloat16().float()) for weight in kept)
+    dtype = torch.bfloat16 if exact - rounded < FREE_LOSS_DB and lossless else torch.float32
     trainer.vae.save_pretrained(options.out, dtype)
     print(f"vae: held-out PSNR {exact:.2f} dB, {rounded:.2f} dB rounded to bfloat16; saved as {dtype} in {options.out}")
     return 0

@@ -15,7 +15,7 @@ side = st.integers(1, 5000)
 
 @pytest.mark.parametrize("wrong", [(0, 64, 4), (1000, 64, 4), (1024, 0, 4), (1024, 64, 0.5), (1024, 64, float("nan"))])
 def test_buckets_that_do_not_exist(wrong):
-    with pytest.raises(AnchorEditError, match="base"):
+    with pytest.raises(AnchorEditError, match="area"):
         buckets(*wrong)
 
 
