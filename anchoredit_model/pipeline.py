@@ -157,7 +157,8 @@ class AnchorEditPipeline:
         if image.ndim != 3 or image.shape[0] != 3:
             raise AnchorEditError(f"the picture is {list(image.shape)}: give one picture [3, height, width]")
         height, width = image.shape[-2:]
-        geometry = fit(height, width, self.edit.area if area is None else area, self.edit.area_step, self.edit.area_ratio)
+        area = self.edit.area if area is None else area
+        geometry = fit(height, width, area, self.edit.area_step, self.edit.area_ratio)
         latent = self.vae.encode(geometry.to_work(image[None]))[0]
         (null_text,) = self.text_encoder.encode([""])
         return AnchorMemory.start(

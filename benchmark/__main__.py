@@ -12,7 +12,8 @@ COMMANDS = ("run", "speed")
 def main(argv: list[str]) -> int:
     if not argv or argv[0] not in COMMANDS:
         asked = bool(argv) and argv[0] in ("-h", "--help")
-        print(f"usage: python -m benchmark {{{','.join(COMMANDS)}}} [options]", file=sys.stdout if asked else sys.stderr)
+        out = sys.stdout if asked else sys.stderr
+        print(f"usage: python -m benchmark {{{','.join(COMMANDS)}}} [options]", file=out)
         return 0 if asked else 2
     try:
         if argv[0] == "speed":

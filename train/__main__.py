@@ -13,7 +13,8 @@ STAGES = ("dataset", "vae", "text", "pretrain", "export")
 def main(argv: list[str]) -> int:
     if not argv or argv[0] not in STAGES:
         asked = bool(argv) and argv[0] in ("-h", "--help")
-        print(f"usage: python -m train {{{','.join(STAGES)}}} [options]", file=sys.stdout if asked else sys.stderr)
+        out = sys.stdout if asked else sys.stderr
+        print(f"usage: python -m train {{{','.join(STAGES)}}} [options]", file=out)
         return 0 if asked else 2
     try:
         importlib.import_module(f"train.{argv[0]}").main(argv[1:])
