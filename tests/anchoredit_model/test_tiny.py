@@ -33,7 +33,7 @@ def test_it_is_small_and_made_for_comfyui(pipeline):
 
 def test_it_edits_over_three_turns(pipeline):
     """What it does surest, as a sign that the files hold a trained model; how good it is the benchmark says."""
-    scenes = sample_scenes(40, held_out_generator(11))
+    scenes = sample_scenes(80, held_out_generator(11))
     scenes = scenes[(scenes.fact("background") < 3) & (scenes.fact("place") == 1)][:3]
     chain = [
         ("make the background blue", "background", "background", "blue"),
