@@ -311,8 +311,12 @@ class AnchorEditPipeline:
     def _latent_space(self) -> str:
         """What tells one VAE's latents from another's: their channels and statistics."""
         config = self.vae.model.config
-        statistics = [self.vae.latent_channels, list(config.latents_mean), list(config.latents_std)]
-        return hashlib.sha256(json.dumps(statistics).encode()).hexdigest()[:16]
+        return latent_space(self.vae.latent_channels, config.latents_mean, config.latents_std)
+
+
+def latent_space(channels: int, mean: Sequence[float], std: Sequence[float]) -> str:
+    """The fingerprint of the latents that a VAE with these statistics makes."""
+    return hashlib.sha256(json.dumps([channels, list(mean), list(std)]).encode()).hexdigest()[:16]
 
 
 def _checked_text(instruction: str) -> str:
