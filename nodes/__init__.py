@@ -1,0 +1,48 @@
+"""The nodes.
+
+AnchorEditLoadModel      file -> MODEL: a model that was trained to edit
+AnchorEditLoadTiny       -> MODEL, CLIP, VAE: the model that comes with the pack
+AnchorEditMemoryPolicy   -> policy: what turns may see
+AnchorEditStart          VAE, CLIP, IMAGE -> memory: a session with its anchor
+AnchorEditTurn           MODEL, CLIP, VAE, memory, instruction -> memory, IMAGE: one edit
+AnchorEditChain          the same for one instruction per line -> memory, IMAGE batch
+AnchorEditApplyMemory    MODEL, memory, CONDITIONING -> MODEL, LATENT, NOISE, SAMPLER, SIGMAS: for the host's samplers
+AnchorEditCommitTurn     MODEL, memory, LATENT, CONDITIONING -> memory: adds what they made
+AnchorEditRewind         memory -> memory: the session as it was after an earlier turn
+AnchorEditFilmstrip      VAE, memory -> IMAGE batch: the session on one sheet
+
+load, memory, turn, native, look   the nodes; base: what they share
+runtime                    the pipeline on the host's networks
+attention, bundled         remembered keys and values in a native forward; the bundled files
+serials                    numbers that name a model and what is patched into it
+host                       the only file that touches ComfyUI's internals
+"""
+
+from comfy_api.latest import ComfyExtension, io
+
+from .base import AnchorEditNode
+from .load import LoadModel, LoadTiny
+from .look import Filmstrip
+from .memory import Policy, Rewind, Start
+from .native import ApplyMemory, CommitTurn
+from .runtime import Runtime
+from .turn import Chain, Turn
+
+NODES = (LoadModel, LoadTiny, Policy, Start, Turn, Chain, ApplyMemory, CommitTurn, Rewind, Filmstrip)
+
+
+class AnchorEditExtension(ComfyExtension):
+    """Holds what outlives a run, and hands it to the nodes."""
+
+    def __init__(self):
+        self.runtime = Runtime()
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [self._with_runtime(node) for node in NODES]
+
+    def _with_runtime(self, node: type[AnchorEditNode]) -> type[AnchorEditNode]:
+        return type(node.__name__, (node,), {"runtime": self.runtime, "__module__": node.__module__})
+
+
+async def comfy_entrypoint() -> AnchorEditExtension:
+    return AnchorEditExtension()

@@ -1,0 +1,49 @@
+"""What all nodes share: the sockets of our own, the runtime, and errors that begin with the remedy."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..anchoredit_model.errors import AnchorEditError
+from .runtime import Runtime
+
+MemorySocket = io.Custom("ANCHOR_MEMORY")  # an AnchorMemory
+PolicySocket = io.Custom("ANCHOR_POLICY")  # a MemoryPolicy
+CATEGORY = "AnchorEdit"
+
+
+class AnchorEditNode(io.ComfyNode):
+    """A node says what it does in `run`; the extension gives it the process's `runtime`."""
+
+    runtime: ClassVar[Runtime]
+
+    @classmethod
+    def execute(cls, **inputs) -> io.NodeOutput:
+        try:
+            return cls.run(**inputs)
+        except AnchorEditError as error:
+            raise AnchorEditError(remedy_first(str(error))) from error
+
+
+def remedy_first(message: str) -> str:
+    """The same line with its last part, the remedy, in front: the host shows little more than the beginning."""
+    problem, colon, remedy = message.rpartition(": ")
+    return f"{remedy[:1].upper()}{remedy[1:]} ({problem})" if colon else message
+
+
+def to_image(picture: Tensor) -> Tensor:
+    """A picture [3, H, W] as IMAGE [1, H, W, 3]."""
+    return picture.movedim(0, -1)[None].contiguous()
+
+
+def to_picture(image: Tensor) -> Tensor:
+    """An IMAGE of one picture [1, H, W, 3 or 4] as [3, H, W]."""
+    if image.shape[0] != 1:
+        raise AnchorEditError(
+            f"the IMAGE is a batch of {image.shape[0]}: choose one picture of it (node 'Image From Batch')"
+        )
+    return image[0, :, :, :3].movedim(-1, 0).to(torch.float32).contiguous()

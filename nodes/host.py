@@ -1,0 +1,393 @@
+"""ComfyUI's internals, and nothing of them anywhere else in the pack.
+
+HostModel      a MODEL as the pipeline's transformer: native forwards with the memory in its attention
+HostVAE        a VAE as the pipeline's VAE: pictures in 0..1 <-> latents as the model takes them
+HostText       a CLIP as the pipeline's text encoder
+with_memory    a MODEL that sees a memory whatever sampler runs it; without_memory
+load_model, load_bundled   a file, the bundled model as MODEL, CLIP and VAE
+on_step, say, new_graph   progress, interruption, a line on a node, the nodes that a node becomes
+
+Runs on ComfyUI 0.3.64 and later.
+
+Legend: B batch, C latent channels, h w latent size, H W picture size, T text rows, E text width.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import comfy.latent_formats
+import comfy.ldm.wan.model
+import comfy.ldm.wan.vae
+import comfy.model_management
+import comfy.model_patcher
+import comfy.patcher_extension
+import comfy.samplers
+import comfy.sd
+import comfy.supported_models_base
+import comfy.text_encoders.wan
+import folder_paths
+import latent_preview
+import torch
+import torch.nn.functional as F
+from comfy_execution.graph_utils import GraphBuilder
+from server import PromptServer
+from torch import Tensor
+
+from ..anchoredit_model.checkpoint import read_checkpoint
+from ..anchoredit_model.checkpoint_files import read_raw
+from ..anchoredit_model.config import EditConfig, TransformerConfig
+from ..anchoredit_model.errors import AnchorEditError
+from ..anchoredit_model.pipeline import latent_space
+from ..anchoredit_model.text import MAX_ROWS, TEXT_DIM, clean_text
+from ..anchoredit_model.transformer import Block
+from ..anchoredit_model.views import FrameView
+from .attention import MemoryAttention
+from .bundled import read_bundled
+from .serials import Serials
+
+_FACTS = "anchoredit"  # our attachment on a MODEL, our attribute on a VAE
+
+
+class HostModel:
+    """The artist's MODEL, however it was loaded and patched; made anew for every node that runs it."""
+
+    def __init__(self, patcher, serials: Serials):
+        network = patcher.model.diffusion_model
+        if type(network) is not comfy.ldm.wan.model.WanModel or network.model_type != "t2v":
+            raise AnchorEditError(
+                f"the MODEL is {type(network).__name__}, which cannot edit by memory: give Wan 2.1 text-to-video"
+            )
+        self.patcher = patcher = without_memory(patcher)
+        self.edit = edit_config(patcher) or EditConfig()
+        self.config = TransformerConfig(
+            dim=network.dim,
+            ffn_dim=network.ffn_dim,
+            num_heads=network.num_heads,
+            num_layers=len(network.blocks),
+            text_dim=network.text_dim,
+            text_len=network.text_len,
+            patch_size=tuple(network.patch_size),
+        )
+        facts = [
+            serials.of(patcher.model),
+            str(patcher.patches_uuid),
+            str([patcher.model.get_dtype(), patcher.model.manual_cast_dtype]),
+            str(patcher.load_device),
+            serials.describe([patcher.model_options, patcher.object_patches, patcher.wrappers]),
+        ]
+        self.identity = json.dumps(facts)
+
+    @property
+    def device(self) -> torch.device:
+        return self.patcher.load_device
+
+    def parameters(self) -> Iterator[Tensor]:
+        return self.patcher.model.diffusion_model.parameters()
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Forwards are made inside this; models that the host has moved meanwhile come back by themselves."""
+        self.patcher.pre_run()
+        try:
+            yield
+        finally:
+            self.patcher.cleanup()
+
+    def flow(self, text: Tensor, view: FrameView, blocks: tuple[Block, ...]) -> Callable[[Tensor, float], Tensor]:
+        """The prediction of one turn: (x [C, h, w], time 0..1000) -> flow [C, h, w]."""
+        context, attention = self._context(text), MemoryAttention(view, blocks, self.edit.stride)
+        return lambda x, time: self._forward(x, time, context, attention)
+
+    def read(self, latent: Tensor, text: Tensor, rows: int | None, view: FrameView, blocks: tuple[Block, ...]) -> Block:
+        """One forward of a clean frame [C, h, w] at t = 0: its own keys and values."""
+        context, attention = self._context(text, rows), MemoryAttention(view, blocks, self.edit.stride, capture=True)
+        self._forward(latent.to(self.device), 0.0, context, attention)
+        return attention.captured
+
+    def _forward(self, x: Tensor, time: float, context: Tensor, attention: MemoryAttention) -> Tensor:
+        noisy = x[None, :, None]  # [1, C, 1, h, w]
+        remembered = sum(block.nbytes for block in attention.blocks)
+        required = self.patcher.model.memory_required(list(noisy.shape)) + remembered
+        comfy.model_management.load_models_gpu([self.patcher], memory_required=required)
+        sigma = torch.tensor([time / 1000], device=x.device)
+        clean = self.patcher.model.apply_model(
+            noisy, sigma, c_crossattn=context, transformer_options=self._options(sigma, attention)
+        )
+        return ((noisy - clean) / sigma)[0, :, 0] if time else torch.zeros_like(x)
+
+    def _options(self, sigma: Tensor, attention: MemoryAttention) -> dict[str, Any]:
+        """What the host's samplers hand to the network, and our wrapper: the last one, so around all others' work."""
+        options = comfy.model_patcher.create_model_options_clone(self.patcher.model_options)["transformer_options"]
+        for kind, present in (("wrappers", self.patcher.wrappers), ("callbacks", self.patcher.callbacks)):
+            comfy.patcher_extension.merge_nested_dicts(options.setdefault(kind, {}), present, copy_dict1=False)
+        kind = comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL
+        comfy.patcher_extension.add_wrapper_with_key(kind, _FACTS, attention, options)
+        return options | {"sigmas": sigma, "cond_or_uncond": [0]}
+
+    def _context(self, text: Tensor, rows: int | None = None) -> Tensor:
+        """Text [T, E] as the network takes it [1, 512, E], or only the first `rows` of it."""
+        if text.shape[-1] != self.config.text_dim:
+            raise AnchorEditError(
+                f"the CLIP's text is {text.shape[-1]} wide, the MODEL takes {self.config.text_dim}: "
+                "load the text encoder that belongs to the model (umT5-XXL for Wan 2.1)"
+            )
+        padded = F.pad(text, (0, 0, 0, max(0, self.config.text_len - len(text))))
+        return padded[None, : rows or self.config.text_len].to(self.device)
+
+
+@dataclass(frozen=True)
+class VAEFacts:
+    """Which latents a VAE makes, and how the one model that they belong to edits."""
+
+    latent_space: str
+    edit: EditConfig = EditConfig()
+
+
+class HostVAE:
+    """The artist's VAE. Pictures are encoded one by one, because a Wan VAE takes a batch for a video."""
+
+    spatial_factor = 8
+    latent_channels = 16
+
+    def __init__(self, vae):
+        if getattr(vae, "latent_dim", 2) != 3 or vae.latent_channels != self.latent_channels:
+            raise AnchorEditError(
+                f"the VAE makes {vae.latent_channels}-channel latents of another kind: load Wan 2.1's VAE"
+            )
+        self.vae = vae
+        self.format = comfy.latent_formats.Wan21()
+        mean, std = ([round(value, 4) for value in t.flatten().tolist()] for t in _statistics(self.format))
+        facts = getattr(vae, _FACTS, None) or VAEFacts(latent_space(self.latent_channels, mean, std))
+        self.latent_space, self.edit = facts.latent_space, facts.edit
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] in 0..1 -> latents [B, 16, h, w] as the model takes them."""
+        raw = [self.vae.encode(image.movedim(0, -1)[None]) for image in images]  # each [1, 16, 1, h, w]
+        return self.format.process_in(torch.cat(raw).float())[:, :, 0]
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents [B, 16, h, w] -> images [B, 3, H, W] in 0..1."""
+        pictures = self.vae.decode(self.format.process_out(latents[:, :, None]))  # [B, 1, H, W, 3]
+        return pictures[:, 0].movedim(-1, 1).float().clamp(0, 1)
+
+
+class HostText:
+    """The artist's CLIP. Instructions are taken literally: brackets are no weights."""
+
+    def __init__(self, clip):
+        self.clip = clip
+
+    def encode(self, texts: list[str]) -> list[Tensor]:
+        """The valid rows of each text, [T, E] float32."""
+        return [self._rows(clean_text(text)) for text in texts]
+
+    def _rows(self, text: str) -> Tensor:
+        return _valid_rows(self.clip.encode_from_tokens(self.clip.tokenize(text, disable_weights=True)))
+
+
+def text_rows(conditioning) -> Tensor:
+    """The valid rows [T, E] of a CONDITIONING that holds one text."""
+    if len(conditioning) != 1:
+        raise AnchorEditError(f"the CONDITIONING combines {len(conditioning)} texts: give one instruction")
+    return _valid_rows(conditioning[0][0])
+
+
+def _valid_rows(states: Tensor) -> Tensor:
+    """States [1, N, E] up to the end token; what follows is zero."""
+    valid = int(states[0].abs().amax(dim=-1).count_nonzero())
+    if valid > MAX_ROWS:
+        raise AnchorEditError(f"the instruction has {valid} tokens: shorten it to {MAX_ROWS}")
+    return states[0, :valid].float()
+
+
+def edit_config(patcher) -> EditConfig | None:
+    """How a MODEL was trained to edit; None for one that does not say."""
+    return patcher.get_attachment(_FACTS)
+
+
+def with_memory(patcher, attention: MemoryAttention):
+    """A MODEL whose every forward sees a memory, whatever sampler runs it."""
+    patched = without_memory(patcher).clone()
+    patched.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, _FACTS, attention)
+    return patched
+
+
+def without_memory(patcher):
+    """The MODEL that `with_memory` was given."""
+    kind = comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL
+    if not patcher.get_wrappers(kind, _FACTS):
+        return patcher
+    plain = patcher.clone()
+    plain.remove_wrappers_with_key(kind, _FACTS)
+    return plain
+
+
+def model_latent(latent: dict[str, Tensor]) -> Tensor:
+    """A LATENT [1, 16, 1, h, w] as the model takes it, [16, h, w]."""
+    samples = latent["samples"]
+    if samples.ndim != 5 or samples.shape[0] != 1 or samples.shape[2] != 1:
+        raise AnchorEditError(
+            f"the LATENT is {list(samples.shape)}: give one picture's, as Apply Memory makes it [1, 16, 1, h, w]"
+        )
+    return comfy.latent_formats.Wan21().process_in(samples)[0, :, 0].float()
+
+
+def empty_latent(shape: torch.Size) -> dict[str, Tensor]:
+    """An empty LATENT for a picture's latent of shape [16, h, w]."""
+    device = comfy.model_management.intermediate_device()
+    return {"samples": torch.zeros(shape, device=device)[None, :, None]}
+
+
+def as_sampler(function: Callable) -> comfy.samplers.KSAMPLER:
+    """A SAMPLER of a function (model, x, sigmas, extra_args, callback, disable) -> x0."""
+    return comfy.samplers.KSAMPLER(function)
+
+
+# ------------------------------------------------------------------------------------------------ files
+
+
+def model_files() -> list[str]:
+    """Names of the files in the host's folders for diffusion models."""
+    return folder_paths.get_filename_list("diffusion_models")
+
+
+def model_path(name: str) -> str:
+    """Where such a file lies."""
+    return folder_paths.get_full_path_or_raise("diffusion_models", name)
+
+
+def load_model(path: str):
+    """A MODEL from a file of any layout that AnchorEdit knows, with how it was trained to edit if the file says so.
+
+    What the host knows goes through the host's own loader as it is, fp8 included; other layouts are renamed first.
+    """
+    raw = read_raw(Path(path))
+    if raw.layout in ("anchoredit", "comfyui", "wan"):
+        model = comfy.sd.load_diffusion_model(path)
+    else:
+        model = comfy.sd.load_diffusion_model_state_dict(read_checkpoint(path).state_dict)
+    if model is None:
+        raise AnchorEditError(f"ComfyUI finds no diffusion model in {path}: choose a Wan 2.1 text-to-video file")
+    if raw.edit_config is not None:
+        model.set_attachments(_FACTS, raw.edit_config)
+    return model
+
+
+def with_edit_config(patcher, edit: EditConfig):
+    """The same MODEL, used as `edit` says."""
+    changed = patcher.clone()
+    changed.set_attachments(_FACTS, edit)
+    return changed
+
+
+def load_bundled():
+    """MODEL, CLIP and VAE of the bundled model, in float32 and as the host's own kinds."""
+    parts = read_bundled(*(t.flatten() for t in _statistics(comfy.latent_formats.Wan21())))
+    model = comfy.sd.load_diffusion_model_state_dict(parts.transformer, model_options={"dtype": torch.float32})
+    model.set_attachments(_FACTS, parts.edit)
+    clip = comfy.sd.CLIP(
+        comfy.supported_models_base.ClipTarget(comfy.text_encoders.wan.WanT5Tokenizer, _SmallTextEncoder),
+        tokenizer_data={"spiece_model": parts.vocabulary},
+        model_options={"dtype": torch.float32, "umt5xxl_model_config": parts.text_config},
+    )
+    _all_there("text encoder", clip.load_sd(parts.text_encoder)[0])
+    vae = _small_vae(parts.vae, parts.vae_width)
+    setattr(vae, _FACTS, VAEFacts(parts.latent_space, parts.edit))
+    return model, clip, vae
+
+
+class _SmallTextEncoder(comfy.text_encoders.wan.WanT5Model):
+    """umT5 of any width, whose rows fill the first columns of Wan's."""
+
+    def __init__(self, device="cpu", dtype=None, model_options={}):  # noqa: B006 - the host's signature
+        super().__init__(device=device, dtype=dtype, model_options=model_options)
+
+    def encode_token_weights(self, token_weight_pairs):
+        rows, *rest = super().encode_token_weights(token_weight_pairs)
+        return F.pad(rows, (0, TEXT_DIM - rows.shape[-1])), *rest
+
+
+def _small_vae(weights: dict[str, Tensor], width: int):
+    """A Wan VAE narrower than Wan's; newer hosts read the width from the weights."""
+    if "image_channels" in inspect.signature(comfy.ldm.wan.vae.WanVAE.__init__).parameters:
+        return comfy.sd.VAE(sd=weights, dtype=torch.float32)
+    return _SmallVAE(weights, width)
+
+
+class _SmallVAE(comfy.sd.VAE):
+    """The attributes that `comfy.sd.VAE` of 0.3.64 sets for Wan 2.1, with another width."""
+
+    def __init__(self, weights: dict[str, Tensor], width: int):
+        network = comfy.ldm.wan.vae.WanVAE(
+            dim=width, z_dim=16, dim_mult=[1, 2, 4, 4], num_res_blocks=2, attn_scales=[],
+            temperal_downsample=[False, True, True], dropout=0.0,
+        )  # fmt: skip
+        _all_there("VAE", network.load_state_dict(weights, strict=False)[0])
+        scale = width / 96
+        self.memory_used_encode = lambda shape, dtype: scale * 6000 * shape[3] * shape[4] * dtype.itemsize
+        self.memory_used_decode = lambda shape, dtype: scale * 7000 * shape[3] * shape[4] * 64 * dtype.itemsize
+        self.upscale_ratio = (lambda frames: max(0, frames * 4 - 3), 8, 8)
+        self.downscale_ratio = (lambda frames: max(0, (frames + 3) // 4), 8, 8)
+        self.upscale_index_formula = self.downscale_index_formula = (4, 8, 8)
+        self.latent_dim, self.latent_channels, self.output_channels = 3, 16, 3
+        self.process_input = lambda image: image * 2.0 - 1.0
+        self.process_output = lambda image: ((image + 1.0) / 2.0).clamp(0, 1)
+        self.disable_offload = self.not_video = False
+        self.extra_1d_channel = None
+        self.crop_input = True
+        self.working_dtypes = [torch.float32]
+        self.vae_dtype = torch.float32
+        self.device = comfy.model_management.vae_device()
+        self.output_device = comfy.model_management.intermediate_device()
+        self.first_stage_model = network.eval()
+        self.patcher = comfy.model_patcher.ModelPatcher(
+            self.first_stage_model, self.device, comfy.model_management.vae_offload_device()
+        )
+
+
+def _all_there(what: str, missing: list[str]) -> None:
+    missing = [name for name in missing if not name.endswith("logit_scale")]
+    if missing:
+        raise AnchorEditError(f"the bundled {what} lacks {missing[0]}: install AnchorEdit again")
+
+
+def _statistics(latent_format) -> tuple[Tensor, Tensor]:
+    return latent_format.latents_mean, latent_format.latents_std
+
+
+# ------------------------------------------------------------------------------------------------ while a node runs
+
+
+def on_step(model: HostModel, steps: int) -> Callable[[int, int, Tensor], None]:
+    """Progress with the host's latent preview after every step; raises when the artist interrupts."""
+    show = latent_preview.prepare_callback(model.patcher, steps)
+
+    def callback(step: int, total: int, x0: Tensor) -> None:
+        show(step - 1, x0[None, :, None], None, total)
+        comfy.model_management.throw_exception_if_processing_interrupted()
+
+    return callback
+
+
+def say(text: str, node_id: str | None) -> None:
+    """A line of text on a node."""
+    if node_id is not None and getattr(PromptServer, "instance", None) is not None:
+        PromptServer.instance.send_progress_text(text, node_id)
+
+
+def block_budget() -> int:
+    """Bytes that remembered keys and values may take in all: a quarter of what the device has."""
+    device = comfy.model_management.get_torch_device()
+    return int(comfy.model_management.get_total_memory(device)) // 4
+
+
+def new_graph() -> GraphBuilder:
+    """The nodes that a node becomes."""
+    return GraphBuilder()

@@ -1,0 +1,137 @@
+"""One edit, and a chain of them."""
+
+from comfy_api.latest import io
+
+from ..anchoredit_model.errors import AnchorEditError
+from ..anchoredit_model.memory import AnchorMemory
+from ..anchoredit_model.sampling import with_steps
+from .base import CATEGORY, AnchorEditNode, MemorySocket, to_image
+from .host import edit_config, new_graph, on_step, say
+from .runtime import HostPipeline
+
+# A link goes on to the inner nodes of a chain as a link, so that the host can tell which of them it has run before.
+_LINK = {"rawLink": True}
+_NOT_TRAINED = (
+    "This MODEL does not say that it was trained to edit: a plain Wan makes a new picture instead of an edit."
+)
+
+
+def _networks(extra_dict: dict | None = None) -> list[io.Input]:
+    return [
+        io.Model.Input("model", tooltip="Wan 2.1 text-to-video, trained to edit.", extra_dict=extra_dict),
+        io.Clip.Input("clip", tooltip="The text encoder that the model was trained with.", extra_dict=extra_dict),
+        io.Vae.Input("vae", tooltip="The VAE that the session was started with.", extra_dict=extra_dict),
+        MemorySocket.Input("memory", tooltip="The session so far. It stays as it is.", extra_dict=extra_dict),
+    ]
+
+
+def _sampling() -> list[io.Input]:
+    return [
+        io.Int.Input(
+            "seed",
+            default=0,
+            min=0,
+            max=0xFFFFFFFFFFFFFFFF,
+            control_after_generate=True,
+            tooltip="Of the noise, 0 to 2^64 - 1; every turn draws its own from it. The same seed gives the same edit.",
+        ),
+        io.Int.Input(
+            "steps",
+            default=0,
+            min=0,
+            max=1000,
+            tooltip="Sampler steps, 1 to 1000; 0 takes the model's own. The time of a turn grows with it.",
+        ),
+        io.Float.Input(
+            "guidance",
+            default=0.0,
+            min=0.0,
+            max=30.0,
+            step=0.1,
+            tooltip="How strictly the instruction is followed, 1 to 30; 1 is off, 0 takes the model's own. Other than "
+            "1 it doubles the time of a turn.",
+        ),
+    ]
+
+
+class Turn(AnchorEditNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="AnchorEditTurn",
+            display_name="AnchorEdit Turn",
+            category=CATEGORY,
+            description="One edit of the session's newest picture. Two turns from one memory are two branches.",
+            inputs=[
+                *_networks(),
+                io.String.Input(
+                    "instruction",
+                    default="",
+                    multiline=True,
+                    tooltip="What to change, up to 512 tokens, taken literally. Empty: the picture is made again as "
+                    "it is.",
+                ),
+                *_sampling(),
+            ],
+            outputs=[
+                MemorySocket.Output(display_name="memory", tooltip="The session with this turn."),
+                io.Image.Output(display_name="IMAGE", tooltip="The picture, at the source's size."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def run(
+        cls, model, clip, vae, memory: AnchorMemory, instruction: str, seed: int, steps: int, guidance: float
+    ) -> io.NodeOutput:
+        if edit_config(model) is None:
+            say(_NOT_TRAINED, cls.hidden.unique_id)
+        pipeline = HostPipeline(cls.runtime, vae, clip, model)
+        edit = with_steps(pipeline.edit, steps or None)
+        count = len(edit.steps) if edit.sampler == "renoise" else edit.num_steps
+        memory = pipeline.turn(
+            memory, instruction, seed, steps or None, guidance or None, on_step=on_step(pipeline.transformer, count)
+        )
+        return io.NodeOutput(memory, to_image(pipeline.picture(memory)))
+
+
+class Chain(AnchorEditNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="AnchorEditChain",
+            display_name="AnchorEdit Chain",
+            category=CATEGORY,
+            description="One turn for every line, each on the picture of the one before. After a change only the "
+            "changed line and those below it are computed.",
+            inputs=[
+                *_networks(_LINK),
+                io.String.Input(
+                    "instructions",
+                    default="",
+                    multiline=True,
+                    tooltip="One instruction per line; empty lines are skipped. Each line costs one turn.",
+                ),
+                *_sampling(),
+            ],
+            outputs=[
+                MemorySocket.Output(display_name="memory", tooltip="The session with all turns."),
+                io.Image.Output(display_name="IMAGE", tooltip="A batch: one picture per line."),
+            ],
+            enable_expand=True,
+        )
+
+    @classmethod
+    def run(cls, instructions: str, **shared) -> io.NodeOutput:
+        lines = [line.strip() for line in instructions.splitlines() if line.strip()]
+        if not lines:
+            raise AnchorEditError("the chain has no instruction: write one per line")
+        graph = new_graph()
+        memory, pictures = shared.pop("memory"), None
+        for number, line in enumerate(lines, 1):
+            turn = graph.node("AnchorEditTurn", f"turn{number}", memory=memory, instruction=line, **shared)
+            memory, picture = turn.out(0), turn.out(1)
+            if pictures:
+                picture = graph.node("ImageBatch", f"batch{number}", image1=pictures, image2=picture).out(0)
+            pictures = picture
+        return io.NodeOutput(memory, pictures, expand=graph.finalize())
