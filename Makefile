@@ -1,5 +1,6 @@
 # make demo     edit the bundled picture three times, pictures in demo/
 # make test     run the tests
+# make test-comfyui   run the tests on a real ComfyUI: COMFYUI_PATH its folder, COMFYUI_PYTHON its interpreter
 # make lint     check the style
 # make clean    remove .venv and everything else that these targets made
 #
@@ -25,7 +26,7 @@ PYTEST_ARGS = -q
 RUN = .venv/bin/python
 PIP = $(RUN) -m pip --disable-pip-version-check install --quiet
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test test-comfyui lint clean
 .DELETE_ON_ERROR:
 # One environment, so one install at a time, also under make -j.
 .NOTPARALLEL:
@@ -40,6 +41,9 @@ demo: .venv/.demo
 
 test: .venv/.test
 	$(RUN) -m pytest $(PYTEST_ARGS)
+
+test-comfyui: .venv/.test
+	$(RUN) -m pytest $(PYTEST_ARGS) tests/comfyui
 
 lint: .venv/.lint
 	$(RUN) -m ruff check .

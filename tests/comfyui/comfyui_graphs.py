@@ -1,0 +1,83 @@
+"""Graphs in the API's format, as the tests queue them: node name -> class and inputs, a link being [name, output]."""
+
+from safetensors.torch import load_file
+
+LINES = ["make it blue", "add a crown", "change the background to pink"]
+NETWORKS = {"model": ["tiny", 0], "clip": ["tiny", 1], "vae": ["tiny", 2]}
+
+
+def node(kind: str, **inputs) -> dict:
+    return {"class_type": kind, "inputs": inputs}
+
+
+def base_graph() -> dict:
+    """The bundled model and a session with the test's drawing as its anchor."""
+    return {
+        "tiny": node("AnchorEditLoadTiny"),
+        "image": node("LoadImage", image="drawing.png"),
+        "start": node("AnchorEditStart", vae=["tiny", 2], clip=["tiny", 1], image=["image", 0]),
+    }
+
+
+def turn(memory: list, instruction: str, **inputs) -> dict:
+    options = {**NETWORKS, "seed": 7, "steps": 0, "guidance": 0.0, **inputs}
+    return node("AnchorEditTurn", memory=memory, instruction=instruction, **options)
+
+
+def turns_graph(lines: list[str], name: str, **inputs) -> dict:
+    """Start -> turn1 -> turn2 ... -> a file."""
+    graph, memory = base_graph(), ["start", 0]
+    for number, line in enumerate(lines, 1):
+        graph[f"turn{number}"] = turn(memory, line, **inputs)
+        memory = [f"turn{number}", 0]
+    graph["probe"] = probe(name, memory=memory, image=[memory[0], 1])
+    return graph
+
+
+def chain_graph(lines: list[str], name: str, **inputs) -> dict:
+    """Start -> Chain -> a file."""
+    graph = base_graph()
+    options = {**NETWORKS, "seed": 7, "steps": 0, "guidance": 0.0, **inputs}
+    graph["chain"] = node("AnchorEditChain", memory=["start", 0], instructions="\n".join(lines), **options)
+    graph["probe"] = probe(name, memory=["chain", 0], image=["chain", 1])
+    return graph
+
+
+def native_turn(graph: dict, name: str, model: list, memory: list, instruction: str, guidance: float = 1.0) -> None:
+    """Adds a turn by the host's own sampling nodes: its session is [name, 0], its latent [f"{name}_sample", 0]."""
+    graph[f"{name}_text"] = node("CLIPTextEncode", clip=["tiny", 1], text=instruction)
+    graph[f"{name}_null"] = node("CLIPTextEncode", clip=["tiny", 1], text="")
+    apply, text, null = f"{name}_apply", [f"{name}_text", 0], [f"{name}_null", 0]
+    graph[apply] = node("AnchorEditApplyMemory", model=model, memory=memory, positive=text, seed=7)
+    graph[f"{name}_guider"] = node("CFGGuider", model=[apply, 0], positive=text, negative=null, cfg=guidance)
+    graph[f"{name}_sample"] = node(
+        "SamplerCustomAdvanced",
+        noise=[apply, 2],
+        guider=[f"{name}_guider", 0],
+        sampler=[apply, 3],
+        sigmas=[apply, 4],
+        latent_image=[apply, 1],
+    )
+    graph[name] = node(
+        "AnchorEditCommitTurn",
+        model=[apply, 0],
+        memory=memory,
+        latent=[f"{name}_sample", 0],
+        positive=text,
+        instruction=instruction,
+    )
+
+
+def probe(name: str, **wires) -> dict:
+    return node("AnchorEditProbe", name=name, **wires)
+
+
+def read(host, name: str) -> dict:
+    """What a probe wrote."""
+    return load_file(host.folder / "output" / f"{name}.safetensors")
+
+
+def succeed(host, graph: dict):
+    run = host.run(graph)
+    assert run.error is None, f"{run.error}\n{host.log_text()[-3000:]}"
+    return run

@@ -1,0 +1,155 @@
+"""ComfyUI as a child process with folders of its own, and as much of HTTP and websocket as driving it takes."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import socket
+import struct
+import subprocess
+import time
+import urllib.error
+import urllib.request
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+
+START_SECONDS = 600  # a busy machine imports for minutes
+RUN_SECONDS = 600
+
+
+@dataclass
+class Run:
+    """What a queued prompt did: the nodes that ran, in order, and how it ended."""
+
+    ran: list[str] = field(default_factory=list)
+    outputs: dict = field(default_factory=dict)
+    error: dict | None = None
+    stopped_after: float | None = None  # seconds from the wish to interrupt to the end
+
+
+class Server:
+    def __init__(self, comfyui: Path, python: str, pack: Path, probe: Path, folder: Path):
+        self.folder = folder
+        for name in ("custom_nodes", "input", "output", "temp", "user", "models"):
+            (folder / name).mkdir()
+        (folder / "custom_nodes" / "anchoredit").symlink_to(pack)
+        (folder / "custom_nodes" / "probe").symlink_to(probe)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.command = [python, "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(self.port)]
+        self.command += ["--disable-auto-launch", "--base-directory", str(folder)]
+        self.command += ["--database-url", "sqlite:///:memory:"]
+        self.comfyui = comfyui
+        self.client = uuid.uuid4().hex
+
+    def __enter__(self) -> Server:
+        self.log = (self.folder / "server.log").open("w")
+        self.process = subprocess.Popen(self.command, cwd=self.comfyui, stdout=self.log, stderr=subprocess.STDOUT)
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                self.get("/system_stats")
+                return self
+            except OSError:
+                if self.process.poll() is not None or time.monotonic() > deadline:
+                    self.__exit__()
+                    raise RuntimeError(f"ComfyUI did not start:\n{self.log_text()[-4000:]}") from None
+                time.sleep(0.5)
+
+    def __exit__(self, *_) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.log.close()
+
+    def log_text(self) -> str:
+        return (self.folder / "server.log").read_text(errors="replace")
+
+    def get(self, path: str) -> dict:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=60) as answer:
+            return json.load(answer)
+
+    def post(self, path: str, body: dict) -> dict:
+        """The answer as JSON, that of a refusal as well."""
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                text = answer.read()
+        except urllib.error.HTTPError as refusal:
+            text = refusal.read()
+        return json.loads(text) if text.startswith(b"{") else {}
+
+    def run(self, prompt: dict, interrupt_in: str = "") -> Run:
+        """Queues a prompt in the API's format and waits until it is done; interrupts it in the node named."""
+        with _Events(self.port, self.client) as events:
+            answer = self.post("/prompt", {"prompt": prompt, "client_id": self.client})
+            if answer.get("node_errors") or "prompt_id" not in answer:
+                raise AssertionError(f"the prompt was refused: {json.dumps(answer)[:4000]}")
+            run = Run()
+            for event in events.until(time.monotonic() + RUN_SECONDS):
+                kind, data = event["type"], event.get("data", {})
+                if data.get("prompt_id") != answer["prompt_id"]:
+                    continue
+                if kind == "executing" and data["node"] is None:
+                    return run
+                if kind == "executing":
+                    run.ran.append(data["node"])
+                    if data["node"] == interrupt_in:
+                        asked = time.monotonic()
+                        self.post("/interrupt", {})
+                elif kind == "executed":
+                    run.outputs[data["node"]] = data["output"]
+                elif kind == "execution_interrupted":
+                    run.stopped_after = time.monotonic() - asked
+                    return run
+                elif kind == "execution_error":
+                    run.error = data
+                    return run
+        raise TimeoutError(f"the prompt is not done after {RUN_SECONDS} s:\n{self.log_text()[-4000:]}")
+
+
+class _Events:
+    """The JSON events of a websocket; pictures and other binary messages are dropped."""
+
+    def __init__(self, port: int, client: str):
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout=RUN_SECONDS)
+        key = base64.b64encode(os.urandom(16)).decode()
+        lines = [f"GET /ws?clientId={client} HTTP/1.1", f"Host: 127.0.0.1:{port}", "Upgrade: websocket"]
+        lines += ["Connection: Upgrade", f"Sec-WebSocket-Key: {key}", "Sec-WebSocket-Version: 13", "", ""]
+        self.socket.sendall("\r\n".join(lines).encode())
+        self.stream = self.socket.makefile("rb")
+        while self.stream.readline() not in (b"\r\n", b""):
+            pass
+
+    def __enter__(self) -> _Events:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.stream.close()
+        self.socket.close()
+
+    def until(self, deadline: float):
+        message, text = b"", False
+        while time.monotonic() < deadline:
+            head, length = self.stream.read(2)
+            opcode, length = head & 15, length & 127
+            if length >= 126:
+                size = {126: 2, 127: 8}[length]
+                length = int.from_bytes(self.stream.read(size), "big")
+            body = self.stream.read(length)
+            if opcode == 8:
+                raise ConnectionError("ComfyUI closed the connection")
+            if opcode == 9:  # a ping wants a pong, masked as all that a client sends
+                self.socket.sendall(struct.pack("!BB4s", 0x8A, 0x80 | len(body), bytes(4)) + body)
+            elif opcode in (0, 1, 2):
+                message, text = (message if opcode == 0 else b"") + body, text if opcode == 0 else opcode == 1
+                if head & 0x80 and text:
+                    yield json.loads(message)

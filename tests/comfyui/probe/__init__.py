@@ -1,0 +1,54 @@
+"""Nodes for the tests, put into the host beside the pack.
+
+AnchorEditProbe    writes what is on its wires to a file
+AnchorEditForeign  another pack's attention: an override and a block hook that leave the numbers as they are
+"""
+
+from pathlib import Path
+
+import folder_paths
+import torch
+from safetensors.torch import save_file
+
+
+class AnchorEditProbe:
+    INPUT_TYPES = classmethod(
+        lambda cls: {
+            "required": {"name": ("STRING", {"default": "probe"})},
+            "optional": {"memory": ("ANCHOR_MEMORY",), "image": ("IMAGE",), "latent": ("LATENT",)},
+        }
+    )
+    RETURN_TYPES = ()
+    FUNCTION = "write"
+    OUTPUT_NODE = True
+    CATEGORY = "tests"
+
+    def write(self, name, memory=None, image=None, latent=None):
+        tensors = {}
+        if memory is not None:
+            tensors["latents"] = torch.stack([turn.latent for turn in memory.turns])
+            tensors |= {f"text.{number}": turn.text for number, turn in enumerate(memory.turns)}
+        if image is not None:
+            tensors["image"] = image
+        if latent is not None:
+            tensors["latent"] = latent["samples"]
+        tensors = {key: tensor.detach().cpu().clone().contiguous() for key, tensor in tensors.items()}
+        save_file(tensors, Path(folder_paths.get_output_directory()) / f"{name}.safetensors")
+        return ()
+
+
+class AnchorEditForeign:
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"model": ("MODEL",)}})
+    RETURN_TYPES = ("MODEL",)
+    FUNCTION = "patch"
+    CATEGORY = "tests"
+
+    def patch(self, model):
+        model = model.clone()
+        options = model.model_options["transformer_options"]
+        options["optimized_attention_override"] = lambda attention, *tensors, **rest: attention(*tensors, **rest)
+        model.set_model_patch_replace(lambda args, extra: extra["original_block"](args), "dit", "double_block", 0)
+        return (model,)
+
+
+NODE_CLASS_MAPPINGS = {"AnchorEditProbe": AnchorEditProbe, "AnchorEditForeign": AnchorEditForeign}

@@ -1,0 +1,84 @@
+"""The host's own ways lead to the same picture: its samplers, another pack's attention, a model from a file, a LoRA."""
+
+import shutil
+
+import pytest
+import torch
+from comfyui_graphs import LINES, base_graph, native_turn, node, probe, read, succeed, turn, turns_graph
+from safetensors.torch import save_file
+
+from anchoredit_model.pipeline import TINY
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])  # at 3 the host sends both conditions together, Turn one by one
+def test_the_hosts_samplers_make_the_same_turns(host, picture_file, guidance):
+    graph = turns_graph(LINES[:2], "turns", guidance=guidance)
+    native_turn(graph, "first", ["tiny", 0], ["start", 0], LINES[0], guidance)
+    native_turn(graph, "second", ["tiny", 0], ["first", 0], LINES[1], guidance)
+    graph["decoded"] = node("VAEDecode", vae=["tiny", 2], samples=["second_sample", 0])
+    graph["probe_native"] = probe("native", memory=["second", 0], image=["decoded", 0])
+    succeed(host, graph)
+    turns, native = read(host, "turns"), read(host, "native")
+    worst = (native["latents"] - turns["latents"]).abs().amax(dim=(1, 2, 3))
+    print("largest difference of latents by turn:", [f"{value:.1e}" for value in worst.tolist()])
+    # two rows in one call round otherwise than one, guidance triples that, and a turn reads what the last one made
+    torch.testing.assert_close(worst, torch.zeros(3), atol=1e-5 if guidance == 1 else 5e-5, rtol=0)
+    assert (native["image"].reshape(turns["image"].shape) - turns["image"]).abs().max() <= 1 / 255
+
+
+def test_attention_of_another_pack_stays_and_changes_nothing(host, picture_file):
+    graph = turns_graph(LINES[:2], "plain")
+    graph["before"] = node("AnchorEditForeign", model=["tiny", 0])
+    memory = ["start", 0]
+    for number, line in enumerate(LINES[:2]):
+        graph[f"foreign{number}"] = turn(memory, line, model=["before", 0])
+        memory = [f"foreign{number}", 0]
+    graph["probe_before"] = probe("before", memory=memory)
+    native_turn(graph, "after", ["tiny", 0], ["turn1", 0], LINES[1])
+    graph["foreign_after"] = node("AnchorEditForeign", model=["after_apply", 0])
+    graph["after_guider"]["inputs"]["model"] = ["foreign_after", 0]
+    graph["probe_after"] = probe("after", memory=["after", 0])
+    succeed(host, graph)
+    plain = read(host, "plain")["latents"]
+    assert read(host, "before")["latents"].equal(plain)
+    torch.testing.assert_close(read(host, "after")["latents"], plain, atol=1e-5, rtol=0)
+
+
+def test_a_model_from_a_file_is_the_bundled_one(host, picture_file):
+    folder = host.folder / "models" / "diffusion_models"
+    folder.mkdir(exist_ok=True)
+    shutil.copy(TINY / "transformer" / "model.safetensors", folder / "tiny.safetensors")
+    graph = turns_graph(LINES[:1], "bundled")
+    graph["file"] = node(
+        "AnchorEditLoadModel", model_name="tiny.safetensors", anchor_text="from file", slots="from file", stride=0
+    )
+    graph["turn"] = turn(["start", 0], LINES[0], model=["file", 0])
+    graph["probe_file"] = probe("file", memory=["turn", 0])
+    succeed(host, graph)
+    difference = (read(host, "file")["latents"] - read(host, "bundled")["latents"]).abs().max()
+    assert difference <= 1e-4
+
+
+def test_a_lora_changes_the_turns_and_leaves_no_trace(host, picture_file):
+    generator = torch.Generator().manual_seed(0)
+    module = "diffusion_model.blocks.{}.self_attn.v.lora_{}.weight"
+    lora = {}
+    for layer in range(8):
+        lora[module.format(layer, "A")] = torch.randn(4, 256, generator=generator) / 16
+        lora[module.format(layer, "B")] = torch.randn(256, 4, generator=generator) / 16
+    (host.folder / "models" / "loras").mkdir(exist_ok=True)
+    save_file(lora, host.folder / "models" / "loras" / "noise.safetensors")
+
+    plain = turns_graph(LINES[:2], "plain")
+    succeed(host, plain)
+    without = read(host, "plain")["latents"]
+    graph = turns_graph(LINES[:2], "lora", model=["lora", 0])
+    graph["lora"] = node("LoraLoaderModelOnly", model=["tiny", 0], lora_name="noise.safetensors", strength_model=1.0)
+    succeed(host, graph)
+    changed = (read(host, "lora")["latents"] - without).abs().amax(dim=(1, 2, 3))
+    assert changed[0] == 0
+    assert (changed[1:] > 1e-2).all()
+
+    fresh = base_graph()  # another branch of the same memory, after the LoRA: its blocks must be the plain model's
+    succeed(host, fresh | {"again": turn(["start", 0], LINES[0]), "probe": probe("again", memory=["again", 0])})
+    assert read(host, "again")["latents"].equal(without[:2])

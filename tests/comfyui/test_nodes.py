@@ -1,0 +1,98 @@
+"""The nodes on a real host: all are there, a chain runs, one changed word costs one turn, errors say what to do."""
+
+import pytest
+from comfyui_graphs import LINES, chain_graph, node, probe, read, succeed, turn, turns_graph
+
+IDS = "LoadModel LoadTiny MemoryPolicy Start Turn Chain ApplyMemory CommitTurn Rewind Filmstrip".split()
+
+
+def test_object_info_has_every_node_with_tooltips(host):
+    info = host.get("/object_info")
+    ours = {name for name in info if name.startswith("AnchorEdit")} - {"AnchorEditProbe", "AnchorEditForeign"}
+    assert ours == {f"AnchorEdit{name}" for name in IDS}
+    for name in IDS:
+        inputs = info[f"AnchorEdit{name}"]["input"]
+        for group in ("required", "optional"):
+            for key, (_, options, *_) in inputs.get(group, {}).items():
+                assert options.get("tooltip"), f"AnchorEdit{name}.{key} has no tooltip"
+
+
+def test_turns_run_and_a_changed_last_instruction_computes_one(host, picture_file):
+    first = succeed(host, turns_graph(LINES, "turns", seed=5))
+    assert [node for node in first.ran if node.startswith("turn")] == ["turn1", "turn2", "turn3"]
+    before = read(host, "turns")
+    assert before["latents"].shape == (4, 16, 16, 16)
+    assert before["image"].shape == (1, 128, 128, 3)
+
+    again = succeed(host, turns_graph([*LINES[:2], "make it green"], "turns", seed=5))
+    assert [node for node in again.ran if node.startswith(("tiny", "start", "turn"))] == ["turn3"]
+    after = read(host, "turns")
+    assert before["latents"][:3].equal(after["latents"][:3])
+    assert not before["latents"][3].equal(after["latents"][3])
+
+
+def test_a_chain_recomputes_only_what_changed_and_is_its_turns(host, picture_file):
+    run = succeed(host, chain_graph(LINES, "chain", seed=8))
+    assert _turns_in(run) == ["turn1", "turn2", "turn3"]
+    chained = read(host, "chain")
+    assert chained["image"].shape == (3, 128, 128, 3)
+
+    run = succeed(host, chain_graph([*LINES[:2], "make it green"], "changed", seed=8))
+    assert _turns_in(run) == ["turn3"]
+
+    succeed(host, turns_graph(LINES, "single", seed=8))
+    single = read(host, "single")
+    assert chained["latents"].equal(single["latents"])
+    assert chained["image"][-1].equal(single["image"][0])
+
+
+def _turns_in(run) -> list[str]:
+    """The turns inside a chain that ran."""
+    inner = [node.rpartition(".")[2] for node in run.ran if "." in node]
+    return [node for node in inner if node.startswith("turn")]
+
+
+def test_branches_and_rewind(host, picture_file):
+    graph = turns_graph(LINES[:2], "trunk")
+    graph["left"] = turn(["turn1", 0], "make it green")
+    graph["probe_left"] = probe("left", memory=["left", 0])
+    graph["back"] = node("AnchorEditRewind", memory=["turn2", 0], turn=1)
+    graph["again"] = turn(["back", 0], LINES[1])
+    graph["probe_again"] = probe("again", memory=["again", 0])
+    graph["strip"] = node("AnchorEditFilmstrip", vae=["tiny", 2], memory=["again", 0], size=96)
+    run = succeed(host, graph)
+    assert read(host, "again")["latents"].equal(read(host, "trunk")["latents"])
+    assert read(host, "left")["latents"][:2].equal(read(host, "trunk")["latents"][:2])
+    assert run.outputs["strip"]["images"]
+
+
+def test_an_interrupted_chain_keeps_its_finished_turns(host, picture_file):
+    graph = turns_graph([*LINES, *LINES[:2]], "interrupted", seed=9, steps=40)
+    run = host.run(graph, interrupt_in="turn3")
+    assert run.stopped_after is not None
+    assert run.stopped_after < 2
+    run = succeed(host, graph)
+    assert [name for name in run.ran if name.startswith(("tiny", "start", "turn"))] == ["turn3", "turn4", "turn5"]
+
+
+@pytest.mark.parametrize(
+    ("change", "where", "words"),
+    [
+        (lambda graph: graph["back"]["inputs"].update(turn=9), "back", "Choose 0 to 1"),
+        (lambda graph: graph["policy"]["inputs"].update(anchor_frames=0, window=0), "policy", "Set one of them"),
+        (lambda graph: graph["start"]["inputs"].update(image=["batch", 0]), "start", "Choose one picture"),
+    ],
+    ids=["rewind", "policy", "batch"],
+)
+def test_an_error_is_on_its_node_and_begins_with_the_remedy(host, picture_file, change, where, words):
+    graph = turns_graph(LINES[:1], "errors")
+    graph["policy"] = node("AnchorEditMemoryPolicy", anchor_frames=1, window=3, history="stream")
+    graph["start"]["inputs"]["policy"] = ["policy", 0]
+    graph["batch"] = node("ImageBatch", image1=["image", 0], image2=["image", 0])
+    graph["back"] = node("AnchorEditRewind", memory=["turn1", 0], turn=1)
+    graph["probe_back"] = probe("back", memory=["back", 0])
+    change(graph)
+    error = host.run(graph).error
+    assert error is not None
+    assert error["node_id"] == where
+    assert error["exception_message"].startswith(words)

@@ -1,0 +1,35 @@
+"""The same numbers on the host as without it: the artist's native MODEL with the memory in its attention against our
+own transformer, in float32, from the picture to the picture."""
+
+import pytest
+import torch
+from comfyui_graphs import node, read, succeed, turns_graph
+
+from anchoredit_model.config import MemoryPolicy
+from anchoredit_model.images import load_image
+from anchoredit_model.pipeline import AnchorEditPipeline
+
+LINES = ["make it blue", "add a crown", "change the background to pink", "", "make it green", "add a crown"]
+
+
+@pytest.mark.parametrize("history", ["stream", "refresh"])
+@pytest.mark.parametrize("guidance", [0.0, 3.0])
+def test_six_turns_with_a_sliding_window(host, picture_file, history, guidance):
+    graph = turns_graph(LINES, "parity", guidance=guidance)
+    graph["policy"] = node("AnchorEditMemoryPolicy", anchor_frames=1, window=2, history=history)
+    graph["start"]["inputs"]["policy"] = ["policy", 0]
+    succeed(host, graph)
+    ours = read(host, "parity")
+
+    pipeline = AnchorEditPipeline.from_pretrained()
+    expected = pipeline.start(load_image(picture_file), MemoryPolicy(1, 2, history))
+    for line in LINES:
+        expected = pipeline.turn(expected, line, seed=7, guidance=guidance or None)
+    for number, turn in enumerate(expected.turns):
+        torch.testing.assert_close(ours[f"text.{number}"], turn.text, atol=1e-5, rtol=0)
+    latents = torch.stack([turn.latent for turn in expected.turns])
+    worst = (ours["latents"] - latents).abs().amax(dim=(1, 2, 3))
+    print("largest difference of latents by turn:", [f"{value:.1e}" for value in worst.tolist()])
+    assert worst.max() <= 1e-4
+    difference = (ours["image"][0].movedim(-1, 0) - pipeline.picture(expected)).abs().max()
+    assert difference <= 1 / 255
