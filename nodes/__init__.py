@@ -1,7 +1,7 @@
 """The nodes.
 
 AnchorEditLoadModel      file -> MODEL: a model that was trained to edit
-AnchorEditLoadTiny       -> MODEL, CLIP, VAE: the model that comes with the pack
+AnchorEditLoadTiny       -> MODEL, CLIP, VAE, IMAGE: the model that comes with the pack, and a picture for it
 AnchorEditMemoryPolicy   -> policy: what turns may see
 AnchorEditStart          VAE, CLIP, IMAGE -> memory: a session with its anchor
 AnchorEditTurn           MODEL, CLIP, VAE, memory, instruction -> memory, IMAGE: one edit

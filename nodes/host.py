@@ -117,9 +117,12 @@ class HostModel:
         required = self.patcher.model.memory_required(list(noisy.shape)) + remembered
         comfy.model_management.load_models_gpu([self.patcher], memory_required=required)
         sigma = torch.tensor([time / 1000], device=x.device)
-        clean = self.patcher.model.apply_model(
-            noisy, sigma, c_crossattn=context, transformer_options=self._options(sigma, attention)
-        )
+        conditions = {"c_crossattn": context, "transformer_options": self._options(sigma, attention)}
+        apply, around = self.patcher.model.apply_model, self.patcher.model_options.get("model_function_wrapper")
+        if around is None:
+            clean = apply(noisy, sigma, **conditions)
+        else:
+            clean = around(apply, {"input": noisy, "timestep": sigma, "c": conditions, "cond_or_uncond": [0]})
         return ((noisy - clean) / sigma)[0, :, 0] if time else torch.zeros_like(x)
 
     def _options(self, sigma: Tensor, attention: MemoryAttention) -> dict[str, Any]:

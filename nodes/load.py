@@ -6,10 +6,13 @@ from pathlib import Path
 from comfy_api.latest import io
 
 from ..anchoredit_model.config import EditConfig
-from .base import CATEGORY, AnchorEditNode
+from ..anchoredit_model.images import load_image
+from ..anchoredit_model.pipeline import TINY
+from .base import CATEGORY, AnchorEditNode, to_image
 from .host import edit_config, load_bundled, load_model, model_files, model_path, say, with_edit_config
 
 _FROM_FILE = "from file"
+SAMPLE = TINY.parent / "assets" / "sample.png"
 
 
 class LoadModel(AnchorEditNode):
@@ -84,9 +87,10 @@ class LoadTiny(AnchorEditNode):
                 io.Model.Output(display_name="MODEL"),
                 io.Clip.Output(display_name="CLIP"),
                 io.Vae.Output(display_name="VAE"),
+                io.Image.Output(display_name="IMAGE", tooltip="A picture of the kind that the model knows."),
             ],
         )
 
     @classmethod
     def run(cls) -> io.NodeOutput:
-        return io.NodeOutput(*load_bundled())
+        return io.NodeOutput(*load_bundled(), to_image(load_image(SAMPLE)))

@@ -7,6 +7,7 @@ host's. A part that a verb does not use may be left out: starting a session need
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -36,7 +37,8 @@ class HostPipeline(AnchorEditPipeline):
         self.edit = self.transformer.edit if self.transformer else self.vae.edit
         self.store = runtime.store
         if self.transformer:
-            self.reader = MemoryReader(self.transformer.read, self.transformer.identity, self.edit, self.store)
+            reader = partial(MemoryReader, self.transformer.read, self.transformer.identity, self.edit)
+            self.reader, self._null_reader = reader(self.store), reader(KVStore(budget=0))
 
     @property
     def device(self) -> torch.device:

@@ -2,6 +2,7 @@
 
 AnchorEditProbe    writes what is on its wires to a file
 AnchorEditForeign  another pack's attention: an override and a block hook that leave the numbers as they are
+AnchorEditApart    runs the conditions of one call one by one
 """
 
 from pathlib import Path
@@ -51,4 +52,26 @@ class AnchorEditForeign:
         return (model,)
 
 
-NODE_CLASS_MAPPINGS = {"AnchorEditProbe": AnchorEditProbe, "AnchorEditForeign": AnchorEditForeign}
+class AnchorEditApart:
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"model": ("MODEL",)}})
+    RETURN_TYPES = ("MODEL",)
+    FUNCTION = "patch"
+    CATEGORY = "tests"
+
+    def patch(self, model):
+        model = model.clone()
+        model.set_model_unet_function_wrapper(self.one_by_one)
+        return (model,)
+
+    @staticmethod
+    def one_by_one(apply_model, call):
+        assert len(call["input"]) == 2, "the host did not send the conditions together"
+        options, text = call["c"], call["c"]["c_crossattn"]
+        rows = [slice(0, 1), slice(1, 2)]
+        return torch.cat(
+            [apply_model(call["input"][n], call["timestep"][n], **{**options, "c_crossattn": text[n]}) for n in rows]
+        )
+
+
+NODES = (AnchorEditProbe, AnchorEditForeign, AnchorEditApart)
+NODE_CLASS_MAPPINGS = {node.__name__: node for node in NODES}

@@ -1,0 +1,21 @@
+"""The pack's entry file, as ComfyUI loads it: by path, under a name of the host's choosing."""
+
+import importlib.util
+from pathlib import Path
+
+ENTRY = Path(__file__).resolve().parent.parent / "__init__.py"
+
+
+def test_without_comfyui_there_are_no_nodes():
+    spec = importlib.util.spec_from_file_location("a_pack", ENTRY, submodule_search_locations=[str(ENTRY.parent)])
+    pack = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(pack)
+    assert pack.__all__ == []
+    assert len(ENTRY.read_text(encoding="utf-8").splitlines()) < 40
+
+
+def test_only_the_host_module_names_comfyui_internals():
+    for path in (ENTRY.parent / "nodes").glob("*.py"):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        imports = [line for line in lines if line.startswith(("import comfy.", "from comfy.", "import folder_paths"))]
+        assert not imports or path.name == "host.py", f"{path.name}: {imports}"
