@@ -1,5 +1,7 @@
 """The nodes on a real host: all are there, a chain runs, one changed word costs one turn, errors say what to do."""
 
+import time
+
 import pytest
 from comfyui_graphs import LINES, chain_graph, node, probe, read, succeed, turn, turns_graph
 
@@ -64,6 +66,29 @@ def test_branches_and_rewind(host, picture_file):
     assert read(host, "again")["latents"].equal(read(host, "trunk")["latents"])
     assert read(host, "left")["latents"][:2].equal(read(host, "trunk")["latents"][:2])
     assert run.outputs["strip"]["images"]
+
+
+def test_twelve_turns_and_one_changed_word(host, picture_file):
+    lines = [f"{LINES[number % 3]} {number}" for number in range(12)]
+    began = time.monotonic()
+    assert len(_turns_in(succeed(host, chain_graph(lines, "twelve", seed=11)))) == 12
+    first, began = time.monotonic() - began, time.monotonic()
+    assert _turns_in(succeed(host, chain_graph([*lines[:-1], "make it red"], "twelve", seed=11))) == ["turn12"]
+    again = time.monotonic() - began
+    print(f"twelve turns {first:.2f} s, the last one again {again:.2f} s")
+    assert again <= first / 6
+
+
+def test_forgotten_keys_and_values_come_back_bit_by_bit(host, picture_file):
+    graph = turns_graph(LINES, "kept", seed=12)
+    succeed(host, graph)
+    graph["forget"] = node("AnchorEditForget", memory=["turn2", 0])
+    graph["turn3"]["inputs"]["memory"] = ["forget", 0]
+    graph["probe"]["inputs"]["name"] = "forgotten"
+    run = succeed(host, graph)
+    assert "turn3" in run.ran
+    assert read(host, "forgotten")["latents"].equal(read(host, "kept")["latents"])
+    assert read(host, "forgotten")["image"].equal(read(host, "kept")["image"])
 
 
 def test_an_interrupted_chain_keeps_its_finished_turns(host, picture_file):

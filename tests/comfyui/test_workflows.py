@@ -28,10 +28,10 @@ def api_graph(workflow: dict, info: dict) -> dict:
         inputs = {put["name"]: sources[put["link"]] for put in entry["inputs"] if put["link"] is not None}
         values = list(entry["widgets_values"])
         known = info[entry["type"]]["input"]
-        for name, (kind, options, *_) in {**known.get("required", {}), **known.get("optional", {})}.items():
+        for name, (kind, *options) in {**known.get("required", {}), **known.get("optional", {})}.items():
             if isinstance(kind, list) or kind in WIDGETS:
                 inputs[name] = values.pop(0)
-                if options.get("control_after_generate"):
+                if options and options[0].get("control_after_generate"):
                     values.pop(0)  # "fixed", "increment" ...: the browser's own
         assert not values, f"node {entry['id']} has values left over: {values}"
         graph[str(entry["id"])] = node(entry["type"], **inputs)

@@ -3,6 +3,7 @@
 AnchorEditProbe    writes what is on its wires to a file
 AnchorEditForeign  another pack's attention: an override and a block hook that leave the numbers as they are
 AnchorEditApart    runs the conditions of one call one by one
+AnchorEditForget   empties the pack's store of keys and values
 """
 
 from pathlib import Path
@@ -10,6 +11,8 @@ from pathlib import Path
 import folder_paths
 import torch
 from safetensors.torch import save_file
+
+import nodes
 
 
 class AnchorEditProbe:
@@ -73,5 +76,18 @@ class AnchorEditApart:
         )
 
 
-NODES = (AnchorEditProbe, AnchorEditForeign, AnchorEditApart)
+class AnchorEditForget:
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"memory": ("ANCHOR_MEMORY",)}})
+    RETURN_TYPES = ("ANCHOR_MEMORY",)
+    FUNCTION = "forget"
+    CATEGORY = "tests"
+
+    def forget(self, memory):
+        store = nodes.NODE_CLASS_MAPPINGS["AnchorEditTurn"].runtime.store
+        assert len(store) > 0
+        store.retain([])
+        return (memory,)
+
+
+NODES = (AnchorEditProbe, AnchorEditForeign, AnchorEditApart, AnchorEditForget)
 NODE_CLASS_MAPPINGS = {node.__name__: node for node in NODES}
