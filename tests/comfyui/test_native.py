@@ -21,8 +21,8 @@ def test_the_hosts_samplers_make_the_same_turns(host, picture_file, guidance):
     turns, native = read(host, "turns"), read(host, "native")
     worst = (native["latents"] - turns["latents"]).abs().amax(dim=(1, 2, 3))
     print("largest difference of latents by turn:", [f"{value:.1e}" for value in worst.tolist()])
-    # at 3 the host sends both conditions in one call, which rounds otherwise, and Turn guides the flow instead of x0
-    torch.testing.assert_close(worst, torch.zeros(3), atol=1e-5 if guidance == 1 else 1e-4, rtol=0)
+    # rounding: Turn steps along the flow and the host along x0; at 3 the host sends both conditions in one call
+    assert worst.max() <= 1e-4
     assert (native["image"].reshape(turns["image"].shape) - turns["image"]).abs().max() <= 1 / 255
 
 
@@ -36,7 +36,7 @@ def test_guidance_is_the_same_with_conditions_together_and_apart(host, picture_f
     succeed(host, graph)
     worst = (read(host, "together")["latents"] - read(host, "apart")["latents"]).abs().max().item()
     print(f"largest difference of latents together and apart: {worst:.1e}")
-    assert worst <= 5e-5  # a call of two rows rounds otherwise than two calls, with and without a memory
+    assert worst <= 1e-5
 
 
 def test_attention_of_another_pack_stays_and_changes_nothing(host, picture_file):
@@ -54,7 +54,7 @@ def test_attention_of_another_pack_stays_and_changes_nothing(host, picture_file)
     succeed(host, graph)
     plain = read(host, "plain")["latents"]
     assert read(host, "before")["latents"].equal(plain)
-    torch.testing.assert_close(read(host, "after")["latents"], plain, atol=1e-5, rtol=0)
+    assert (read(host, "after")["latents"] - plain).abs().max() <= 1e-4
 
 
 def test_a_model_from_a_file_is_the_bundled_one(host, picture_file):
