@@ -29,6 +29,11 @@ class AnchorEditNode(io.ComfyNode):
             raise AnchorEditError(remedy_first(str(error))) from error
 
 
+def seed_input(tooltip: str) -> io.Int.Input:
+    """The seed of a turn's noise, which the host may change after every run."""
+    return io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True, tooltip=tooltip)
+
+
 def remedy_first(message: str) -> str:
     """The same line with its last part, the remedy, in front: the host shows little more than the beginning."""
     problem, colon, remedy = message.rpartition(": ")

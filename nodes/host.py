@@ -40,7 +40,7 @@ from comfy_execution.graph_utils import GraphBuilder
 from server import PromptServer
 from torch import Tensor
 
-from ..anchoredit_model.checkpoint import read_checkpoint
+from ..anchoredit_model.checkpoint import UNDISTILLED, read_checkpoint
 from ..anchoredit_model.checkpoint_files import read_raw
 from ..anchoredit_model.config import EditConfig, TransformerConfig
 from ..anchoredit_model.errors import AnchorEditError
@@ -65,7 +65,7 @@ class HostModel:
                 f"the MODEL is {type(network).__name__}, which cannot edit by memory: give Wan 2.1 text-to-video"
             )
         self.patcher = patcher = without_memory(patcher)
-        self.edit = edit_config(patcher) or EditConfig()
+        self.edit = edit_config(patcher) or UNDISTILLED
         self.config = TransformerConfig(
             dim=network.dim,
             ffn_dim=network.ffn_dim,

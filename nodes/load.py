@@ -5,7 +5,7 @@ from pathlib import Path
 
 from comfy_api.latest import io
 
-from ..anchoredit_model.config import EditConfig
+from ..anchoredit_model.checkpoint import UNDISTILLED
 from ..anchoredit_model.images import load_image
 from ..anchoredit_model.pipeline import TINY
 from .base import CATEGORY, AnchorEditNode, to_image
@@ -65,11 +65,14 @@ class LoadModel(AnchorEditNode):
         model = load_model(model_path(model_name))
         edit = edit_config(model)
         if edit is None:
-            say("The file does not say how it edits: AnchorEdit's defaults are used.", cls.hidden.unique_id)
+            say(
+                "The file does not say how it edits: it is sampled as plain Wan 2.1, 50 steps with guidance 5.",
+                cls.hidden.unique_id,
+            )
         chosen = {"anchor_text": anchor_text, "slots": slots, "stride": stride}
         chosen = {key: value for key, value in chosen.items() if value not in (_FROM_FILE, 0)}
         if chosen:
-            model = with_edit_config(model, replace(edit or EditConfig(), **chosen))
+            model = with_edit_config(model, replace(edit or UNDISTILLED, **chosen))
         return io.NodeOutput(model)
 
 

@@ -9,7 +9,7 @@ from ..anchoredit_model.config import EditConfig
 from ..anchoredit_model.memory import AnchorMemory, Turn
 from ..anchoredit_model.sampling import draws, shifted_sigmas, turn_generator
 from .attention import MemoryAttention
-from .base import CATEGORY, AnchorEditNode, MemorySocket
+from .base import CATEGORY, AnchorEditNode, MemorySocket, seed_input
 from .host import as_sampler, empty_latent, model_latent, text_rows, with_memory
 from .runtime import HostPipeline
 
@@ -26,14 +26,7 @@ class ApplyMemory(AnchorEditNode):
                 io.Model.Input("model", tooltip="Wan 2.1 text-to-video, trained to edit. Put LoRA nodes before it."),
                 MemorySocket.Input("memory", tooltip="The session so far. Each turn not at hand costs one pass."),
                 io.Conditioning.Input("positive", tooltip="The instruction, from CLIP Text Encode."),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
-                    tooltip="Of the noise, 0 to 2^64 - 1. The same seed gives the same edit as the Turn node.",
-                ),
+                seed_input("Of the noise, 0 to 2^64 - 1. The same seed gives the same edit as the Turn node."),
             ],
             outputs=[
                 io.Model.Output(display_name="MODEL"),

@@ -5,7 +5,7 @@ from comfy_api.latest import io
 from ..anchoredit_model.errors import AnchorEditError
 from ..anchoredit_model.memory import AnchorMemory
 from ..anchoredit_model.sampling import with_steps
-from .base import CATEGORY, AnchorEditNode, MemorySocket, to_image
+from .base import CATEGORY, AnchorEditNode, MemorySocket, seed_input, to_image
 from .host import edit_config, new_graph, on_step, say
 from .runtime import HostPipeline
 
@@ -27,14 +27,7 @@ def _networks(extra_dict: dict | None = None) -> list[io.Input]:
 
 def _sampling() -> list[io.Input]:
     return [
-        io.Int.Input(
-            "seed",
-            default=0,
-            min=0,
-            max=0xFFFFFFFFFFFFFFFF,
-            control_after_generate=True,
-            tooltip="Of the noise, 0 to 2^64 - 1; every turn draws its own from it. The same seed gives the same edit.",
-        ),
+        seed_input("Of the noise, 0 to 2^64 - 1; every turn draws its own from it. The same seed gives the same edit."),
         io.Int.Input(
             "steps",
             default=0,
