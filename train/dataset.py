@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 from anchoredit_model.files import whole_file
 
-from .render import render
+from .render import compiled_layers, render
 from .studio import sample_sessions
 
 _BATCH = 64
@@ -32,14 +32,14 @@ def load_chunk(path: Path) -> tuple[torch.Tensor, list[list[str]], list[list[str
         return file.get_tensor("pictures"), json.loads(metadata["texts"]), json.loads(metadata["kinds"])
 
 
-def render_chunk(count: int, turns: int, size: int, layout: str, seed: int, draw=render):
+def render_chunk(count: int, turns: int, size: int, layout: str, seed: int, layers=None):
     """One chunk of `count` sessions, as `load_chunk` returns it."""
     generator = torch.Generator().manual_seed(seed)
     sessions = sample_sessions(count, turns, generator, star=layout == "star")
     pictures = torch.empty(count, turns + 1, 3, size, size, dtype=torch.uint8)
     for turn, scenes in enumerate(sessions.scenes):
         for start in range(0, count, _BATCH):
-            part = draw(scenes[start : start + _BATCH], size, size)
+            part = render(scenes[start : start + _BATCH], size, size, layers)
             pictures[start : start + _BATCH, turn] = (part * 255).round().byte()
     texts = [list(row) for row in zip(*sessions.texts, strict=True)]
     kinds = [[edit.kind for edit in row] for row in zip(*sessions.edits, strict=True)]
@@ -57,13 +57,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
-    draw = torch.compile(render, dynamic=False)  # one fused loop: about ten times faster on a CPU
+    layers = compiled_layers()
     for chunk in range(args.chunks):
         path = args.out / f"{args.layout}_{chunk:05d}.safetensors"
         if path.exists():
             continue
         seed = args.seed * 1_000_003 + chunk
-        pictures, texts, kinds = render_chunk(args.sessions, args.turns, args.size, args.layout, seed, draw)
+        pictures, texts, kinds = render_chunk(args.sessions, args.turns, args.size, args.layout, seed, layers)
         with whole_file(path, "sessions") as unfinished:
             save_file({"pictures": pictures}, unfinished, {"texts": json.dumps(texts), "kinds": json.dumps(kinds)})
         print(f"{path} {len(pictures)} sessions", flush=True)

@@ -1,106 +1,217 @@
-"""Instructions of the studio: which edits a scene allows, what each changes, and how people say it.
+"""Instructions of the studio: which edits a session allows, what each changes, and how people say it.
 
-An `Edit` names its kind and the one fact it changes; `apply` makes the next facts, `phrase` the words. Adding
-and replacing name what and where, so that exactly one picture is right.
+An `Edit` names its kind and the facts it changes; `apply` makes the next facts, `phrase` the words. An edit is
+only offered where exactly one picture is right and where it shows: nothing is recoloured in black and white, no
+eyes are counted behind glasses, no small letters written in pixel art. What points back (undo, "bring back the
+hat", back to colour) is only offered while the state it points to is among those that an editor may still see.
 """
 
 from __future__ import annotations
 
 import json
 import random
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
-from .scene import COLUMN, CORNERS, FACTS, WORN
+from .scene import COLUMN, CORNERS, FACTS, START_STYLE, START_TONE, WORN
 
-KINDS = ("recolour", "background", "add", "remove", "replace", "move", "resize", "expression", "null")
 _FACT_OF_KIND = {
     "recolour": "colour",
     "background": "background",
     "move": "place",
     "resize": "size",
     "expression": "expression",
+    "count": "eyes",
+    "sign": "sign",
+    "lighting": "lighting",
+    "style": "style",
 }
+KINDS = (
+    *_FACT_OF_KIND,
+    *("add", "remove", "replace", "black and white", "back to colour", "bring back", "undo", "null"),
+)
+POINTING_BACK = ("back to colour", "bring back", "undo")  # these need an earlier state than the one before
+LANGUAGES = ("en", "zh")
+NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+_PLACES = (*WORN, *CORNERS)  # where a thing can be
+_UNDO_ALL_SHARE = 0.25  # of undos that go back to the first picture
+
+Facts = Sequence[int]
+
+
+class Change(NamedTuple):
+    """One fact and its value before and after."""
+
+    fact: str
+    old: int
+    new: int
 
 
 @dataclass(frozen=True)
 class Edit:
-    """One instruction: its kind, the fact it changes (None for null), the fact's old and new value."""
+    """One instruction: its kind, what it changes (nothing for null), and for an undo the state it goes back to."""
 
     kind: str
-    fact: str | None = None
-    old: int = 0
-    new: int = 0
+    changes: tuple[Change, ...] = ()
+    undone: int = 0  # how many edits an undo takes back; -1: all, back to the first picture
 
-    def apply(self, facts: list[int]) -> list[int]:
+    def apply(self, facts: Facts) -> list[int]:
         """The facts after this edit; `facts` itself stays."""
         after = list(facts)
-        if self.fact is not None:
-            after[COLUMN[self.fact]] = self.new
+        for change in self.changes:
+            after[COLUMN[change.fact]] = change.new
         return after
 
 
-def possible_edits(kind: str, facts: list[int]) -> list[Edit]:
-    """Every edit of this kind that the scene allows and that changes it."""
+def possible_edits(kind: str, history: Sequence[Facts], visible: Sequence[int] | None = None) -> list[Edit]:
+    """Every edit of this kind that changes the newest of the states `history` (the source first) and shows in it.
+
+    `visible`: numbers of the states that an edit may point back to; all of them by default.
+    """
+    facts = history[-1]
+    visible = range(len(history) - 1) if visible is None else [state for state in visible if state < len(history) - 1]
+    grey = facts[COLUMN["tone"]] != START_TONE
     if kind == "null":
         return [Edit("null")]
+    if kind == "black and white":
+        return [] if grey else [Edit(kind, (Change("tone", START_TONE, 1),))]
+    if kind == "back to colour":
+        seen = any(history[state][COLUMN["tone"]] == START_TONE for state in visible)
+        return [Edit(kind, (Change("tone", 1, START_TONE),))] if grey and seen else []
+    if kind == "undo":
+        return [undo(history, state) for state in visible if _can_undo(history, state)]
+    if kind == "bring back":
+        return _bring_back(history, visible)
+    if kind == "count" and facts[COLUMN["glasses"]]:
+        return []
+    if kind == "sign" and FACTS["style"][facts[COLUMN["style"]]] == "pixel art":
+        return []
+    if kind in ("recolour", "background") and grey:
+        return []
+    if kind == "style":
+        plain = any(history[state][COLUMN["style"]] == START_STYLE for state in visible)
+        return [edit for edit in _edits(kind, "style", facts) if plain or edit.changes[0].new != START_STYLE]
     if kind in _FACT_OF_KIND:
-        return _changes(kind, _FACT_OF_KIND[kind], facts)
-    standing = {facts[COLUMN[corner]] for corner in CORNERS} - {0}
-    places = [(name, facts[COLUMN[name]]) for name in (*WORN, *CORNERS)]
+        return _edits(kind, _FACT_OF_KIND[kind], facts)
     if kind == "remove":
-        return [Edit(kind, name, value, 0) for name, value in places if value]
+        return [Edit(kind, (Change(place, value, 0),)) for place, value in _things(facts)]
     if kind == "replace":  # only things that have an alternative
-        changes = [edit for name, value in places if value for edit in _changes(kind, name, facts)]
+        edits = [edit for place, _ in _things(facts) for edit in _edits(kind, place, facts)]
     else:
-        changes = [edit for name, value in places if not value for edit in _changes(kind, name, facts)]
-    return [edit for edit in changes if edit.new and (edit.fact in WORN or edit.new not in standing)]
+        edits = [edit for place in _PLACES if not facts[COLUMN[place]] for edit in _edits(kind, place, facts)]
+    return [edit for edit in edits if edit.changes[0].new and _is_free(edit.changes[0], facts)]
 
 
-def sample_edit(facts: list[int], rng: random.Random, kinds: tuple[str, ...] = KINDS) -> Edit:
-    """A random edit that the scene allows, every kind equally often where it is possible."""
-    for kind in rng.sample(kinds, len(kinds)):
-        edits = possible_edits(kind, facts)
+def undo(history: Sequence[Facts], state: int) -> Edit:
+    """The edit that makes the newest of the states `history` what it was at an earlier `state`."""
+    pairs = zip(FACTS, history[-1], history[state], strict=True)
+    undone = len(history) - 1 - state
+    all_of_several = state == 0 and undone > 1
+    changes = tuple(Change(fact, now, then) for fact, now, then in pairs if now != then)
+    return Edit("undo", changes, -1 if all_of_several else undone)
+
+
+def sample_edit(
+    history: Sequence[Facts],
+    rng: random.Random,
+    kinds: Sequence[str] = KINDS,
+    visible: Sequence[int] | None = None,
+    counts: Counter | None = None,
+) -> Edit:
+    """A random edit that the session allows: of the possible kinds the one that `counts` has least of, which it joins.
+
+    Kinds that are seldom possible catch up this way, so that over many sessions all come equally often.
+    """
+    counts = Counter() if counts is None else counts
+    for kind in sorted(rng.sample(kinds, len(kinds)), key=counts.__getitem__):
+        edits = possible_edits(kind, history, visible)
         if edits:
-            if kind == "add":  # a worn thing or a corner object, evenly; there are many more of the latter
-                worn = [edit for edit in edits if edit.fact in WORN]
-                objects = [edit for edit in edits if edit.fact not in WORN]
-                edits = rng.choice([group for group in (worn, objects) if group])
-            return rng.choice(edits)
+            counts[kind] += 1
+            return _pick(kind, edits, rng)
     return Edit("null")
 
 
 def phrase(edit: Edit, rng: random.Random, language: str = "en") -> str:
     """One of the ways in which people ask for this edit; "" for null."""
+    said = _phrasings()[language]
     template = edit.kind
-    if edit.kind == "add":
-        template = "add worn" if edit.fact in WORN else "add object"
-    words = {
-        "thing": _name(edit.fact, edit.old) if edit.kind in ("remove", "replace") else _article(edit.fact, edit.new),
-        "other": _article(edit.fact, edit.new),
-        "corner": edit.fact,
-    }
-    if edit.kind in _FACT_OF_KIND:
-        slot = {"background": "colour"}.get(edit.fact, edit.fact)
-        words[slot] = FACTS[edit.fact][edit.new]
-    return rng.choice(_phrasings()[language][template]).format(**words)
+    words: dict[str, str] = {}
+    if edit.kind == "undo":
+        template = {1: "undo", -1: "undo all"}.get(edit.undone, "undo some")
+        words["number"] = said["numbers"][edit.undone] if edit.undone > 0 else ""
+    elif edit.changes:
+        fact, old, new = edit.changes[0]
+        if edit.kind == "add":
+            template = "add worn" if fact in WORN else "add object"
+        if edit.kind == "sign":
+            template = {0: "sign blank", FACTS["sign"].index("heart"): "sign heart"}.get(new, "sign")
+        if edit.kind == "style" and new == START_STYLE:
+            template = "style plain"
+        name = FACTS[fact][old if edit.kind == "remove" or edit.kind == "replace" else new]
+        words = {
+            "thing": said["names"].get(name, name),
+            "a_thing": said["with article"].get(name, name),
+            "other": said["with article"].get(FACTS[fact][new], FACTS[fact][new]),
+            "value": said["names"].get(FACTS[fact][new], FACTS[fact][new]),
+            "corner": said["names"].get(fact, fact),
+        }
+    return rng.choice(said["phrases"][template]).format(**words)
 
 
-def _changes(kind: str, fact: str, facts: list[int]) -> list[Edit]:
+def _edits(kind: str, fact: str, facts: Facts) -> list[Edit]:
     old = facts[COLUMN[fact]]
-    return [Edit(kind, fact, old, new) for new in range(len(FACTS[fact])) if new != old]
+    return [Edit(kind, (Change(fact, old, new),)) for new in range(len(FACTS[fact])) if new != old]
 
 
-def _name(fact: str | None, value: int) -> str:
-    return FACTS[fact][value] if fact else ""
+def _things(facts: Facts) -> list[tuple[str, int]]:
+    """Where something is, and what."""
+    return [(place, facts[COLUMN[place]]) for place in _PLACES if facts[COLUMN[place]]]
 
 
-def _article(fact: str | None, value: int) -> str:
-    name = _name(fact, value)
-    return name if name.endswith("es") else f"a {name}"  # "glasses" has no article
+def _is_free(change: Change, facts: Facts) -> bool:
+    """Whether no other corner holds the object already."""
+    return change.fact in WORN or all(facts[COLUMN[corner]] != change.new for corner in CORNERS)
+
+
+def _can_undo(history: Sequence[Facts], state: int) -> bool:
+    """Whether going back to `state` changes something, and by no other way than the words say.
+
+    An edit that changed nothing in between would make "the last change" ambiguous.
+    """
+    steps = range(state, len(history) - 1)
+    return all(list(history[step]) != list(history[step + 1]) for step in steps) and list(history[state]) != list(
+        history[-1]
+    )
+
+
+def _bring_back(history: Sequence[Facts], visible: Sequence[int]) -> list[Edit]:
+    """Things that are gone but were there in a visible state, if their place is free and there is only one such."""
+    facts = history[-1]
+    gone: dict[str, set[Change]] = {}
+    for state in visible:
+        for place, value in _things(history[state]):
+            change = Change(place, 0, value)
+            if not facts[COLUMN[place]] and _is_free(change, facts):
+                gone.setdefault(FACTS[place][value], set()).add(change)
+    return [Edit("bring back", tuple(changes)) for changes in gone.values() if len(changes) == 1]
+
+
+def _pick(kind: str, edits: list[Edit], rng: random.Random) -> Edit:
+    if kind == "add":  # a worn thing or an object, evenly; there are many more of the latter
+        worn = [edit for edit in edits if edit.changes[0].fact in WORN]
+        objects = [edit for edit in edits if edit.changes[0].fact not in WORN]
+        edits = rng.choice([group for group in (worn, objects) if group])
+    if kind == "undo":  # mostly the last change
+        last = [edit for edit in edits if edit.undone == 1]
+        others = [edit for edit in edits if edit.undone != 1]
+        edits = others if others and (not last or rng.random() < _UNDO_ALL_SHARE) else last
+    return rng.choice(edits)
 
 
 @cache
-def _phrasings() -> dict[str, dict[str, list[str]]]:
+def _phrasings() -> dict[str, dict]:
     return json.loads((Path(__file__).parent / "instructions.json").read_text("utf-8"))

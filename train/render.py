@@ -1,18 +1,23 @@
 """Draws scenes: anti-aliased, any size and aspect, all pictures of a batch at once, on any device.
 
 Every shape is a signed distance in pixels, negative inside; its coverage is that distance clamped over one
-pixel, and layers are painted from back to front. Legend: N scenes, H, W picture; (u, v) coordinates of a
-shape's own, its radius being 1.
+pixel, and layers are painted from back to front. The look (lighting, tone, style) comes last, over everything.
+
+Legend: N scenes, H, W picture; (u, v) coordinates of a shape's own, its radius being 1.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from .scene import CORNERS, OBJECTS, Scenes
+from .scene import CORNERS, FACTS, OBJECTS, Scenes
+
+Layer = Callable[[Tensor, Scenes], Tensor]  # (picture so far [N, 3, H, W], scenes) -> picture
 
 _BODY_RGB = (
     (0.84, 0.17, 0.18),
@@ -36,18 +41,31 @@ _OBJECT_RGB = {  # main and second colour
     "flower": ((0.93, 0.38, 0.75), (0.99, 0.85, 0.20)),
     "tree": ((0.13, 0.50, 0.22), (0.45, 0.28, 0.14)),
 }
-_RADIUS = (0.145, 0.195, 0.255)  # of the subject, by size, in short sides of the picture
-_PLACE = (0.29, 0.5, 0.71)
-_CORNER_SIDE = 0.26  # of the square in which a corner object is drawn, in short sides
+_RADIUS = (0.175, 0.22, 0.27)  # of the subject, by size, in short sides of the picture
+_PLACE = (0.3, 0.5, 0.7)
+_HEIGHT = 0.62  # of the subject's centre below the upper edge
+_CORNER_SIDE = 0.235  # of the square in which a corner object is drawn, in short sides
+_SIGN = (0.5, 0.105, 0.16, 0.085)  # centre x and y, half width and half height: x in widths, the rest in short sides
+_LIGHT_RGB = ((1.0, 1.0, 1.0), (1.03, 0.80, 0.62), (0.40, 0.48, 0.78))  # day, sunset, night
+_PALE = 0.5  # how much white pastel mixes in
+_PIXELS = 32  # of pixel art on the short side
+_LUMINANCE = (0.299, 0.587, 0.114)  # Rec. 601
 
 
-def render(scenes: Scenes, height: int, width: int) -> Tensor:
-    """Pictures [N, 3, H, W] float32 in 0..1 on the scenes' device."""
-    image = _background(scenes, height, width)
-    image = _paint_subject(image, scenes)
-    for corner in CORNERS:
-        image = _paint_corner(image, scenes, corner)
-    return image.clamp(0, 1)
+def render(scenes: Scenes, height: int, width: int, layers: Sequence[Layer] | None = None) -> Tensor:
+    """Pictures [N, 3, H, W] float32 in 0..1 on the scenes' device. `layers`: those of `compiled_layers`, if any."""
+    image = torch.ones(len(scenes), 3, height, width, device=scenes.identity.device)
+    for layer in layers or LAYERS:
+        image = layer(image, scenes)
+    return image
+
+
+def compiled_layers() -> tuple[Layer, ...]:
+    """The layers as fused loops, several times faster; compiled anew for every size and number of scenes.
+
+    One by one, because the compiler makes a slow loop of all of them together.
+    """
+    return tuple(torch.compile(layer, dynamic=False) for layer in LAYERS)
 
 
 def background_rgb(index: Tensor) -> Tensor:
@@ -55,13 +73,13 @@ def background_rgb(index: Tensor) -> Tensor:
     return 0.58 * _palette(index) + 0.36 * torch.tensor((1.0, 1.0, 1.0), device=index.device) - 0.02
 
 
-def _background(scenes: Scenes, height: int, width: int) -> Tensor:
-    device = scenes.identity.device
+def _paint_background(image: Tensor, scenes: Scenes) -> Tensor:
+    (height, width), device = image.shape[-2:], image.device
     y = ((torch.arange(height, device=device) + 0.5) / height)[None, :, None]  # [1, H, 1]
     x = ((torch.arange(width, device=device) + 0.5) / width)[None, None, :]  # [1, 1, W]
     rgb = background_rgb(scenes.fact("background"))[:, :, None, None]
     sky = 1.06 - _column(scenes, "sky") * 0.22 * y.flip(1)
-    hill = 0.70 + 0.08 * _column(scenes, "horizon")
+    hill = 0.74 + 0.08 * _column(scenes, "horizon")
     wave = torch.sin(x * 7.0 + _column(scenes, "hill_phase") * 6.28) * (0.012 + 0.03 * _column(scenes, "hill_height"))
     ground = _coverage((hill + wave - y) * height)
     return rgb * (sky * (1 - 0.17 * ground))[:, None]
@@ -74,7 +92,7 @@ def _paint_subject(image: Tensor, scenes: Scenes) -> Tensor:
     radius = torch.tensor(_RADIUS, device=device)[scenes.fact("size")][:, None, None] * short  # [N, 1, 1] pixels
     centre_x = torch.tensor(_PLACE, device=device)[scenes.fact("place")][:, None, None] * width
     u = (torch.arange(width, device=device)[None, None, :] + 0.5 - centre_x) / radius
-    v = (torch.arange(height, device=device)[None, :, None] + 0.5 - 0.56 * height) / radius
+    v = (torch.arange(height, device=device)[None, :, None] + 0.5 - _HEIGHT * height) / radius
     u, v = torch.broadcast_tensors(u, v)
     first = _palette(scenes.fact("colour"))
     second = _second_rgb(scenes)
@@ -99,7 +117,7 @@ def _paint_subject(image: Tensor, scenes: Scenes) -> Tensor:
     shade = (1.02 - 0.16 * (0.5 * u + v)).clamp(0.72, 1.08)  # light from above, a little from the left
     image = _paint(image, inside, first, shade)
     image = _paint(image, inside * _pattern(u, v, scenes, radius), second, shade)
-    for number in range(3):
+    for number in range(2):
         image = _paint_mark(image, inside, u, v, radius, scenes, number)
     image = _paint_face(image, u, v, radius, scenes)
     return _paint_worn(image, u, v, radius, scenes)
@@ -125,7 +143,7 @@ def _pattern(u: Tensor, v: Tensor, scenes: Scenes, radius: Tensor) -> Tensor:
     """Coverage of the second colour on the body: stripes, dots or a belly, by the trait `pattern`."""
     kind = (_column(scenes, "pattern") * 3).floor()
     angle = _column(scenes, "pattern_angle") * math.pi
-    frequency = 5.0 + 4.0 * _column(scenes, "pattern_scale")
+    frequency = 3.6 + 2.2 * _column(scenes, "pattern_scale")
     phase = _column(scenes, "pattern_phase") * 6.28
     cover = _column(scenes, "pattern_cover")
     a = u * torch.cos(angle) + v * torch.sin(angle)
@@ -139,26 +157,29 @@ def _pattern(u: Tensor, v: Tensor, scenes: Scenes, radius: Tensor) -> Tensor:
 
 def _paint_mark(image, inside, u, v, radius, scenes: Scenes, number: int) -> Tensor:
     angle = _column(scenes, f"mark{number}_angle") * 6.28
-    distance = 0.35 + 0.4 * _column(scenes, f"mark{number}_distance")
-    size = 0.07 + 0.08 * _column(scenes, f"mark{number}_size")
+    distance = 0.5 + 0.25 * _column(scenes, f"mark{number}_distance")
+    size = 0.12 + 0.07 * _column(scenes, f"mark{number}_size")
     tone = torch.where(scenes.trait(f"mark{number}_tone") < 0.5, 0.16, 0.97)[:, None].expand(-1, 3)
     mark = _ellipse(u - distance * torch.cos(angle), v - distance * torch.sin(angle), size, size)
     return _paint(image, inside * _coverage(mark * radius), tone)
 
 
 def _paint_face(image: Tensor, u: Tensor, v: Tensor, radius: Tensor, scenes: Scenes) -> Tensor:
-    spacing = 0.26 + 0.14 * _column(scenes, "eye_spacing")
-    size = 0.15 + 0.07 * _column(scenes, "eye_size")
-    for side in (-1, 1):
-        eye = _ellipse(u - side * spacing, v + 0.22, size, size * 1.1) * radius
-        pupil = _ellipse(u - side * spacing * 0.95, v + 0.20, size * 0.5, size * 0.6) * radius
-        image = _paint_outlined(image, eye, _WHITE, line=0.8)
-        image = _paint(image, _coverage(pupil), _INK)
-    thick = 0.075
-    calm = torch.maximum(u.abs() - 0.2, (v - 0.36).abs() - thick)  # a short straight line
-    happy = torch.maximum(_ellipse(u, v - 0.24, 0.36, 0.36), 0.24 - v)  # the lower half of a disc
-    sad = torch.maximum(_ellipse(u, v - 0.58, 0.30, 0.30).abs() - thick, v - 0.52)  # the upper half of a ring
-    surprised = _ellipse(u, v - 0.42, 0.15, 0.21)  # an open round mouth
+    spacing = 0.28 + 0.12 * _column(scenes, "eye_spacing")
+    size = 0.18 + 0.06 * _column(scenes, "eye_size")
+    # one eye stands in the middle and is large, three stand side by side and are small
+    for count, scale, sides in ((0, 1.35, (0,)), (1, 1.0, (-1, 1)), (2, 0.8, (-1.3, 0, 1.3))):
+        there = _is(scenes, "eyes", count)
+        for side in sides:
+            eye = _ellipse(u - side * spacing, v + 0.24, size * scale, size * scale * 1.1) * radius
+            pupil = _ellipse(u - side * spacing * 0.96, v + 0.22, size * scale * 0.5, size * scale * 0.6) * radius
+            image = _paint_outlined(image, eye, _WHITE, line=0.8, where=there)
+            image = _paint(image, _coverage(pupil) * there, _INK)
+    thick = 0.085
+    calm = torch.maximum(u.abs() - 0.26, (v - 0.38).abs() - thick)  # a straight line
+    happy = torch.maximum(_ellipse(u, v - 0.22, 0.44, 0.42), 0.22 - v)  # the lower half of a disc
+    sad = torch.maximum(_ellipse(u, v - 0.62, 0.36, 0.36).abs() - thick, v - 0.54)  # the upper half of a ring
+    surprised = _ellipse(u, v - 0.42, 0.19, 0.25)  # an open round mouth
     for value, (mouth, rgb) in enumerate(((calm, _INK), (happy, _LIPS), (sad, _INK), (surprised, _LIPS))):
         image = _paint(image, _coverage(mouth * radius) * _is(scenes, "expression", value), rgb)
     return image
@@ -177,11 +198,11 @@ def _paint_worn(image: Tensor, u: Tensor, v: Tensor, radius: Tensor, scenes: Sce
     image = _paint_outlined(image, crown * radius, (0.98, 0.78, 0.12), where=worn)
     image = _paint(image, _coverage(_ellipse(u, v + 0.87, 0.08, 0.08) * radius) * worn, (0.85, 0.1, 0.25))
 
-    lenses = torch.minimum(_ellipse(u - 0.34, v + 0.22, 0.29, 0.25), _ellipse(u + 0.34, v + 0.22, 0.29, 0.25))
-    frame = torch.minimum(lenses, _box(u, v + 0.27, 0.85, 0.045))
-    shine = torch.minimum(_ellipse(u - 0.26, v + 0.30, 0.10, 0.07), _ellipse(u + 0.42, v + 0.30, 0.10, 0.07))
-    worn = _is(scenes, "glasses", 1)  # dark glasses
-    image = _paint(image, _coverage(frame * radius) * worn, (0.08, 0.08, 0.12))
+    # one dark visor over however many eyes there are
+    visor = torch.maximum(_box(u, v + 0.24, 0.80, 0.21), (u.abs() + (v + 0.24).abs() * 0.7) - 0.84)
+    shine = torch.maximum((u - 0.3 + (v + 0.24) * 0.8).abs() - 0.10, (v + 0.24).abs() - 0.14)
+    worn = _is(scenes, "glasses", 1)
+    image = _paint(image, _coverage(visor * radius) * worn, (0.08, 0.08, 0.12))
     image = _paint(image, _coverage(shine * radius) * worn, (0.55, 0.62, 0.78))
 
     y = v - 0.88
@@ -191,7 +212,14 @@ def _paint_worn(image: Tensor, u: Tensor, v: Tensor, radius: Tensor, scenes: Sce
     return _paint(image, _coverage(_ellipse(u, y, 0.12, 0.13) * radius) * worn, (0.02, 0.36, 0.38))
 
 
-def _paint_corner(image: Tensor, scenes: Scenes, corner: str) -> Tensor:
+def _paint_corners(image: Tensor, scenes: Scenes) -> Tensor:
+    image = image.clone()
+    for corner in CORNERS:
+        _paint_corner(image, scenes, corner)
+    return image
+
+
+def _paint_corner(image: Tensor, scenes: Scenes, corner: str) -> None:
     height, width = image.shape[-2:]
     side = max(4, round(_CORNER_SIDE * min(height, width)))
     vertical, horizontal = corner.split()
@@ -208,9 +236,7 @@ def _paint_corner(image: Tensor, scenes: Scenes, corner: str) -> Tensor:
         there = _is(scenes, corner, value)
         tile = _paint_outlined(tile, shape * unit, main, where=there)
         tile = _paint(tile, _coverage(torch.maximum(shape, detail) * unit) * there, second)
-    image = image.clone()
     image[:, :, top : top + side, left : left + side] = tile
-    return image
 
 
 def _object_shape(name: str, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -233,6 +259,70 @@ def _object_shape(name: str, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         return (rho - (0.66 + 0.24 * torch.cos(6 * angle))) * 0.6, rho - 0.3
     crown = torch.maximum((u.abs() * 1.7 - v - 0.9) * 0.5, v - 0.45)  # tree
     return torch.minimum(crown, _box(u, v - 0.68, 0.14, 0.26)), 0.46 - v
+
+
+def _paint_sign(image: Tensor, scenes: Scenes) -> Tensor:
+    """A wooden board that hangs from the upper edge, with what is written on it."""
+    height, width = image.shape[-2:]
+    short = min(height, width)
+    x, y, half_width, half_height = _SIGN
+    unit = half_height * short  # pixels in half the board's height
+    u = (torch.arange(width, device=image.device)[None, None, :] + 0.5 - x * width) / unit
+    v = (torch.arange(height, device=image.device)[None, :, None] + 0.5 - y * short) / unit
+    u, v = torch.broadcast_tensors(u, v)
+    board = _box(u, v, half_width / half_height, 1.0)
+    ropes = torch.maximum((u.abs() - 1.3).abs() - 0.05, v + 1.0)
+    image = _paint(image, _coverage(ropes * unit).expand(len(scenes), -1, -1), _INK)
+    image = _paint_outlined(image, (board * unit).expand(len(scenes), -1, -1), (0.93, 0.82, 0.62))
+    for value in range(1, len(FACTS["sign"])):
+        written = _writing(FACTS["sign"][value], u, v) * unit
+        rgb = (0.80, 0.10, 0.22) if FACTS["sign"][value] == "heart" else _INK
+        image = _paint(image, _coverage(written) * _is(scenes, "sign", value), rgb)
+    return image
+
+
+def _writing(text: str, u: Tensor, v: Tensor) -> Tensor:
+    """Signed distance of a heart, or of letters made of strokes: each letter two high, centred at its place."""
+    if text == "heart":
+        return _object_shape("heart", u / 0.72, v / 0.72)[0] * 0.72
+    places = [(index - (len(text) - 1) / 2) * 1.45 for index in range(len(text))]
+    return torch.stack([_letter(letter, u - at, v) for letter, at in zip(text, places)]).amin(dim=0)
+
+
+def _letter(letter: str, u: Tensor, v: Tensor) -> Tensor:
+    if letter == "O":
+        return (torch.sqrt((u / 0.80) ** 2 + v**2 + 1e-9) - 0.52).abs() * 0.9 - 0.16
+    strokes = {
+        "H": ((-0.4, -0.6, -0.4, 0.6), (0.4, -0.6, 0.4, 0.6), (-0.4, 0.0, 0.4, 0.0)),
+        "I": ((0.0, -0.6, 0.0, 0.6),),
+        "K": ((-0.36, -0.6, -0.36, 0.6), (-0.3, 0.05, 0.42, -0.6), (-0.3, 0.0, 0.42, 0.6)),
+        "N": ((-0.4, -0.6, -0.4, 0.6), (0.4, -0.6, 0.4, 0.6), (-0.4, -0.6, 0.4, 0.6)),
+    }[letter]
+    return torch.stack([_segment(u, v, *stroke) for stroke in strokes]).amin(dim=0) - 0.16
+
+
+def _segment(u: Tensor, v: Tensor, u0: float, v0: float, u1: float, v1: float) -> Tensor:
+    """Distance to the segment from (u0, v0) to (u1, v1)."""
+    du, dv = u1 - u0, v1 - v0
+    along = (((u - u0) * du + (v - v0) * dv) / (du * du + dv * dv)).clamp(0, 1)
+    return torch.sqrt((u - u0 - along * du) ** 2 + (v - v0 - along * dv) ** 2 + 1e-9)
+
+
+def _look(image: Tensor, scenes: Scenes) -> Tensor:
+    """The light that falls on everything, then the tone of the film, then the style of the drawing."""
+    image = image.clamp(0, 1)
+    height, width = image.shape[-2:]
+    light = torch.tensor(_LIGHT_RGB, device=image.device)[scenes.fact("lighting")][:, :, None, None]  # [N, 3, 1, 1]
+    low = ((torch.arange(height, device=image.device) + 0.5) / height)[None, None, :, None]  # 1 at the ground
+    fall = torch.where(scenes.fact("lighting")[:, None, None, None] == 0, 1.0, 0.90 + 0.2 * low)
+    image = (image * light * fall).clamp(0, 1)
+    grey = (image * torch.tensor(_LUMINANCE, device=image.device)[:, None, None]).sum(dim=1, keepdim=True)
+    image = torch.where(_is(scenes, "tone", 1)[:, None] > 0, grey, image)
+    image = image + _PALE * _is(scenes, "style", 1)[:, None] * (1 - image)
+    block = max(1, round(min(height, width) / _PIXELS))
+    squares = F.avg_pool2d(image, block, ceil_mode=True, count_include_pad=False)
+    squares = squares.repeat_interleave(block, dim=2).repeat_interleave(block, dim=3)[:, :, :height, :width]
+    return torch.where(_is(scenes, "style", 2)[:, None] > 0, squares, image)
 
 
 def _ellipse(u: Tensor, v: Tensor, a, b) -> Tensor:
@@ -287,3 +377,6 @@ def _second_rgb(scenes: Scenes) -> Tensor:
     saturation = 0.35 + 0.55 * scenes.trait("saturation2")[:, None]
     value = 0.35 + 0.6 * scenes.trait("value2")[:, None]
     return value * (1 - saturation * (1 - pure))
+
+
+LAYERS: tuple[Layer, ...] = (_paint_background, _paint_subject, _paint_corners, _paint_sign, _look)

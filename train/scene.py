@@ -14,10 +14,6 @@ from dataclasses import dataclass
 import torch
 
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "white")
-SIZES = ("small", "medium", "big")
-PLACES = ("left", "middle", "right")
-EXPRESSIONS = ("calm", "happy", "sad", "surprised")
-HEADWEAR = ("none", "hat", "crown")
 CORNERS = ("top left", "top right", "bottom left", "bottom right")
 OBJECTS = ("none", "star", "heart", "moon", "ball", "box", "flower", "tree")
 
@@ -25,26 +21,36 @@ OBJECTS = ("none", "star", "heart", "moon", "ball", "box", "flower", "tree")
 FACTS: dict[str, tuple[str, ...]] = {
     "colour": COLOURS,
     "background": COLOURS,
-    "size": SIZES,
-    "place": PLACES,
-    "expression": EXPRESSIONS,
-    "headwear": HEADWEAR,
+    "size": ("small", "medium", "big"),
+    "place": ("left", "middle", "right"),
+    "expression": ("calm", "happy", "sad", "surprised"),
+    "eyes": ("one", "two", "three"),
+    "headwear": ("none", "hat", "crown"),
     "glasses": ("none", "glasses"),
     "bow tie": ("none", "bow tie"),
     **dict.fromkeys(CORNERS, OBJECTS),
+    "sign": ("blank", "HI", "OK", "NO", "heart"),
+    "lighting": ("day", "sunset", "night"),
+    "tone": ("colour", "black and white"),
+    "style": ("plain", "pastel", "pixel art"),
 }
 COLUMN = {name: column for column, name in enumerate(FACTS)}
 WORN = ("headwear", "glasses", "bow tie")
+LOOK = ("lighting", "tone", "style")  # facts of the whole picture
+START_TONE, START_STYLE = 0, 0  # a source is a plain picture in colour
 
 IDENTITY = (
     *("bulge2", "bulge3", "bulge5", "turn2", "turn3", "turn5", "aspect"),
     *("pattern", "pattern_scale", "pattern_angle", "pattern_phase", "pattern_cover"),
     *("hue2", "saturation2", "value2"),
     *("ear_length", "ear_width", "ear_spread", "eye_spacing", "eye_size"),
-    *(f"mark{number}_{what}" for number in range(3) for what in ("angle", "distance", "size", "tone")),
+    *(f"mark{number}_{what}" for number in range(2) for what in ("angle", "distance", "size", "tone")),
     *("horizon", "sky", "hill_phase", "hill_height"),
 )
 TRAIT = {name: column for column, name in enumerate(IDENTITY)}
+
+_WORN_SHARE = 0.35  # of scenes in which a thing is worn, and of corners in which an object stands
+_DAY_SHARE = 0.6  # of scenes in daylight
 
 
 @dataclass(frozen=True)
@@ -76,13 +82,15 @@ class Scenes:
 
 
 def sample_scenes(count: int, generator: torch.Generator) -> Scenes:
-    """`count` random scenes. No object stands in two corners, so that "the star" is always one thing."""
+    """`count` random scenes in colour and plain style. No object stands twice: "the star" is always one thing."""
     facts = torch.stack([torch.randint(len(values), (count,), generator=generator) for values in FACTS.values()], dim=1)
-    for name in WORN:  # something is worn about every third time
-        worn = torch.rand(count, generator=generator) < 0.35
+    for name in WORN:
+        worn = torch.rand(count, generator=generator) < _WORN_SHARE
         facts[:, COLUMN[name]] = facts[:, COLUMN[name]].clamp(min=1) * worn
     corners = torch.rand(count, len(OBJECTS) - 1, generator=generator).argsort(dim=1)[:, : len(CORNERS)] + 1
-    present = torch.rand(count, len(CORNERS), generator=generator) < 0.35
+    present = torch.rand(count, len(CORNERS), generator=generator) < _WORN_SHARE
     first = COLUMN[CORNERS[0]]
     facts[:, first : first + len(CORNERS)] = corners * present
+    facts[:, COLUMN["lighting"]] *= torch.rand(count, generator=generator) > _DAY_SHARE - (1 - _DAY_SHARE) / 2
+    facts[:, COLUMN["tone"]], facts[:, COLUMN["style"]] = START_TONE, START_STYLE
     return Scenes(facts, torch.rand(count, len(IDENTITY), generator=generator))

@@ -9,22 +9,29 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .instructions import KINDS, Edit, phrase, sample_edit
+from .instructions import KINDS, LANGUAGES, NUMBERS, Edit, phrase, sample_edit
 from .render import render
-from .scene import COLUMN, FACTS, Scenes, sample_scenes
+from .scene import FACTS, Scenes, sample_scenes
 
 # Slots of an instruction, for teaching a text encoder: the kind, and the new or named value of each fact.
 INSTRUCTION_SLOTS: dict[str, int] = {
     "kind": len(KINDS),
     **{name: len(values) for name, values in FACTS.items()},
-    "removed from": len(FACTS),
     "old object": max(len(values) for values in FACTS.values()),
+    "undone": len(NUMBERS) + 1,
 }
+_SAYS_ITS_VALUE = (  # kinds whose words name the new value of their fact
+    *("recolour", "background", "move", "resize", "expression", "count", "sign", "lighting", "style", "add"),
+)
+_CHINESE_SHARE = 0.2
+_WINDOW = 2  # states before the newest that an edit may point back to, beside the source
 
 
 @dataclass(frozen=True)
@@ -40,20 +47,36 @@ class Sessions:
         return torch.stack([render(scenes, height, width) for scenes in self.scenes], dim=1)
 
 
+def visible_states(count: int, window: int = _WINDOW) -> list[int]:
+    """Numbers of the states that are seen when the edit after `count` states is made: the source, the last ones."""
+    return sorted({0, *range(max(0, count - window), count)})
+
+
 def sample_sessions(
-    count: int, turns: int, generator: torch.Generator, kinds: tuple[str, ...] = KINDS, star: bool = False
+    count: int,
+    turns: int,
+    generator: torch.Generator,
+    kinds: Sequence[str] = KINDS,
+    languages: Sequence[str] = LANGUAGES,
+    star: bool = False,
 ) -> Sessions:
-    """`count` sessions of `turns` edits; with `star` every edit starts from the source instead of the one before."""
+    """`count` sessions of `turns` edits, all kinds equally often at every turn as far as sessions allow them.
+
+    With `star` every edit starts from the source instead of the state before.
+    """
     rng = _python_rng(generator)
     source = sample_scenes(count, generator)
+    histories = [[facts] for facts in source.facts.tolist()]
     scenes, edits, texts = [source], [], []
     for _ in range(turns):
-        before = (source if star else scenes[-1]).facts.tolist()
-        step = [sample_edit(facts, rng, kinds) for facts in before]
-        after = [edit.apply(facts) for edit, facts in zip(step, before, strict=True)]
-        scenes.append(source.with_facts(torch.tensor(after)))
+        counts: Counter = Counter()
+        seen = [history[:1] if star else history for history in histories]
+        step = [sample_edit(history, rng, kinds, visible_states(len(history)), counts) for history in seen]
+        for history, past, edit in zip(histories, seen, step, strict=True):
+            history.append(edit.apply(past[-1]))
+        scenes.append(source.with_facts(torch.tensor([history[-1] for history in histories])))
         edits.append(step)
-        texts.append([phrase(edit, rng) for edit in step])
+        texts.append([phrase(edit, rng, _language(languages, rng)) for edit in step])
     return Sessions(scenes, edits, texts)
 
 
@@ -64,30 +87,40 @@ def held_out_generator(seed: int) -> torch.Generator:
 
 
 def sample_images(count: int, height: int, width: int, generator: torch.Generator) -> Tensor:
-    """Random pictures [count, 3, H, W] in 0..1."""
-    return render(sample_scenes(count, generator), height, width)
+    """Random pictures [count, 3, H, W] in 0..1, in every look."""
+    scenes = sample_sessions(count, 2, generator).scenes
+    return render(scenes[-1], height, width)
 
 
 def sample_instructions(count: int, generator: torch.Generator) -> tuple[list[str], Tensor]:
     """Random instructions and what they say: labels [count, len(INSTRUCTION_SLOTS)], -100 where not said."""
-    rng = _python_rng(generator)
-    texts, rows = [], []
-    slots = {name: column for column, name in enumerate(INSTRUCTION_SLOTS)}
-    for facts in sample_scenes(count, generator).facts.tolist():
-        edit = sample_edit(facts, rng)
-        row = [-100] * len(slots)
-        row[slots["kind"]] = KINDS.index(edit.kind)
-        if edit.kind in ("remove", "replace"):  # where the thing stands is not said, only what it is
-            row[slots["old object"]] = edit.old
-        if edit.kind == "remove" and edit.fact in ("headwear", "glasses", "bow tie"):
-            row[slots["removed from"]] = COLUMN[edit.fact]
-        if edit.kind in ("recolour", "background", "move", "resize", "expression", "add"):
-            row[slots[edit.fact]] = edit.new
-        if edit.kind == "replace":
-            row[slots["headwear" if edit.fact == "headwear" else "top left"]] = edit.new
-        texts.append(phrase(edit, rng))
-        rows.append(row)
-    return texts, torch.tensor(rows)
+    turns = 4
+    sessions = sample_sessions(-(-count // turns), turns, generator)
+    pairs = [pair for edits, texts in zip(sessions.edits, sessions.texts) for pair in zip(edits, texts)][:count]
+    return [text for _, text in pairs], torch.tensor([_labels(edit) for edit, _ in pairs])
+
+
+def _labels(edit: Edit) -> list[int]:
+    said = {"kind": KINDS.index(edit.kind)}
+    if edit.kind == "undo":
+        said["undone"] = edit.undone % INSTRUCTION_SLOTS["undone"]
+    elif edit.changes:
+        fact, old, new = edit.changes[0]
+        if edit.kind in _SAYS_ITS_VALUE:
+            said[fact] = new
+        # where a thing is is not said, only what it is; a hat and a star are told apart by the slot they fill
+        place = fact if fact in ("headwear", "glasses", "bow tie") else "top left"
+        if edit.kind in ("remove", "replace"):
+            said["old object"] = old
+        if edit.kind in ("remove", "bring back", "replace"):
+            said[place] = old if edit.kind == "remove" else new
+    return [said.get(slot, -100) for slot in INSTRUCTION_SLOTS]
+
+
+def _language(languages: Sequence[str], rng: random.Random) -> str:
+    """English mostly; the others share a fifth."""
+    others = languages[1:]
+    return rng.choice(others) if others and rng.random() < _CHINESE_SHARE else languages[0]
 
 
 def _python_rng(generator: torch.Generator) -> random.Random:
