@@ -1,81 +1,202 @@
-"""The first checker: did an edited picture follow its instruction, and keep the rest?
+"""The judge: did an edited picture follow its instruction, leave the rest alone, and keep who is in it?
 
-Analysis by synthesis: the scene is drawn with every value that the named fact could have, and the edited
-picture is compared with all of them where they differ. It *followed* if the right one is nearest, and nearer
-than half the way from the picture before. A null edit is followed if the picture is nearer to the scene as it is
-than to the scene with any one fact changed. `damage` measures what changed where the right edit changes nothing.
+Analysis by synthesis. Every fact of a scene is *read* from the picture: the scene is drawn with every value that the
+fact could have, and the drawing nearest to the picture, where the drawings differ, is what the picture shows. What
+is judged is one edit of the editor's own previous picture, so an earlier failure is not counted again: the facts
+read from the previous picture, not the true ones, are what the edit starts from.
+
+    followed    the facts that the instruction names read as it says, and are nearer to that than half way from before
+    untouched   no other fact reads differently; where the edit shows nothing the picture is the previous one, with
+                little damage on the whole, in no place much, and nothing shifted
+    identity    the creature is much nearer to the anchor's than to other creatures in its place
+
+Where an edit shows everywhere (light, tone, style) the picture is held against the previous one plus what the edit
+changes in the drawing. A picture is a success if all three hold.
+
+Shapes: N pictures [N, 3, H, W] in 0..1; V drawings of one scene; F facts; D traits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .instructions import Edit
-from .render import render
-from .scene import COLUMN, FACTS, Scenes
+from .render import LAYERS, Layer, compiled_layers
+from .scene import COLUMN, FACTS, LOOK, SUBJECT_TRAITS, TRAIT, Scenes
 
-_DIFFERS = 0.04  # a pixel shows the fact if two drawings differ by this much there
-_NULL_DAMAGE = 0.03  # mean absolute difference, in 0..1, that a null edit may make
-
-
-def followed(pictures: Tensor, before: Scenes, edits: Sequence[Edit]) -> Tensor:
-    """Whether each picture [N, 3, H, W] in 0..1 is scene `before` with the edit done: bool [N]."""
-    return torch.tensor([_followed(pictures[n], before[n : n + 1], edit) for n, edit in enumerate(edits)])
+_ON_TOP = (*(name for name in FACTS if "top" in name or "bottom" in name), "sign", *LOOK)  # drawn after the subject
+_BELOW = 2  # layers that these facts leave as they are
 
 
-def damage(pictures: Tensor, before: Scenes, edits: Sequence[Edit]) -> Tensor:
-    """Mean absolute difference from the truth, in 0..1, outside what each edit changes: [N]."""
-    values = []
-    for n, edit in enumerate(edits):
-        old, wanted = _drawings(before[n : n + 1], edit, pictures.shape[-2:], [edit.old, edit.new])
-        rest = 1 - _shown(old, wanted)
-        values.append(((pictures[n] - wanted).abs().mean(dim=0) * rest).sum() / rest.sum().clamp(min=1))
-    return torch.stack(values)
+@dataclass(frozen=True)
+class Thresholds:
+    """All limits of the judge, the same for every editor. Differences are mean absolute ones of colours in 0..1."""
+
+    shows: float = 0.04  # a pixel shows a fact if two drawings differ there by this much
+    half_way: float = 0.5  # of the way from the old drawing to the wanted one
+    clearly: float = 0.85  # a fact reads as another value if that is nearer by this factor
+    margin: int = 3  # pixels around what an edit shows that may differ as well
+    damage: float = 0.03  # where nothing should change, on the whole
+    damage_in_block: float = 0.15  # and in the worst block
+    block: int = 16  # pixels, the side of a block
+    shift: float = 0.5  # pixels
+    likeness: float = 0.5  # 1: the anchor's creature, 0: anybody
 
 
-def _followed(picture: Tensor, before: Scenes, edit: Edit) -> bool:
-    size = picture.shape[-2:]
-    if edit.fact is None:
-        return _is_unchanged(picture, before)
-    drawings = _drawings(before, edit, size, range(len(FACTS[edit.fact])))  # [V, 3, H, W]
-    wanted, old = drawings[edit.new], drawings[edit.old]
-    shown = _shown(old, wanted)
-    area = shown.sum().clamp(min=1)
-    distance = ((drawings - picture).abs().mean(dim=1) * shown).sum(dim=(1, 2)) / area  # [V]
-    between = ((wanted - old).abs().mean(dim=0) * shown).sum() / area
-    return bool(distance.argmin() == edit.new and distance[edit.new] < 0.5 * between)
+@dataclass(frozen=True)
+class Verdict:
+    """On one picture of each of N sessions; bool, int64 or float32 [N], `facts` [N, F]."""
+
+    followed: Tensor
+    untouched: Tensor
+    identity: Tensor
+    facts: Tensor  # as read from the picture; what to believe before the next edit
+    damage: Tensor  # mean absolute difference where nothing should change
+    shift: Tensor  # pixels
+    likeness: Tensor
+
+    @property
+    def success(self) -> Tensor:
+        return self.followed & self.untouched & self.identity
 
 
-def _is_unchanged(picture: Tensor, before: Scenes) -> bool:
-    same = render(before, *picture.shape[-2:])[0]
-    if (picture - same).abs().mean() > _NULL_DAMAGE:
-        return False
-    others = [
-        Edit("other", fact, value, other)
-        for fact, values in FACTS.items()
-        for value in [int(before.fact(fact)[0])]
-        for other in range(len(values))
-        if other != value
-    ]
-    facts = torch.tensor([other.apply(before.facts[0].tolist()) for other in others], device=before.facts.device)
-    changed = render(Scenes(facts, before.identity.expand(len(others), -1)), *picture.shape[-2:])  # [K, 3, H, W]
-    shown = ((changed - same).abs().amax(dim=1) > _DIFFERS).float()  # [K, H, W]
-    to_same = ((picture - same).abs().mean(dim=0) * shown).sum(dim=(1, 2))
-    to_changed = ((changed - picture).abs().mean(dim=1) * shown).sum(dim=(1, 2))
-    return bool((to_same < to_changed)[shown.sum(dim=(1, 2)) > 0].all())  # what lies hidden cannot be told
+class Judge:
+    """Judges pictures one by one. `compiled` draws several times faster after a minute of compilation."""
+
+    def __init__(self, thresholds: Thresholds = Thresholds(), compiled: bool = False):
+        self.limits = thresholds
+        self.layers: tuple[Layer, ...] = compiled_layers() if compiled else LAYERS
+
+    def judge(self, pictures: Tensor, previous: Tensor, believed: Scenes, edits: Sequence[Edit]) -> Verdict:
+        """`pictures`, `previous` [N, 3, H, W]: the new one and the editor's own one before; `believed`: N scenes with
+        the facts as read from `previous` (at the first turn the source and its true facts)."""
+        rows = [self._judge(*row) for row in zip(pictures, previous, _singles(believed), edits, strict=True)]
+        return Verdict(*(torch.stack([torch.as_tensor(value) for value in column]) for column in zip(*rows)))
+
+    def read(self, picture: Tensor, scene: Scenes, names: Sequence[str]) -> Tensor:
+        """Facts [F] of a picture [3, H, W]: those of `scene` [1], but `names` as the picture shows them."""
+        drawings = self._alternatives(scene, names, picture.shape[-2:])
+        facts = scene.facts[0].clone()
+        for name, drawn in drawings.items():
+            now = int(scene.fact(name)[0])
+            shown = ((drawn - drawn[now]).abs().amax(dim=1) > self.limits.shows).any(dim=0)  # [H, W]
+            distance = (drawn - picture).abs().mean(dim=1)[:, shown].sum(dim=1)  # [V]
+            nearest = int(distance.argmin())
+            if distance[nearest] < self.limits.clearly * distance[now]:  # never where nothing shows
+                facts[COLUMN[name]] = nearest
+        return facts
+
+    def _judge(self, picture: Tensor, previous: Tensor, before: Scenes, edit: Edit) -> tuple:
+        size = picture.shape[-2:]
+        named = {change.fact: change.new for change in edit.changes}
+        wanted = before.with_facts(torch.tensor([edit.apply(before.facts[0].tolist())], device=before.facts.device))
+        old, new = self._draw(Scenes(torch.cat([before.facts, wanted.facts]), before.identity.repeat(2, 1)), size)
+
+        shown = ((new - old).abs().amax(dim=0) > self.limits.shows).float()  # [H, W]
+        facts = self.read(picture, wanted, list(named))
+        as_said = all(int(facts[COLUMN[fact]]) == value for fact, value in named.items())
+        followed = as_said and self._is_past_half_way(picture, old, new, shown)
+
+        others = [name for name in FACTS if name not in named]
+        seen = before.with_facts(facts[None])
+        facts = self.read(picture, seen, others)
+        same = bool((facts == seen.facts[0]).all())
+        expected = (previous + new - old).clamp(0, 1)
+        everywhere = any(fact in LOOK for fact in named)
+        rest = torch.ones_like(shown) if everywhere else 1 - _widened(shown, self.limits.margin)
+        damage, in_block, shift = self._compare(picture, expected, rest)
+        intact = damage <= self.limits.damage and in_block <= self.limits.damage_in_block
+        untouched = same and intact and shift <= self.limits.shift
+        if edit.kind == "null":
+            followed = untouched
+        likeness = self._likeness(picture, before.with_facts(facts[None]))
+        return followed, untouched, likeness >= self.limits.likeness, facts, damage, shift, likeness
+
+    def _is_past_half_way(self, picture: Tensor, old: Tensor, new: Tensor, shown: Tensor) -> bool:
+        away = ((picture - new).abs().mean(dim=0) * shown).sum()
+        way = ((old - new).abs().mean(dim=0) * shown).sum()
+        return bool(away <= self.limits.half_way * way) or not shown.any()
+
+    def _compare(self, picture: Tensor, expected: Tensor, rest: Tensor) -> tuple[float, float, float]:
+        """Mean difference, that of the worst block, and shift in pixels, where `rest` [H, W] is 1."""
+        difference = (picture - expected).abs().mean(dim=0) * rest  # [H, W]
+        area = rest.sum().clamp(min=1)
+        side = min(self.limits.block, *picture.shape[-2:])
+        blocks, areas = (F.avg_pool2d(t[None, None], side, side // 2) for t in (difference, rest))
+        in_block = (blocks / areas.clamp(min=0.25)).max()  # a block needs a quarter of it to count in full
+        return float(difference.sum() / area), float(in_block), _shift(picture, expected, rest)
+
+    def _likeness(self, picture: Tensor, scene: Scenes) -> float:
+        """1 minus the picture's distance from the scene, as a share of that from other creatures in its place."""
+        strangers = scene.identity.repeat(1 + len(_STRANGERS), 1)
+        columns = torch.tensor([TRAIT[name] for name in SUBJECT_TRAITS], device=strangers.device)
+        strangers[1:, columns] = _STRANGERS.to(strangers.device)
+        drawn = self._draw(Scenes(scene.facts.repeat(len(strangers), 1), strangers), picture.shape[-2:])
+        shown = ((drawn[1:] - drawn[:1]).abs().amax(dim=1) > self.limits.shows).float()  # [V, H, W]
+        away = (drawn - picture).abs().mean(dim=1)  # [1 + V, H, W]
+        own, theirs = (away[:1] * shown).sum(dim=(1, 2)), (away[1:] * shown).sum(dim=(1, 2))  # [V]
+        return float((1 - own / theirs.clamp(min=1e-6)).mean())
+
+    def _draw(self, scenes: Scenes, size: Sequence[int]) -> Tensor:
+        image = torch.ones(len(scenes), 3, *size, device=scenes.identity.device)
+        for layer in self.layers:
+            image = layer(image, scenes)
+        return image
+
+    def _alternatives(self, scene: Scenes, names: Sequence[str], size: Sequence[int]) -> dict[str, Tensor]:
+        """The scene [1] drawn with every value of each of the facts `names`: [V, 3, H, W] each.
+
+        The subject below is drawn once for all facts that lie above it.
+        """
+        on_top = [name for name in names if name in _ON_TOP]
+        drawn = {name: self._draw(_with_every_value(scene, name), size) for name in names if name not in _ON_TOP}
+        below = torch.ones(1, 3, *size, device=scene.identity.device)
+        for layer in self.layers[:_BELOW] if on_top else ():
+            below = layer(below, scene)
+        for name in on_top:
+            scenes = _with_every_value(scene, name)
+            image = below.expand(len(scenes), -1, -1, -1)
+            for layer in self.layers[_BELOW:]:
+                image = layer(image, scenes)
+            drawn[name] = image
+        return drawn
 
 
-def _drawings(before: Scenes, edit: Edit, size: Sequence[int], values: Sequence[int]) -> Tensor:
-    """The scene [1] with each of `values` for the fact the edit names: [V, 3, H, W]."""
-    facts = before.facts.repeat(len(values), 1)
-    if edit.fact is not None:
-        facts[:, COLUMN[edit.fact]] = torch.tensor(list(values), device=facts.device)
-    return render(Scenes(facts, before.identity.expand(len(values), -1)), *size)
+def _with_every_value(scene: Scenes, name: str) -> Scenes:
+    count = len(FACTS[name])
+    facts = scene.facts.repeat(count, 1)
+    facts[:, COLUMN[name]] = torch.arange(count, device=facts.device)
+    return Scenes(facts, scene.identity.expand(count, -1))
 
 
-def _shown(old: Tensor, wanted: Tensor) -> Tensor:
-    """1 where the edit shows, else 0: [H, W]."""
-    return ((wanted - old).abs().amax(dim=0) > _DIFFERS).float()
+def _singles(scenes: Scenes) -> list[Scenes]:
+    return [scenes[number : number + 1] for number in range(len(scenes))]
+
+
+def _widened(mask: Tensor, margin: int) -> Tensor:
+    return F.max_pool2d(mask[None, None], 2 * margin + 1, stride=1, padding=margin)[0, 0]
+
+
+def _shift(picture: Tensor, expected: Tensor, rest: Tensor) -> float:
+    """Pixels by which the picture is displaced, by least squares on the gradient (Lucas and Kanade, 1981).
+
+    Both are smoothed, so that the estimate holds over a few pixels.
+    """
+    kernel = torch.tensor([1.0, 6, 15, 20, 15, 6, 1], device=picture.device) / 64
+    both = torch.stack([picture.mean(dim=0), expected.mean(dim=0)])[:, None]  # [2, 1, H, W]
+    both = F.pad(both, (3, 3, 3, 3), mode="replicate")
+    both = F.conv2d(F.conv2d(both, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1))[:, 0]
+    weight = 1 - _widened(1 - rest, 3)  # where the smoothing saw nothing else
+    down, across = torch.gradient(both[1])
+    gradient = torch.stack([across, down]).flatten(1) * weight.flatten()  # [2, H * W]
+    matrix = gradient @ gradient.T + 1e-3 * torch.eye(2, device=picture.device)
+    return float(torch.linalg.solve(matrix, gradient @ (both[1] - both[0]).flatten()).norm())
+
+
+# Other creatures to tell the anchor's from, [V, traits of the subject]: the same for everybody.
+_STRANGERS = torch.rand(6, len(SUBJECT_TRAITS), generator=torch.Generator().manual_seed(6))

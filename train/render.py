@@ -46,6 +46,8 @@ _PLACE = (0.3, 0.5, 0.7)
 _HEIGHT = 0.62  # of the subject's centre below the upper edge
 _CORNER_SIDE = 0.235  # of the square in which a corner object is drawn, in short sides
 _SIGN = (0.5, 0.105, 0.16, 0.085)  # centre x and y, half width and half height: x in widths, the rest in short sides
+_REACH_U, _REACH_V = (-1.6, 1.6), (-1.85, 1.45)  # what the creature and its shadow cover, in radii
+_ROOM = 12  # pixels more for its outline, which is wide at the tips of narrow ears
 _LIGHT_RGB = ((1.0, 1.0, 1.0), (1.03, 0.80, 0.62), (0.40, 0.48, 0.78))  # day, sunset, night
 _PALE = 0.5  # how much white pastel mixes in
 _PIXELS = 32  # of pixel art on the short side
@@ -93,7 +95,22 @@ def _paint_subject(image: Tensor, scenes: Scenes) -> Tensor:
     centre_x = torch.tensor(_PLACE, device=device)[scenes.fact("place")][:, None, None] * width
     u = (torch.arange(width, device=device)[None, None, :] + 0.5 - centre_x) / radius
     v = (torch.arange(height, device=device)[None, :, None] + 0.5 - _HEIGHT * height) / radius
-    u, v = torch.broadcast_tensors(u, v)
+    rows, columns = _reached(v, _ROOM / radius, *_REACH_V), _reached(u, _ROOM / radius, *_REACH_U)
+    u, v = torch.broadcast_tensors(u[:, :, columns], v[:, rows])
+    image = image.clone()
+    image[:, :, rows, columns] = _paint_creature(image[:, :, rows, columns], u, v, radius, scenes)
+    return image
+
+
+def _reached(line: Tensor, room: Tensor | float, low: float, high: float) -> slice:
+    """The part of a line of coordinates between the two, and some room, for any scene; all of it while compiling."""
+    if torch.compiler.is_compiling():
+        return slice(None)
+    inside = ((line > low - room) & (line < high + room)).flatten(1).any(dim=0).nonzero()
+    return slice(int(inside[0]), int(inside[-1]) + 1) if len(inside) else slice(0, 0)
+
+
+def _paint_creature(image: Tensor, u: Tensor, v: Tensor, radius: Tensor, scenes: Scenes) -> Tensor:
     first = _palette(scenes.fact("colour"))
     second = _second_rgb(scenes)
 
@@ -170,7 +187,7 @@ def _paint_face(image: Tensor, u: Tensor, v: Tensor, radius: Tensor, scenes: Sce
     # one eye stands in the middle and is large, three stand side by side and are small
     for count, scale, sides in ((0, 1.35, (0,)), (1, 1.0, (-1, 1)), (2, 0.8, (-1.3, 0, 1.3))):
         there = _is(scenes, "eyes", count)
-        for side in sides:
+        for side in sides if _occurs(there) else ():
             eye = _ellipse(u - side * spacing, v + 0.24, size * scale, size * scale * 1.1) * radius
             pupil = _ellipse(u - side * spacing * 0.96, v + 0.22, size * scale * 0.5, size * scale * 0.6) * radius
             image = _paint_outlined(image, eye, _WHITE, line=0.8, where=there)
@@ -181,33 +198,49 @@ def _paint_face(image: Tensor, u: Tensor, v: Tensor, radius: Tensor, scenes: Sce
     sad = torch.maximum(_ellipse(u, v - 0.62, 0.36, 0.36).abs() - thick, v - 0.54)  # the upper half of a ring
     surprised = _ellipse(u, v - 0.42, 0.19, 0.25)  # an open round mouth
     for value, (mouth, rgb) in enumerate(((calm, _INK), (happy, _LIPS), (sad, _INK), (surprised, _LIPS))):
-        image = _paint(image, _coverage(mouth * radius) * _is(scenes, "expression", value), rgb)
+        there = _is(scenes, "expression", value)
+        if _occurs(there):
+            image = _paint(image, _coverage(mouth * radius) * there, rgb)
     return image
 
 
 def _paint_worn(image: Tensor, u: Tensor, v: Tensor, radius: Tensor, scenes: Scenes) -> Tensor:
-    brim, top = _box(u, v + 0.86, 0.62, 0.08), _box(u, v + 1.22, 0.38, 0.34)
-    hat = torch.minimum(brim, top) * radius
-    worn = _is(scenes, "headwear", 1)  # a top hat with a red band
-    image = _paint_outlined(image, hat, (0.22, 0.20, 0.27), where=worn)
-    image = _paint(image, _coverage(_box(u, v + 0.99, 0.38, 0.07) * radius) * worn, (0.85, 0.15, 0.2))
+    for painter, fact, value in (
+        (_paint_hat, "headwear", 1),
+        (_paint_crown, "headwear", 2),
+        (_paint_glasses, "glasses", 1),
+        (_paint_bow_tie, "bow tie", 1),
+    ):
+        worn = _is(scenes, fact, value)
+        if _occurs(worn):
+            image = painter(image, u, v, radius, worn)
+    return image
 
+
+def _paint_hat(image: Tensor, u: Tensor, v: Tensor, radius: Tensor, worn: Tensor) -> Tensor:
+    brim, top = _box(u, v + 0.86, 0.62, 0.08), _box(u, v + 1.22, 0.38, 0.34)
+    image = _paint_outlined(image, torch.minimum(brim, top) * radius, (0.22, 0.20, 0.27), where=worn)
+    return _paint(image, _coverage(_box(u, v + 0.99, 0.38, 0.07) * radius) * worn, (0.85, 0.15, 0.2))  # red band
+
+
+def _paint_crown(image: Tensor, u: Tensor, v: Tensor, radius: Tensor, worn: Tensor) -> Tensor:
     teeth = 0.24 * ((u * 1.75 + 0.5).remainder(1.0) - 0.5).abs() * 2
     crown = torch.maximum(u.abs() - 0.48, torch.maximum(v + 0.72, -(v + 1.32) + 0.24 - teeth))
-    worn = _is(scenes, "headwear", 2)  # a golden crown with a red stone
     image = _paint_outlined(image, crown * radius, (0.98, 0.78, 0.12), where=worn)
-    image = _paint(image, _coverage(_ellipse(u, v + 0.87, 0.08, 0.08) * radius) * worn, (0.85, 0.1, 0.25))
+    return _paint(image, _coverage(_ellipse(u, v + 0.87, 0.08, 0.08) * radius) * worn, (0.85, 0.1, 0.25))  # red stone
 
-    # one dark visor over however many eyes there are
+
+def _paint_glasses(image: Tensor, u: Tensor, v: Tensor, radius: Tensor, worn: Tensor) -> Tensor:
+    """One dark visor over however many eyes there are."""
     visor = torch.maximum(_box(u, v + 0.24, 0.80, 0.21), (u.abs() + (v + 0.24).abs() * 0.7) - 0.84)
     shine = torch.maximum((u - 0.3 + (v + 0.24) * 0.8).abs() - 0.10, (v + 0.24).abs() - 0.14)
-    worn = _is(scenes, "glasses", 1)
     image = _paint(image, _coverage(visor * radius) * worn, (0.08, 0.08, 0.12))
-    image = _paint(image, _coverage(shine * radius) * worn, (0.55, 0.62, 0.78))
+    return _paint(image, _coverage(shine * radius) * worn, (0.55, 0.62, 0.78))
 
+
+def _paint_bow_tie(image: Tensor, u: Tensor, v: Tensor, radius: Tensor, worn: Tensor) -> Tensor:
     y = v - 0.88
     wings = torch.maximum(u.abs() - 0.46, y.abs() - 0.06 - 0.40 * u.abs())
-    worn = _is(scenes, "bow tie", 1)  # a teal bow tie
     image = _paint_outlined(image, wings * radius, (0.05, 0.62, 0.62), where=worn)
     return _paint(image, _coverage(_ellipse(u, y, 0.12, 0.13) * radius) * worn, (0.02, 0.36, 0.38))
 
@@ -231,9 +264,11 @@ def _paint_corner(image: Tensor, scenes: Scenes, corner: str) -> None:
     u, v = u[None], v[None]
     unit = side / 2.3  # pixels in one radius of the object
     for value in range(1, len(OBJECTS)):
+        there = _is(scenes, corner, value)
+        if not _occurs(there):
+            continue
         main, second = _OBJECT_RGB[OBJECTS[value]]
         shape, detail = _object_shape(OBJECTS[value], u, v)
-        there = _is(scenes, corner, value)
         tile = _paint_outlined(tile, shape * unit, main, where=there)
         tile = _paint(tile, _coverage(torch.maximum(shape, detail) * unit) * there, second)
     image[:, :, top : top + side, left : left + side] = tile
@@ -265,19 +300,29 @@ def _paint_sign(image: Tensor, scenes: Scenes) -> Tensor:
     """A wooden board that hangs from the upper edge, with what is written on it."""
     height, width = image.shape[-2:]
     short = min(height, width)
-    x, y, half_width, half_height = _SIGN
+    x, y, _, half_height = _SIGN
     unit = half_height * short  # pixels in half the board's height
     u = (torch.arange(width, device=image.device)[None, None, :] + 0.5 - x * width) / unit
     v = (torch.arange(height, device=image.device)[None, :, None] + 0.5 - y * short) / unit
-    u, v = torch.broadcast_tensors(u, v)
+    rows, columns = _reached(v, 2 / unit, -1.5, 1.0), _reached(u, 2 / unit, -2.0, 2.0)
+    u, v = torch.broadcast_tensors(u[:, :, columns], v[:, rows])
+    image = image.clone()
+    image[:, :, rows, columns] = _paint_board(image[:, :, rows, columns], u, v, unit, scenes)
+    return image
+
+
+def _paint_board(image: Tensor, u: Tensor, v: Tensor, unit: float, scenes: Scenes) -> Tensor:
+    _, _, half_width, half_height = _SIGN
     board = _box(u, v, half_width / half_height, 1.0)
     ropes = torch.maximum((u.abs() - 1.3).abs() - 0.05, v + 1.0)
     image = _paint(image, _coverage(ropes * unit).expand(len(scenes), -1, -1), _INK)
     image = _paint_outlined(image, (board * unit).expand(len(scenes), -1, -1), (0.93, 0.82, 0.62))
     for value in range(1, len(FACTS["sign"])):
-        written = _writing(FACTS["sign"][value], u, v) * unit
-        rgb = (0.80, 0.10, 0.22) if FACTS["sign"][value] == "heart" else _INK
-        image = _paint(image, _coverage(written) * _is(scenes, "sign", value), rgb)
+        there = _is(scenes, "sign", value)
+        if _occurs(there):
+            written = _writing(FACTS["sign"][value], u, v) * unit
+            rgb = (0.80, 0.10, 0.22) if FACTS["sign"][value] == "heart" else _INK
+            image = _paint(image, _coverage(written) * there, rgb)
     return image
 
 
@@ -319,10 +364,13 @@ def _look(image: Tensor, scenes: Scenes) -> Tensor:
     grey = (image * torch.tensor(_LUMINANCE, device=image.device)[:, None, None]).sum(dim=1, keepdim=True)
     image = torch.where(_is(scenes, "tone", 1)[:, None] > 0, grey, image)
     image = image + _PALE * _is(scenes, "style", 1)[:, None] * (1 - image)
+    pixelled = _is(scenes, "style", 2)[:, None]
+    if not _occurs(pixelled):
+        return image
     block = max(1, round(min(height, width) / _PIXELS))
     squares = F.avg_pool2d(image, block, ceil_mode=True, count_include_pad=False)
     squares = squares.repeat_interleave(block, dim=2).repeat_interleave(block, dim=3)[:, :, :height, :width]
-    return torch.where(_is(scenes, "style", 2)[:, None] > 0, squares, image)
+    return torch.where(pixelled > 0, squares, image)
 
 
 def _ellipse(u: Tensor, v: Tensor, a, b) -> Tensor:
@@ -360,6 +408,11 @@ def _paint_outlined(image: Tensor, distance: Tensor, rgb, line: float = 1.2, whe
 def _is(scenes: Scenes, fact: str, value: int) -> Tensor:
     """1 for the scenes in which the fact has this value, else 0: [N, 1, 1]."""
     return (scenes.fact(fact) == value)[:, None, None].float()
+
+
+def _occurs(there: Tensor) -> bool:
+    """Whether a layer has to be painted at all; always while compiling, which knows no values."""
+    return torch.compiler.is_compiling() or bool(there.any())
 
 
 def _column(scenes: Scenes, trait: str) -> Tensor:

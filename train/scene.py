@@ -39,14 +39,14 @@ WORN = ("headwear", "glasses", "bow tie")
 LOOK = ("lighting", "tone", "style")  # facts of the whole picture
 START_TONE, START_STYLE = 0, 0  # a source is a plain picture in colour
 
-IDENTITY = (
+SUBJECT_TRAITS = (
     *("bulge2", "bulge3", "bulge5", "turn2", "turn3", "turn5", "aspect"),
     *("pattern", "pattern_scale", "pattern_angle", "pattern_phase", "pattern_cover"),
     *("hue2", "saturation2", "value2"),
     *("ear_length", "ear_width", "ear_spread", "eye_spacing", "eye_size"),
     *(f"mark{number}_{what}" for number in range(2) for what in ("angle", "distance", "size", "tone")),
-    *("horizon", "sky", "hill_phase", "hill_height"),
 )
+IDENTITY = (*SUBJECT_TRAITS, "horizon", "sky", "hill_phase", "hill_height")
 TRAIT = {name: column for column, name in enumerate(IDENTITY)}
 
 _WORN_SHARE = 0.35  # of scenes in which a thing is worn, and of corners in which an object stands
