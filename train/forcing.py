@@ -11,6 +11,7 @@ Legend: B batch, T turns, F frames of a forward, C latent channels, h w latent s
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anchoredit_model.config import MemoryPolicy
@@ -21,12 +22,13 @@ from .losses import Predict
 
 
 def frame_texts(null: Tensor, instructions: Tensor) -> Tensor:
-    """null [rows, E], instructions [B, T, rows, E] -> texts of the frames [B, T + 1, rows, E].
+    """null [rows, E], instructions [B, T, rows, E] -> texts of the frames [B, T + 1, rows, E], zero rows to fill up.
 
     Frame 0 always has the null instruction, so that what is remembered of it does not depend on the first turn.
     """
-    anchor = null.expand(len(instructions), 1, *null.shape)
-    return torch.cat([anchor, instructions], dim=1)
+    rows = max(len(null), instructions.shape[2])
+    null, instructions = (F.pad(text, (0, 0, 0, rows - text.shape[-2])) for text in (null, instructions))
+    return torch.cat([null.expand(len(instructions), 1, -1, -1), instructions], dim=1)
 
 
 def forcing_views(turns: int, policy: MemoryPolicy | None = None, slots: str = "bounded") -> tuple[FrameView, ...]:
