@@ -83,19 +83,22 @@ def consistency_loss(
     noise: Tensor,
     times: tuple[Tensor, Tensor],
     sigmas: tuple[Tensor, Tensor],
+    emphasis: Tensor | None = None,
 ) -> Tensor:
     """Consistency distillation (https://arxiv.org/abs/2303.01469, algorithm 2), squared error.
 
     The teacher, guided by `sampling.guided`, makes one Euler step from (t, s) to (t', s'); the student's x0 before
     it is pulled to that of its moving `average` after it. Latents [B, F, C, h, w]; times (t, t') and sigmas
-    (s, s') [B, F]. Where s' = 0, the target is what the teacher arrives at.
+    (s, s') [B, F]. Where s' = 0, the target is what the teacher arrives at. `emphasis` [B, F, 1, h, w] multiplies the
+    error position by position.
     """
     (time, later), (sigma, lower) = times, sigmas
     noisy = add_noise(clean, noise, sigma)
     with torch.no_grad():
         stepped = noisy + _over_latents(lower - sigma) * teacher(noisy, time).float()
         target = x0_of(stepped, average(stepped, later), lower)
-    return F.mse_loss(x0_of(noisy, student(noisy, time), sigma), target)
+    error = (x0_of(noisy, student(noisy, time), sigma) - target).square()
+    return (error if emphasis is None else error * emphasis).mean()
 
 
 def distribution_gradient(x0: Tensor, x0_real: Tensor, x0_fake: Tensor) -> Tensor:

@@ -48,6 +48,11 @@ class SessionCache:
         self.frames = 0
         self._blocks: dict[int, Block] = {}
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all keys and values held."""
+        return sum(block.nbytes for block in self._blocks.values())
+
     @torch.no_grad()
     def read(self, latent: Tensor, text: Tensor | TextContext) -> None:
         """Remembers one more clean frame [B, C, h, w], whose text is [B, 1, rows, E]."""

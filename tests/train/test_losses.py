@@ -70,7 +70,10 @@ def test_an_exact_model_is_consistent():
     sigmas = tuple(sigma_of(time) for time in times)
     exact = points_to(clean)
     assert consistency_loss(exact, exact, exact, clean, latents(1), times, sigmas) < 1e-9
-    assert consistency_loss(points_to(clean, 0.9), exact, exact, clean, latents(1), times, sigmas) > 1e-4
+    off = (points_to(clean, 0.9), exact, exact, clean, latents(1), times, sigmas)
+    assert consistency_loss(*off) > 1e-4
+    twice = torch.full((2, 4, 1, 4, 6), 2.0)
+    torch.testing.assert_close(consistency_loss(*off, twice), 2 * consistency_loss(*off))
 
 
 def test_the_last_step_of_consistency_ends_where_the_teacher_arrives():
@@ -78,13 +81,12 @@ def test_the_last_step_of_consistency_ends_where_the_teacher_arrives():
     clean, noise = latents(0), latents(1)
     times = (torch.full((2, 4), 100.0), torch.zeros(2, 4))
     sigmas = tuple(sigma_of(time) for time in times)
-    student = torch.zeros(SHAPE, requires_grad=True)
 
     def loss(average):
-        return consistency_loss(lambda x, t: student, average, lambda x, t: 2 * x, clean, noise, times, sigmas)
+        return consistency_loss(lambda x, t: x, average, lambda x, t: 3 * x, clean, noise, times, sigmas)
 
     noisy = add_noise(clean, noise, sigmas[0])
-    expected = (noisy - (noisy - 0.1 * 2 * noisy)).square().mean()
+    expected = ((1 - 0.1) * noisy - (1 - 0.1 * 3) * noisy).square().mean()
     torch.testing.assert_close(loss(lambda x, t: 1e3 * x), expected)
     torch.testing.assert_close(loss(lambda x, t: -x), expected)
 
@@ -105,6 +107,8 @@ def test_distribution_matching_moves_from_the_fake_to_the_real():
     loss.backward()
     gradient = distribution_gradient(x0.detach(), real, fake)
     torch.testing.assert_close(x0.grad, gradient / x0.numel(), rtol=1e-3, atol=1e-8)
+    distance = (x0.detach() - real).abs().mean(dim=(2, 3, 4), keepdim=True)
+    torch.testing.assert_close(gradient * distance, fake - real)
     torch.testing.assert_close(loss.detach(), 0.5 * gradient.square().mean(), rtol=1e-3, atol=0)
     # each frame by its own distance from the real one, so that one far away does not drown the others
     far = x0.detach() + torch.tensor([0.0, 0.0, 100.0, 0.0])[:, None, None, None]

@@ -99,6 +99,15 @@ def test_the_training_forward_is_the_cached_one(policy: MemoryPolicy | None, slo
         torch.testing.assert_close(together[:, now], alone, atol=1e-5, rtol=0)
 
 
+def test_frames_that_nobody_will_see_again_are_forgotten():
+    latents, text = sessions()
+    cache, held = SessionCache(small_transformer(), SLIDING), []
+    for frame in range(TURNS + 1):
+        cache.read(latents[:, frame], text[:, frame : frame + 1])
+        held.append(cache.nbytes)
+    assert held == [held[0] * frames for frames in (1, 2, 3, 3, 3, 3)]
+
+
 @torch.no_grad()
 def test_a_noisy_turn_sees_its_history_and_nothing_else():
     model = small_transformer()
