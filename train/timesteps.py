@@ -1,0 +1,95 @@
+"""How noisy each frame is: the times that training draws, and the noise levels that belong to them.
+
+Time t runs from 0 (clean) to 1000 (noise), a noise level from 0 to 1: sigma = t / 1000
+(https://arxiv.org/abs/2210.02747). Both stay in float32: in bfloat16 the distance of two neighbouring times of
+consistency distillation is off by up to 64 %. Random numbers come from a generator, on its device.
+
+Legend: B batch, F frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from anchoredit_model.sampling import shifted_sigmas
+
+NOISE = 1000  # the time of pure noise
+
+
+@dataclass(frozen=True)
+class TimeSampling:
+    """Where the times of noisy frames lie.
+
+    low, high    of the uniform part; low itself is never drawn
+    shift        pushes times towards noise, s = shift*u / (1 + (shift-1)*u) with u = t / 1000
+    own          the sampler's own times, with their weights (none: equal ones)
+    own_share    how often a time is one of those
+    """
+
+    low: float = 0
+    high: float = NOISE
+    shift: float = 1.0
+    own: tuple[float, ...] = ()
+    own_weights: tuple[float, ...] = ()
+    own_share: float = 0.0
+
+
+def sigma_of(times: Tensor) -> Tensor:
+    """The noise level of times in 0..1000, same shape. Raises TypeError for times that were rounded."""
+    if times.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"times are {times.dtype}: keep them in float32")
+    return times / NOISE
+
+
+def shifted(times: Tensor, shift: float) -> Tensor:
+    """Times moved towards noise, as larger pictures want it (https://arxiv.org/abs/2403.03206, 5.3.2)."""
+    u = sigma_of(times)
+    return NOISE * shift * u / (1 + (shift - 1) * u)
+
+
+def sample_times(shape: Sequence[int], sampling: TimeSampling, generator: torch.Generator) -> Tensor:
+    """Independent times of this shape, float32; never 0, so that every one has something to learn."""
+    u = 1 - _uniform(shape, generator)  # 0 < u <= 1
+    times = shifted(sampling.low + (sampling.high - sampling.low) * u, sampling.shift)
+    if not sampling.own_share:
+        return times
+    own = torch.tensor(sampling.own, dtype=torch.float32, device=generator.device)
+    weights = torch.tensor(sampling.own_weights or [1.0] * len(own), device=generator.device)
+    picked = torch.multinomial(weights, times.numel(), replacement=True, generator=generator).view(tuple(shape))
+    return torch.where(_uniform(shape, generator) < sampling.own_share, own[picked], times)
+
+
+def forcing_times(
+    batch: int, frames: int, sampling: TimeSampling, generator: torch.Generator, clean_history: float = 0.5
+) -> Tensor:
+    """Times [B, F] of one noisy sequence: diffusion forcing (https://arxiv.org/abs/2407.01392), F >= 2.
+
+    Every frame draws its own time. With probability `clean_history` a sequence instead looks as it does at
+    inference: one frame k >= 1, drawn at random, stands behind a history at t = 0.
+    """
+    times = sample_times((batch, frames), sampling, generator)
+    target = torch.randint(1, frames, (batch, 1), generator=generator, device=generator.device)
+    as_inferred = _uniform((batch, 1), generator) < clean_history
+    history = torch.arange(frames, device=generator.device) < target
+    return times.masked_fill(as_inferred & history, 0.0)
+
+
+def consistency_times(
+    shape: Sequence[int], generator: torch.Generator, count: int = 48, shift: float = 5.0
+) -> tuple[Tensor, Tensor]:
+    """Neighbours (t, t') on the grid of `count` steps, t > t', each of this shape.
+
+    The last t' is 0, where x0(x, 0) = x holds by itself: the boundary condition that ties the student to the
+    data (https://arxiv.org/abs/2303.01469). The published code stops one step before it.
+    """
+    grid = NOISE * shifted_sigmas(count, shift).to(generator.device)
+    index = torch.randint(count, tuple(shape), generator=generator, device=generator.device)
+    return grid[index], grid[index + 1]
+
+
+def _uniform(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    return torch.rand(tuple(shape), generator=generator, device=generator.device)
