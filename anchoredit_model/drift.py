@@ -151,21 +151,14 @@ def colour_drift(picture: Tensor, reference: Tensor, mask: Tensor | None = None)
     """
     _check(picture, reference, mask)
     step = 1 + math.isqrt(picture[0].numel() // _COLOUR_PIXELS)
-    if mask is not None and not (mask[::step, ::step] > 0.5).any():
-        step = 1
-    picture, reference = picture[:, ::step, ::step], reference[:, ::step, ::step]
-    mask = None if mask is None else mask[::step, ::step]
-    highlights = []
-
-    def change(x: Tensor, y: Tensor, _: Tensor | None) -> Tensor:
-        after, before = lab(x), lab(y)
-        highlights.append(torch.stack([after[0], before[0]]))
-        moved = after - before
-        return torch.cat([moved, moved.square().sum(dim=0, keepdim=True).sqrt()])
-
-    dl, da, db, delta_e = _mean(change, picture, reference, mask)
-    after, before = torch.cat(highlights, dim=1)
-    return ColourDrift(dl, da, db, delta_e, p99_l=_p99(after, mask) - _p99(before, mask))
+    keep = torch.ones_like(picture[0], dtype=torch.bool) if mask is None else mask > 0.5
+    if keep[::step, ::step].any():
+        picture, reference, keep = (plane[..., ::step, ::step] for plane in (picture, reference, keep))
+    after, before = lab(picture[:, keep]), lab(reference[:, keep])  # [3, P]
+    change = after - before
+    dl, da, db = change.mean(dim=1).tolist()
+    delta_e = float(change.square().sum(dim=0).sqrt().mean())
+    return ColourDrift(dl, da, db, delta_e, p99_l=_p99(after[0]) - _p99(before[0]))
 
 
 def alignment(picture: Tensor, reference: Tensor, mask: Tensor | None = None) -> Alignment:
@@ -175,7 +168,7 @@ def alignment(picture: Tensor, reference: Tensor, mask: Tensor | None = None) ->
 
 
 def lab(picture: Tensor) -> Tensor:
-    """sRGB [3, H, W] in 0..1 -> CIELAB [3, H, W], D65, 2 degrees."""
+    """sRGB [3, ...] in 0..1 -> CIELAB [3, ...], D65, 2 degrees."""
     linear = torch.where(picture > 0.04045, ((picture.clamp(min=0) + 0.055) / 1.055) ** 2.4, picture / 12.92)
     xyz = (linear.new_tensor(_XYZ_OF_RGB) @ linear.flatten(1)).view_as(linear)
     x, y, z = torch.where(xyz > 0.008856, xyz.clamp(min=0) ** (1 / 3), 7.787 * xyz + 16 / 116)
@@ -250,9 +243,8 @@ def _detail(picture: Tensor, reference: Tensor, mask: Tensor | None) -> Tensor:
     return (both - _windows(both, mask)).square()
 
 
-def _p99(plane: Tensor, mask: Tensor | None) -> float:
-    values = plane.flatten() if mask is None else plane[mask > 0.5]
-    return float(values.kthvalue(math.ceil(0.99 * values.numel())).values)
+def _p99(values: Tensor) -> float:
+    return float(values.kthvalue(math.ceil(0.99 * len(values))).values)
 
 
 def _luma(picture: Tensor) -> Tensor:

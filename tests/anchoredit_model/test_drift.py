@@ -309,7 +309,7 @@ def test_a_mask_of_ones_is_no_mask():
     assert asdict(masked) == pytest.approx(asdict(plain), abs=1e-4)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=10)
 @given(
     top=st.integers(0, 70), left=st.integers(0, 100), height=st.integers(1, 60), width=st.integers(1, 80),
     seed=st.integers(0, 99),
