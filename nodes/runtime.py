@@ -37,8 +37,15 @@ class HostPipeline(AnchorEditPipeline):
         self.edit = self.transformer.edit if self.transformer else self.vae.edit
         self.store = runtime.store
         if self.transformer:
-            reader = partial(MemoryReader, self.transformer.read, self.transformer.identity, self.edit)
-            self.reader, self._null_reader = reader(self.store), reader(KVStore(budget=0))
+            reader = partial(
+                MemoryReader,
+                self.transformer.read,
+                self.transformer.identity,
+                self.edit,
+                device=self.device,
+                share=self.store.budget,
+            )
+            self.reader, self._null_reader = reader(store=self.store), reader(store=KVStore(budget=0))
 
     @property
     def device(self) -> torch.device:
