@@ -13,7 +13,7 @@ AnchorEditFilmstrip      VAE, memory -> IMAGE batch: the session on one sheet
 
 load, memory, turn, native, look   the nodes; base: what they share
 runtime                    the pipeline on the host's networks
-attention, bundled         remembered keys and values in a native forward; the bundled files
+attention, text, bundled   remembered keys and values in a native forward; a CLIP's rows; the bundled files
 serials                    numbers that name a model and what is patched into it
 host                       the only file that touches ComfyUI's internals
 """

@@ -2,8 +2,7 @@
 
 HostModel      a MODEL as the pipeline's transformer: native forwards with the memory in its attention
 HostVAE        a VAE as the pipeline's VAE: pictures in 0..1 <-> latents as the model takes them
-HostText       a CLIP as the pipeline's text encoder
-with_memory    a MODEL that sees a memory whatever sampler runs it; without_memory
+with_memory    a MODEL whose samplers see a memory; without_memory
 load_model, load_bundled   a file, the bundled model as MODEL, CLIP and VAE
 on_step, say, new_graph   progress, interruption, a line on a node, the nodes that a node becomes
 
@@ -17,8 +16,10 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +46,15 @@ from ..anchoredit_model.checkpoint_files import read_raw
 from ..anchoredit_model.config import EditConfig, TransformerConfig
 from ..anchoredit_model.errors import AnchorEditError
 from ..anchoredit_model.pipeline import latent_space
-from ..anchoredit_model.text import MAX_ROWS, TEXT_DIM, clean_text
+from ..anchoredit_model.text import TEXT_DIM
 from ..anchoredit_model.transformer import Block
 from ..anchoredit_model.views import FrameView
 from .attention import MemoryAttention
 from .bundled import read_bundled
 from .serials import Serials
 
-_FACTS = "anchoredit"  # our attachment on a MODEL, our attribute on a VAE
+_FACTS = "anchoredit"  # our attachment on a MODEL, our attribute on a VAE, the key of our wrappers
+_Wrappers = comfy.patcher_extension.WrappersMP
 
 
 class HostModel:
@@ -113,8 +115,7 @@ class HostModel:
 
     def _forward(self, x: Tensor, time: float, context: Tensor, attention: MemoryAttention) -> Tensor:
         noisy = x[None, :, None]  # [1, C, 1, h, w]
-        remembered = sum(block.nbytes for block in attention.blocks)
-        required = self.patcher.model.memory_required(list(noisy.shape)) + remembered
+        required = self.patcher.model.memory_required(list(noisy.shape)) + attention.nbytes
         comfy.model_management.load_models_gpu([self.patcher], memory_required=required)
         sigma = torch.tensor([time / 1000], device=x.device)
         conditions = {"c_crossattn": context, "transformer_options": self._options(sigma, attention)}
@@ -130,17 +131,21 @@ class HostModel:
         options = comfy.model_patcher.create_model_options_clone(self.patcher.model_options)["transformer_options"]
         for kind, present in (("wrappers", self.patcher.wrappers), ("callbacks", self.patcher.callbacks)):
             comfy.patcher_extension.merge_nested_dicts(options.setdefault(kind, {}), present, copy_dict1=False)
-        kind = comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL
-        comfy.patcher_extension.add_wrapper_with_key(kind, _FACTS, attention, options)
+        comfy.patcher_extension.add_wrapper_with_key(_Wrappers.DIFFUSION_MODEL, _FACTS, attention, options)
         return options | {"sigmas": sigma, "cond_or_uncond": [0]}
 
-    def _context(self, text: Tensor, rows: int | None = None) -> Tensor:
-        """Text [T, E] as the network takes it [1, 512, E], or only the first `rows` of it."""
+    def check_text(self, text: Tensor) -> Tensor:
+        """The same text [T, E], if the network takes its width."""
         if text.shape[-1] != self.config.text_dim:
             raise AnchorEditError(
                 f"the CLIP's text is {text.shape[-1]} wide, the MODEL takes {self.config.text_dim}: "
                 "load the text encoder that belongs to the model (umT5-XXL for Wan 2.1)"
             )
+        return text
+
+    def _context(self, text: Tensor, rows: int | None = None) -> Tensor:
+        """Text [T, E] as the network takes it [1, 512, E], or only the first `rows` of it."""
+        self.check_text(text)
         padded = F.pad(text, (0, 0, 0, max(0, self.config.text_len - len(text))))
         return padded[None, : rows or self.config.text_len].to(self.device)
 
@@ -181,55 +186,46 @@ class HostVAE:
         return pictures[:, 0].movedim(-1, 1).float().clamp(0, 1)
 
 
-class HostText:
-    """The artist's CLIP. Instructions are taken literally: brackets are no weights."""
-
-    def __init__(self, clip):
-        self.clip = clip
-
-    def encode(self, texts: list[str]) -> list[Tensor]:
-        """The valid rows of each text, [T, E] float32."""
-        return [self._rows(clean_text(text)) for text in texts]
-
-    def _rows(self, text: str) -> Tensor:
-        return _valid_rows(self.clip.encode_from_tokens(self.clip.tokenize(text, disable_weights=True)))
-
-
-def text_rows(conditioning) -> Tensor:
-    """The valid rows [T, E] of a CONDITIONING that holds one text."""
-    if len(conditioning) != 1:
-        raise AnchorEditError(f"the CONDITIONING combines {len(conditioning)} texts: give one instruction")
-    return _valid_rows(conditioning[0][0])
-
-
-def _valid_rows(states: Tensor) -> Tensor:
-    """States [1, N, E] up to the end token; what follows is zero."""
-    valid = int(states[0].abs().amax(dim=-1).count_nonzero())
-    if valid > MAX_ROWS:
-        raise AnchorEditError(f"the instruction has {valid} tokens: shorten it to {MAX_ROWS}")
-    return states[0, :valid].float()
-
-
 def edit_config(patcher) -> EditConfig | None:
     """How a MODEL was trained to edit; None for one that does not say."""
     return patcher.get_attachment(_FACTS)
 
 
-def with_memory(patcher, attention: MemoryAttention):
-    """A MODEL whose every forward sees a memory, whatever sampler runs it."""
+def with_memory(patcher, attend: Callable[[Any], MemoryAttention], errors: Callable[[], AbstractContextManager]):
+    """A MODEL whose samplers see a memory.
+
+    When sampling starts, `attend` is asked for the attention with the very MODEL that samples: LoRA and other nodes
+    that follow have been applied by then. What it returns lives as long as the run. `errors` goes around the run.
+    """
+
+    def sample(executor, *arguments, **options):
+        guider = executor.class_obj  # its model_options are this run's own
+        with errors():
+            attention = attend(guider.model_patcher)
+            here, add = guider.model_options["transformer_options"], comfy.patcher_extension.add_wrapper_with_key
+            add(_Wrappers.PREPARE_SAMPLING, _FACTS, partial(_reserve, attention.nbytes), here)
+            add(_Wrappers.DIFFUSION_MODEL, _FACTS, attention, here)
+            return executor(*arguments, **options)
+
     patched = without_memory(patcher).clone()
-    patched.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, _FACTS, attention)
+    patched.add_wrapper_with_key(_Wrappers.OUTER_SAMPLE, _FACTS, sample)
     return patched
 
 
 def without_memory(patcher):
-    """The MODEL that `with_memory` was given."""
-    kind = comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL
-    if not patcher.get_wrappers(kind, _FACTS):
+    """The MODEL that `with_memory` was given, with what was patched into it since."""
+    if not patcher.get_wrappers(_Wrappers.OUTER_SAMPLE, _FACTS):
         return patcher
     plain = patcher.clone()
-    plain.remove_wrappers_with_key(kind, _FACTS)
+    plain.remove_wrappers_with_key(_Wrappers.OUTER_SAMPLE, _FACTS)
     return plain
+
+
+def _reserve(nbytes: int, executor, patcher, noise_shape, *arguments, **options):
+    """Loads the weights so that `nbytes` more stay free: the host takes them for more frames of the latent."""
+    batch, channels, frames, *size = noise_shape
+    each = patcher.model.memory_required([batch, channels, 1, *size])
+    return executor(patcher, [batch, channels, frames + ceil(nbytes / each), *size], *arguments, **options)
 
 
 def model_latent(latent: dict[str, Tensor]) -> Tensor:

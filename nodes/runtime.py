@@ -15,8 +15,9 @@ from torch import Tensor
 from ..anchoredit_model.kv_store import KVStore
 from ..anchoredit_model.memory import MemoryReader
 from ..anchoredit_model.pipeline import AnchorEditPipeline
-from .host import HostModel, HostText, HostVAE, block_budget
+from .host import HostModel, HostVAE, block_budget
 from .serials import Serials
+from .text import HostText
 
 
 @dataclass(frozen=True)
