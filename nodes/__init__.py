@@ -14,6 +14,7 @@ AnchorEditFilmstrip      VAE, memory -> IMAGE batch: the session on one sheet
 load, memory, turn, native, look   the nodes; base: what they share
 runtime                    the pipeline on the host's networks
 attention, text, bundled   remembered keys and values in a native forward; a CLIP's rows; the bundled files
+facts                      what is attached to a MODEL and a VAE
 serials                    numbers that name a model and what is patched into it
 host                       the only file that touches ComfyUI's internals
 """

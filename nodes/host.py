@@ -17,10 +17,8 @@ import inspect
 import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from math import ceil
-from pathlib import Path
 from typing import Any
 
 import comfy.latent_formats
@@ -41,9 +39,8 @@ from comfy_execution.graph_utils import GraphBuilder
 from server import PromptServer
 from torch import Tensor
 
-from ..anchoredit_model.checkpoint import UNDISTILLED, read_checkpoint
-from ..anchoredit_model.checkpoint_files import read_raw
-from ..anchoredit_model.config import EditConfig, TransformerConfig
+from ..anchoredit_model.checkpoint import LATENT_CHANNELS, outline, read_checkpoint
+from ..anchoredit_model.config import TransformerConfig
 from ..anchoredit_model.errors import AnchorEditError
 from ..anchoredit_model.pipeline import latent_space
 from ..anchoredit_model.text import TEXT_DIM
@@ -51,9 +48,9 @@ from ..anchoredit_model.transformer import Block
 from ..anchoredit_model.views import FrameView
 from .attention import MemoryAttention
 from .bundled import read_bundled
+from .facts import FACTS, ModelFacts, VAEFacts, model_facts, with_facts
 from .serials import Serials
 
-_FACTS = "anchoredit"  # our attachment on a MODEL, our attribute on a VAE, the key of our wrappers
 _Wrappers = comfy.patcher_extension.WrappersMP
 
 
@@ -62,12 +59,12 @@ class HostModel:
 
     def __init__(self, patcher, serials: Serials):
         network = patcher.model.diffusion_model
-        if type(network) is not comfy.ldm.wan.model.WanModel or network.model_type != "t2v":
-            raise AnchorEditError(
-                f"the MODEL is {type(network).__name__}, which cannot edit by memory: give Wan 2.1 text-to-video"
-            )
+        plain = type(network) is comfy.ldm.wan.model.WanModel and network.model_type == "t2v"
+        if not plain or network.in_dim != LATENT_CHANNELS:
+            raise AnchorEditError(f"the MODEL is {type(network).__name__} of another kind: give Wan 2.1 text-to-video")
         self.patcher = patcher = without_memory(patcher)
-        self.edit = edit_config(patcher) or UNDISTILLED
+        facts = model_facts(patcher)
+        self.edit, self.trained = facts.edit, facts.trained
         self.config = TransformerConfig(
             dim=network.dim,
             ffn_dim=network.ffn_dim,
@@ -131,7 +128,7 @@ class HostModel:
         options = comfy.model_patcher.create_model_options_clone(self.patcher.model_options)["transformer_options"]
         for kind, present in (("wrappers", self.patcher.wrappers), ("callbacks", self.patcher.callbacks)):
             comfy.patcher_extension.merge_nested_dicts(options.setdefault(kind, {}), present, copy_dict1=False)
-        comfy.patcher_extension.add_wrapper_with_key(_Wrappers.DIFFUSION_MODEL, _FACTS, attention, options)
+        comfy.patcher_extension.add_wrapper_with_key(_Wrappers.DIFFUSION_MODEL, FACTS, attention, options)
         return options | {"sigmas": sigma, "cond_or_uncond": [0]}
 
     def check_text(self, text: Tensor) -> Tensor:
@@ -150,14 +147,6 @@ class HostModel:
         return padded[None, : rows or self.config.text_len].to(self.device)
 
 
-@dataclass(frozen=True)
-class VAEFacts:
-    """Which latents a VAE makes, and how the one model that they belong to edits."""
-
-    latent_space: str
-    edit: EditConfig = EditConfig()
-
-
 class HostVAE:
     """The artist's VAE. Pictures are encoded one by one, because a Wan VAE takes a batch for a video."""
 
@@ -172,7 +161,7 @@ class HostVAE:
         self.vae = vae
         self.format = comfy.latent_formats.Wan21()
         mean, std = ([round(value, 4) for value in t.flatten().tolist()] for t in _statistics(self.format))
-        facts = getattr(vae, _FACTS, None) or VAEFacts(latent_space(self.latent_channels, mean, std))
+        facts = getattr(vae, FACTS, None) or VAEFacts(latent_space(self.latent_channels, mean, std))
         self.latent_space, self.edit = facts.latent_space, facts.edit
 
     def encode(self, images: Tensor) -> Tensor:
@@ -184,11 +173,6 @@ class HostVAE:
         """Latents [B, 16, h, w] -> images [B, 3, H, W] in 0..1."""
         pictures = self.vae.decode(self.format.process_out(latents[:, :, None]))  # [B, 1, H, W, 3]
         return pictures[:, 0].movedim(-1, 1).float().clamp(0, 1)
-
-
-def edit_config(patcher) -> EditConfig | None:
-    """How a MODEL was trained to edit; None for one that does not say."""
-    return patcher.get_attachment(_FACTS)
 
 
 def with_memory(patcher, attend: Callable[[Any], MemoryAttention], errors: Callable[[], AbstractContextManager]):
@@ -203,21 +187,21 @@ def with_memory(patcher, attend: Callable[[Any], MemoryAttention], errors: Calla
         with errors():
             attention = attend(guider.model_patcher)
             here, add = guider.model_options["transformer_options"], comfy.patcher_extension.add_wrapper_with_key
-            add(_Wrappers.PREPARE_SAMPLING, _FACTS, partial(_reserve, attention.nbytes), here)
-            add(_Wrappers.DIFFUSION_MODEL, _FACTS, attention, here)
+            add(_Wrappers.PREPARE_SAMPLING, FACTS, partial(_reserve, attention.nbytes), here)
+            add(_Wrappers.DIFFUSION_MODEL, FACTS, attention, here)
             return executor(*arguments, **options)
 
     patched = without_memory(patcher).clone()
-    patched.add_wrapper_with_key(_Wrappers.OUTER_SAMPLE, _FACTS, sample)
+    patched.add_wrapper_with_key(_Wrappers.OUTER_SAMPLE, FACTS, sample)
     return patched
 
 
 def without_memory(patcher):
     """The MODEL that `with_memory` was given, with what was patched into it since."""
-    if not patcher.get_wrappers(_Wrappers.OUTER_SAMPLE, _FACTS):
+    if not patcher.get_wrappers(_Wrappers.OUTER_SAMPLE, FACTS):
         return patcher
     plain = patcher.clone()
-    plain.remove_wrappers_with_key(_Wrappers.OUTER_SAMPLE, _FACTS)
+    plain.remove_wrappers_with_key(_Wrappers.OUTER_SAMPLE, FACTS)
     return plain
 
 
@@ -259,7 +243,10 @@ def model_files() -> list[str]:
 
 def model_path(name: str) -> str:
     """Where such a file lies."""
-    return folder_paths.get_full_path_or_raise("diffusion_models", name)
+    path = folder_paths.get_full_path("diffusion_models", name)
+    if path is None:
+        raise AnchorEditError(f"the file {name} is not in models/diffusion_models any more: choose another")
+    return path
 
 
 def load_model(path: str):
@@ -267,30 +254,25 @@ def load_model(path: str):
 
     What the host knows goes through the host's own loader as it is, fp8 included; other layouts are renamed first.
     """
-    raw = read_raw(Path(path))
-    if raw.layout in ("anchoredit", "comfyui", "wan"):
-        model = comfy.sd.load_diffusion_model(path)
-    else:
-        model = comfy.sd.load_diffusion_model_state_dict(read_checkpoint(path).state_dict)
+    file = outline(path)
+    try:
+        if file.wan_file:
+            model = comfy.sd.load_diffusion_model(path)
+        else:
+            model = comfy.sd.load_diffusion_model_state_dict(read_checkpoint(path).state_dict)
+    except RuntimeError as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise AnchorEditError(f"ComfyUI cannot load {path} ({reason}): choose a Wan 2.1 text-to-video file") from error
     if model is None:
         raise AnchorEditError(f"ComfyUI finds no diffusion model in {path}: choose a Wan 2.1 text-to-video file")
-    if raw.edit_config is not None:
-        model.set_attachments(_FACTS, raw.edit_config)
-    return model
-
-
-def with_edit_config(patcher, edit: EditConfig):
-    """The same MODEL, used as `edit` says."""
-    changed = patcher.clone()
-    changed.set_attachments(_FACTS, edit)
-    return changed
+    return model if file.edit_config is None else with_facts(model, ModelFacts(file.edit_config, trained=True))
 
 
 def load_bundled():
     """MODEL, CLIP and VAE of the bundled model, in float32 and as the host's own kinds."""
     parts = read_bundled(*(t.flatten() for t in _statistics(comfy.latent_formats.Wan21())))
     model = comfy.sd.load_diffusion_model_state_dict(parts.transformer, model_options={"dtype": torch.float32})
-    model.set_attachments(_FACTS, parts.edit)
+    model.set_attachments(FACTS, ModelFacts(parts.edit, trained=True))
     clip = comfy.sd.CLIP(
         comfy.supported_models_base.ClipTarget(comfy.text_encoders.wan.WanT5Tokenizer, _SmallTextEncoder),
         tokenizer_data={"spiece_model": parts.vocabulary},
@@ -298,7 +280,7 @@ def load_bundled():
     )
     _all_there("text encoder", clip.load_sd(parts.text_encoder)[0])
     vae = _small_vae(parts.vae, parts.vae_width)
-    setattr(vae, _FACTS, VAEFacts(parts.latent_space, parts.edit))
+    setattr(vae, FACTS, VAEFacts(parts.latent_space, parts.edit))
     return model, clip, vae
 
 

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch
-from comfyui_graphs import LINES, base_graph, native_turn, node, probe, read, succeed, turn, turns_graph
+from comfyui_graphs import LINES, LOAD_OPTIONS, base_graph, native_turn, node, probe, read, succeed, turn, turns_graph
 from safetensors.torch import save_file
 
 from anchoredit_model.pipeline import TINY
@@ -62,9 +62,7 @@ def test_a_model_from_a_file_is_the_bundled_one(host, picture_file):
     folder.mkdir(exist_ok=True)
     shutil.copy(TINY / "transformer" / "model.safetensors", folder / "tiny.safetensors")
     graph = turns_graph(LINES[:1], "bundled")
-    graph["file"] = node(
-        "AnchorEditLoadModel", model_name="tiny.safetensors", anchor_text="from file", slots="from file", stride=0
-    )
+    graph["file"] = node("AnchorEditLoadModel", model_name="tiny.safetensors", **LOAD_OPTIONS)
     graph["turn"] = turn(["start", 0], LINES[0], model=["file", 0])
     graph["probe_file"] = probe("file", memory=["turn", 0])
     succeed(host, graph)
