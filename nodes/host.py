@@ -31,6 +31,7 @@ import comfy.samplers
 import comfy.sd
 import comfy.supported_models_base
 import comfy.text_encoders.wan
+import comfy.utils
 import folder_paths
 import latent_preview
 import torch
@@ -49,6 +50,7 @@ from ..anchoredit_model.views import FrameView
 from .attention import MemoryAttention
 from .bundled import read_bundled
 from .facts import FACTS, ModelFacts, VAEFacts, model_facts, with_facts
+from .preview import step_callback
 from .serials import Serials
 
 _Wrappers = comfy.patcher_extension.WrappersMP
@@ -273,6 +275,9 @@ def load_bundled():
     parts = read_bundled(*(t.flatten() for t in _statistics(comfy.latent_formats.Wan21())))
     model = comfy.sd.load_diffusion_model_state_dict(parts.transformer, model_options={"dtype": torch.float32})
     model.set_attachments(FACTS, ModelFacts(parts.edit, trained=True))
+    colours = model.model.latent_format  # Wan's own suit Wan's VAE
+    colours.latent_rgb_factors, colours.latent_rgb_factors_bias = parts.preview_factors, parts.preview_offset
+    colours.taesd_decoder_name = None
     clip = comfy.sd.CLIP(
         comfy.supported_models_base.ClipTarget(comfy.text_encoders.wan.WanT5Tokenizer, _SmallTextEncoder),
         tokenizer_data={"spiece_model": parts.vocabulary},
@@ -347,14 +352,10 @@ def _statistics(latent_format) -> tuple[Tensor, Tensor]:
 
 
 def on_step(model: HostModel, steps: int) -> Callable[[int, int, Tensor], None]:
-    """Progress with the host's latent preview after every step; raises when the artist interrupts."""
-    show = latent_preview.prepare_callback(model.patcher, steps)
-
-    def callback(step: int, total: int, x0: Tensor) -> None:
-        show(step - 1, x0[None, :, None], None, total)
-        comfy.model_management.throw_exception_if_processing_interrupted()
-
-    return callback
+    """Progress with the host's kind of latent preview; raises when the artist interrupts."""
+    previewer = latent_preview.get_previewer(model.device, model.patcher.model.latent_format)
+    show = comfy.utils.ProgressBar(steps).update_absolute
+    return step_callback(previewer, show, comfy.model_management.throw_exception_if_processing_interrupted)
 
 
 def say(text: str, node_id: str | None) -> None:

@@ -1,8 +1,6 @@
-"""Latent previews: how often, how large, and in which colours.
+"""Progress with latent previews: how often, and how large.
 
-A preview costs the host a resized JPEG and a message, about as long as a step of the bundled model takes.
-
-Legend: C latent channels, h w latent size, H W picture size.
+A preview costs the host an enlarged JPEG and a message, which is a good part of a step of the bundled model.
 """
 
 from __future__ import annotations
@@ -10,8 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 PREVIEW_SECONDS = 0.2  # from one preview to the next: more a second nobody sees
@@ -36,14 +32,3 @@ def step_callback(previewer, show: Callable, check: Callable[[], None]) -> Calla
         check()
 
     return callback
-
-
-def latent_colours(latents: Tensor, pictures: Tensor) -> tuple[list[list[float]], list[float]]:
-    """The linear map latent -> colour in -1..1 that fits best: factors [C][3] and offset [3].
-
-    latents [N, C, h, w], pictures [N, 3, 8 h, 8 w] in 0..1.
-    """
-    colours = F.avg_pool2d(pictures * 2 - 1, FACTOR).movedim(1, -1).reshape(-1, 3).double()
-    cells = latents.movedim(1, -1).flatten(0, 2).double()
-    solved = torch.linalg.lstsq(F.pad(cells, (0, 1), value=1.0), colours).solution  # [C + 1, 3]
-    return solved[:-1].tolist(), solved[-1].tolist()
