@@ -11,6 +11,7 @@ import sys
 sys.argv = ["main.py", "--cpu"]
 import comfy.options
 comfy.options.enable_args_parsing()
+import server  # first, as the host itself does
 import importlib.util
 import comfy.patcher_extension
 del comfy.patcher_extension.WrappersMP.OUTER_SAMPLE
