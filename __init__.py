@@ -8,7 +8,7 @@ from pathlib import Path
 
 __all__ = []
 
-if find_spec("comfy_api") is not None:
+if find_spec("comfy_execution") is not None:
     from .nodes import comfy_entrypoint
 
     __all__ += ["comfy_entrypoint"]

@@ -1,5 +1,6 @@
 """Reading the transformer's weights from whatever file an artist or a trainer has, and writing our own.
 
+outline             what a file is and whether it is whole, by the names of its weights
 read_checkpoint     any layout -> Checkpoint: weights under Wan's own names, sizes, edit settings
 load_transformer    the same -> a CausalWanTransformer, strictly: every weight there, none left over
 save_checkpoint     one .safetensors that we and ComfyUI read
@@ -25,7 +26,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .checkpoint_files import read_raw
+from .checkpoint_files import RawCheckpoint, read_raw
 from .config import EditConfig, TransformerConfig
 from .errors import AnchorEditError
 from .files import whole_file
@@ -66,7 +67,33 @@ class Checkpoint:
     layout: str
 
 
+@dataclass(frozen=True)
+class Outline:
+    """What is known without reading a weight; `wan_file` is one file under Wan's own names, as ComfyUI loads it."""
+
+    layout: str
+    wan_file: bool
+    edit_config: EditConfig | None
+
+
 # ------------------------------------------------------------------------------------------------ public
+
+
+def outline(path: str | os.PathLike) -> Outline:
+    """What the file or folder at `path` is, for a program that loads the weights itself, quantised ones as well.
+
+    Raises AnchorEditError as `read_checkpoint` does, and if weights of a Wan transformer are missing.
+    """
+    path = Path(path).expanduser()
+    raw = read_raw(path)
+    weights, layout = _wan_weights(raw, path)
+    layers = len(_layers(weights))
+    names = _empty_model(
+        TransformerConfig(dim=HEAD_DIM, ffn_dim=1, num_heads=1, num_layers=max(1, layers))
+    ).state_dict()
+    _refuse({"missing": [name for name in names if name not in weights]}, str(path))
+    by_wan_names = layout in ("anchoredit", "comfyui", "wan")
+    return Outline(layout, path.is_file() and raw.files == 1 and by_wan_names, raw.edit_config)
 
 
 def read_checkpoint(path: str | os.PathLike, *, num_heads: int | None = None) -> Checkpoint:
@@ -81,12 +108,7 @@ def read_checkpoint(path: str | os.PathLike, *, num_heads: int | None = None) ->
     """
     path = Path(path).expanduser()
     raw = read_raw(path)
-    weights = _unwrapped_names(_without_neighbours(raw.weights), str(path))
-    _refuse_variants(weights, path)
-    layout = raw.layout
-    if "condition_embedder.time_proj.weight" in weights:
-        weights = {to_wan_name(name) or name: tensor for name, tensor in weights.items()}
-        layout = "diffusers" if layout == "comfyui" else layout
+    weights, layout = _wan_weights(raw, path)
     declared = raw.declared if num_heads is None else {**raw.declared, "num_heads": num_heads}
     config = _sizes(weights, declared, path)
     return Checkpoint(_dequantised(weights, path), config, raw.edit_config, layout)
@@ -187,6 +209,17 @@ def _hashed_parts(data: Tensor) -> list[Tensor]:
 # ------------------------------------------------------------------------------------------------ weights
 
 
+def _wan_weights(raw: RawCheckpoint, path: Path) -> tuple[dict[str, Tensor], str]:
+    """The transformer's weights under Wan's own names, and the layout now that the names are known."""
+    weights = _unwrapped_names(_without_neighbours(raw.weights), str(path))
+    _refuse_variants(weights, path)
+    layout = raw.layout
+    if "condition_embedder.time_proj.weight" in weights:
+        weights = {to_wan_name(name) or name: tensor for name, tensor in weights.items()}
+        layout = "diffusers" if layout == "comfyui" else layout
+    return weights, layout
+
+
 def _without_neighbours(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Of an all-in-one file the transformer only; VAE and text encoder are loaded from their own files."""
     if not any(name.startswith("model.diffusion_model.") for name in weights):
@@ -268,7 +301,6 @@ def _sizes(weights: dict[str, Tensor], declared: dict[str, Any], source: Path) -
             f"{source} takes {in_channels} channels where text-to-video takes {LATENT_CHANNELS} (image-to-video, "
             "control and Wan 2.2 5B models do): give a Wan 2.1 text-to-video checkpoint"
         )
-    blocks = {match[1] for match in map(re.compile(r"blocks\.(\d+)\.").match, weights) if match}
     found = {
         "dim": dim,
         "in_channels": in_channels,
@@ -277,7 +309,7 @@ def _sizes(weights: dict[str, Tensor], declared: dict[str, Any], source: Path) -
         "freq_dim": shape("time_embedding.0.weight", 2)[1],
         "ffn_dim": shape("blocks.0.ffn.0.weight", 2)[0],
         "out_channels": shape("head.head.weight", 2)[0] // prod(patch_size),
-        "num_layers": len(blocks),
+        "num_layers": len(_layers(weights)),
     }
     for name, value in found.items():
         if declared.get(name, value) != value:
@@ -291,6 +323,11 @@ def _sizes(weights: dict[str, Tensor], declared: dict[str, Any], source: Path) -
             f"{source} is {dim} wide, which {num_heads} heads can't share: put the right `num_heads` into its settings"
         )
     return TransformerConfig(**{**declared, **found, "num_heads": num_heads})
+
+
+def _layers(weights: Mapping[str, Tensor]) -> set[str]:
+    """Numbers of the blocks that have weights."""
+    return {match[1] for match in map(re.compile(r"blocks\.(\d+)\.").match, weights) if match}
 
 
 def _empty_model(config: TransformerConfig) -> CausalWanTransformer:
@@ -311,6 +348,11 @@ def _check_fit(weights: Mapping[str, Tensor], model: nn.Module, source: str) -> 
             if name in weights and tuple(weights[name].shape) != shape
         ],
     }
+    _refuse(problems, source)
+
+
+def _refuse(problems: dict[str, list[str]], source: str) -> None:
+    """Raise AnchorEditError for the first kind of problem that weights have, naming up to five."""
     for problem, names in problems.items():
         if names:
             listed = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

@@ -45,6 +45,7 @@ class RawCheckpoint:
     layout: str
     declared: dict[str, Any] = field(default_factory=dict)
     edit_config: EditConfig | None = None
+    files: int = 1
 
 
 def read_raw(path: Path) -> RawCheckpoint:
@@ -176,7 +177,7 @@ def _read_safetensors(source: Path, files: list[Path], settings: dict[str, Any])
         layout, declared, edit = _read_settings(source / "config.json", settings)
     else:
         layout, declared, edit = _read_metadata(source, metadata)
-    return RawCheckpoint(weights, layout, declared, edit)
+    return RawCheckpoint(weights, layout, declared, edit, len(files))
 
 
 def _read_settings(source: Path, settings: dict[str, Any]) -> tuple[str, dict[str, Any], EditConfig | None]:

@@ -2,7 +2,7 @@
 
 TransformerConfig   the network's sizes; named ones in `TransformerConfig.named`
 EditConfig          how a trained checkpoint edits: steps, stride, slots, the area it knows
-MemoryPolicy        what the next turn may see
+MemoryPolicy        what the next turn may see, and how it is remembered
 """
 
 from __future__ import annotations
@@ -15,6 +15,10 @@ from typing import Any, TypeVar
 from .errors import AnchorEditError
 
 T = TypeVar("T", bound="JsonConfig")
+
+HISTORIES = ("stream", "refresh")
+PLACES = ("auto", "vram", "ram")
+KV_DTYPES = ("auto", "bfloat16", "float16", "float32")
 
 
 class JsonConfig:
@@ -126,18 +130,27 @@ class EditConfig(JsonConfig):
 class MemoryPolicy(JsonConfig):
     """What the next turn may see, and how its history is kept.
 
+    Missing entries of older session files are the defaults.
+
     anchor_frames  the first frames of the session that are always visible (the attention sink)
     window         the last frames that are visible, the one being made not counted
     history        "stream": a frame's K/V are written once, when it is committed; "refresh": when the window
                    slides, the visible frames are read again from themselves alone
+    place          where K/V lie: "vram" is where the model runs, "ram" the main memory, "auto" vram while the
+                   visible ones fit the share that is meant for them; never changes a number
+    kv_dtype       what K/V are rounded to when they are written; "auto" leaves them as the model made them
     """
 
     anchor_frames: int = 1
     window: int = 4
     history: str = "stream"
+    place: str = "auto"
+    kv_dtype: str = "auto"
 
     def __post_init__(self):
-        _one_of("history", self.history, ("stream", "refresh"))
+        _one_of("history", self.history, HISTORIES)
+        _one_of("place", self.place, PLACES)
+        _one_of("kv dtype", self.kv_dtype, KV_DTYPES)
         _at_least(0, "anchor frames", self.anchor_frames)
         _at_least(0, "window", self.window)
         if self.anchor_frames + self.window == 0:

@@ -138,14 +138,25 @@ class MemoryReader:
 
     `read_frame` is one forward at t = 0; `identity` names everything that makes its numbers: weights, patches,
     compute dtype. Blocks come from the store; a lost one is read again with the same calls, so it has the same
-    bytes on the same device.
+    bytes on the same device. `device` is where the model runs, `share` the bytes that the visible blocks may take
+    there when the policy leaves the place open (None: any number).
     """
 
-    def __init__(self, read_frame: ReadFrame, identity: str, edit: EditConfig, store: KVStore):
+    def __init__(
+        self,
+        read_frame: ReadFrame,
+        identity: str,
+        edit: EditConfig,
+        store: KVStore,
+        device: torch.device | str = "cpu",
+        share: int | None = None,
+    ):
         self.read_frame = read_frame
         self.identity = identity
         self.edit = edit
         self.store = store
+        self.device = device
+        self.share = share
 
     def visible(self, memory: AnchorMemory, text: Tensor) -> tuple[FrameView, tuple[Block, ...]]:
         """The view of the next turn, whose embedding is `text` [T, E], and the blocks it sees, in order."""
@@ -185,7 +196,8 @@ class MemoryReader:
         turn = memory.turns[frame]
         text, text_digest, rows = anchor_text if frame == 0 else (turn.text, turn.text_digest, None)
         seen = [plan.key_of[number] for number in view.frames]
-        facts = [self.identity, self.edit.stride, turn.latent_digest, text_digest, rows, view.slots, view.slot, seen]
+        facts = [self.identity, self.edit.stride, memory.policy.kv_dtype, turn.latent_digest, text_digest, rows]
+        facts += [view.slots, view.slot, seen]
         key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
         plan.key_of[frame] = key
         plan.steps[key] = _Step(frame, text, rows, view, tuple(seen))
@@ -209,12 +221,24 @@ class MemoryReader:
                 if seen not in at_hand:
                     at_hand[seen] = self._held(seen)
             blocks = tuple(at_hand[seen] for seen in step.seen)
-            at_hand[key] = self.read_frame(memory.turns[step.frame].latent, step.text, step.rows, step.view, blocks)
+            block = self.read_frame(memory.turns[step.frame].latent, step.text, step.rows, step.view, blocks)
+            at_hand[key] = self._kept(block, memory.policy)
             self.store.put(key, at_hand[key], protect=set(plan.wanted) | later)
             at_hand = {held: block for held, block in at_hand.items() if held in later}
-        blocks = tuple(at_hand.get(key) or self._held(key) for key in plan.wanted)
+        for key in plan.wanted:
+            found = self._held(key)
+            at_hand[key] = self._kept(found, memory.policy)
+            if at_hand[key] is not found:  # it was written under a policy with another place
+                self.store.put(key, at_hand[key], plan.wanted)
         self.store.shrink(plan.wanted)
-        return blocks
+        return tuple(at_hand[key] for key in plan.wanted)
+
+    def _kept(self, block: Block, policy: MemoryPolicy) -> Block:
+        """The block in the dtype and place that the policy asks for."""
+        block = block.to(block.device, None if policy.kv_dtype == "auto" else getattr(torch, policy.kv_dtype))
+        visible = block.nbytes * (policy.anchor_frames + policy.window)
+        crowded = policy.place == "auto" and self.share is not None and visible > self.share
+        return block.to("cpu" if policy.place == "ram" or crowded else self.device)
 
     def _held(self, key: str) -> Block:
         block = self.store.get(key)

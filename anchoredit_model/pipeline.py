@@ -80,8 +80,8 @@ class AnchorEditPipeline:
         weight = next(self.transformer.parameters())
         sizes = json.dumps(self.transformer.config.to_json())  # the same weights may be cut into other heads
         identity = f"{self.fingerprint} {sizes} {weight.dtype} {weight.device.type}"
-        self.reader = MemoryReader(self._read_frame, identity, self.edit, self.store)
-        self._null_reader = MemoryReader(self._read_frame, identity, self.edit, KVStore(budget=0))
+        self.reader = MemoryReader(self._read_frame, identity, self.edit, self.store, weight.device)
+        self._null_reader = MemoryReader(self._read_frame, identity, self.edit, KVStore(budget=0), weight.device)
         self._contexts: deque[tuple[Tensor, int | None, TextContext]] = deque(maxlen=_CONTEXTS)
 
     # ---------------------------------------------------------------- loading and saving

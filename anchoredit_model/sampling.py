@@ -120,6 +120,13 @@ def sample(
     return euler(predict, noise, sigmas, on_step=on_step, impose=impose, device=device)
 
 
+def in_words(edit: EditConfig) -> str:
+    """How a turn is sampled, as a line for people."""
+    if edit.sampler == "renoise":
+        return f"{len(edit.steps)} re-noising steps, guidance {edit.guidance:g}"
+    return f"{edit.num_steps} Euler steps, shift {edit.shift:g}, guidance {edit.guidance:g}"
+
+
 def with_steps(edit: EditConfig, count: int | None) -> EditConfig:
     """The same settings with another number of steps; a re-noising model gets evenly spaced times."""
     if count is None:

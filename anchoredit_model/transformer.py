@@ -28,7 +28,10 @@ from .views import FrameView, sequence_views
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """Keys and values of one remembered frame, a pair [1, L, H, D] per layer; keys normed, turned in space only."""
+    """Keys and values of one remembered frame, a pair [1, L, H, D] per layer; keys normed, turned in space only.
+
+    They may be kept in another dtype and place than the model works in; attention brings them back as it reads.
+    """
 
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
@@ -36,6 +39,18 @@ class Block:
     @property
     def nbytes(self) -> int:
         return sum(tensor.nbytes for tensor in (*self.keys, *self.values))
+
+    @property
+    def device(self) -> torch.device:
+        return self.keys[0].device
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Block:
+        """The same block there, rounded to `dtype` (None: as it is); itself if nothing changes."""
+        device = torch.device(device)
+        if device == self.device and dtype in (None, self.keys[0].dtype):
+            return self
+        keys, values = ((tensor.to(device, dtype) for tensor in tensors) for tensors in (self.keys, self.values))
+        return Block(tuple(keys), tuple(values))
 
 
 @dataclass(frozen=True, eq=False)
@@ -269,9 +284,9 @@ class CausalSelfAttention(_Projections):
         view = positions.views[number]
         if not past:
             past = [(key[:, frame], value[:, frame]) for frame in view.frames]
-        keys = [positions.turn(k, number, index) for index, (k, _) in enumerate(past)]
+        keys = [positions.turn(k.to(key), number, index) for index, (k, _) in enumerate(past)]
         keys = [*(k.expand(key.shape[0], -1, -1, -1) for k in keys), key[:, number]]
-        values = [*(v.expand(key.shape[0], -1, -1, -1) for _, v in past), value[:, number]]
+        values = [*(v.to(value).expand(key.shape[0], -1, -1, -1) for _, v in past), value[:, number]]
         return torch.cat(keys, dim=1), torch.cat(values, dim=1)
 
 

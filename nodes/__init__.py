@@ -13,10 +13,17 @@ AnchorEditFilmstrip      VAE, memory -> IMAGE batch: the session on one sheet
 
 load, memory, turn, native, look   the nodes; base: what they share
 runtime                    the pipeline on the host's networks
-attention, bundled         remembered keys and values in a native forward; the bundled files
+attention, text, bundled   remembered keys and values in a native forward; a CLIP's rows; the bundled files
+preview                    how often and how large a turn is previewed
+needs                      what an old host lacks, said in one line
+facts                      what is attached to a MODEL and a VAE
 serials                    numbers that name a model and what is patched into it
 host                       the only file that touches ComfyUI's internals
 """
+
+from .needs import check_host
+
+check_host()  # before anything of the host is imported
 
 from comfy_api.latest import ComfyExtension, io
 

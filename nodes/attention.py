@@ -40,6 +40,10 @@ class MemoryAttention:
         self.capture = capture
         self.captured: Block | None = None
 
+    @property
+    def nbytes(self) -> int:
+        return sum(block.nbytes for block in self.blocks)
+
     def __call__(self, executor, x: Tensor, timestep, context, clip_fea=None, time_dim_concat=None,
                  transformer_options=None, **rest) -> Tensor:  # fmt: skip
         """x [B, C, 1, h, w] -> the network's output of the same shape."""

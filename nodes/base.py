@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import ClassVar
 
 import torch
@@ -23,10 +25,17 @@ class AnchorEditNode(io.ComfyNode):
 
     @classmethod
     def execute(cls, **inputs) -> io.NodeOutput:
-        try:
+        with remedies_first():
             return cls.run(**inputs)
-        except AnchorEditError as error:
-            raise AnchorEditError(remedy_first(str(error))) from error
+
+
+@contextmanager
+def remedies_first() -> Iterator[None]:
+    """Errors of what is done inside begin with the remedy: the host shows little more than the beginning."""
+    try:
+        yield
+    except AnchorEditError as error:
+        raise AnchorEditError(remedy_first(str(error))) from error
 
 
 def seed_input(tooltip: str) -> io.Int.Input:
@@ -35,7 +44,7 @@ def seed_input(tooltip: str) -> io.Int.Input:
 
 
 def remedy_first(message: str) -> str:
-    """The same line with its last part, the remedy, in front: the host shows little more than the beginning."""
+    """The same line with its last part, the remedy, in front."""
     problem, colon, remedy = message.rpartition(": ")
     return f"{remedy[:1].upper()}{remedy[1:]} ({problem})" if colon else message
 

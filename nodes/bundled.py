@@ -40,6 +40,8 @@ class BundledModel:
     vae: dict[str, Tensor]
     vae_width: int
     latent_space: str
+    preview_factors: list[list[float]]  # [C][3], latent -> colour in -1..1
+    preview_offset: list[float]  # [3]
     text_encoder: dict[str, Tensor]
     text_config: dict[str, object]
     vocabulary: bytes
@@ -51,6 +53,7 @@ def read_bundled(mean: Tensor, std: Tensor, folder: Path = TINY) -> BundledModel
         raise AnchorEditError(f"the bundled model is not in {folder}: install AnchorEdit again")
     checkpoint = read_checkpoint(folder / "transformer")
     vae_config = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))
+    preview = json.loads((folder / "vae" / "preview.json").read_text(encoding="utf-8"))
     vae = _float32(load_file(folder / "vae" / "diffusion_pytorch_model.safetensors"))
     vae = {wan_vae_name(name): tensor for name, tensor in vae.items()}
     own_mean, own_std = (torch.tensor(vae_config[f"latents_{what}"]) for what in ("mean", "std"))
@@ -63,6 +66,8 @@ def read_bundled(mean: Tensor, std: Tensor, folder: Path = TINY) -> BundledModel
         vae=with_statistics(vae, own_mean, own_std, mean, std),
         vae_width=vae_config["base_dim"],
         latent_space=latent_space(vae_config["z_dim"], vae_config["latents_mean"], vae_config["latents_std"]),
+        preview_factors=preview["factors"],
+        preview_offset=preview["offset"],
         text_encoder=_float32(load_file(folder / "text_encoder" / "model.safetensors")),
         text_config=text_config,
         vocabulary=(folder / "text_encoder" / "spiece.model").read_bytes(),

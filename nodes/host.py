@@ -2,8 +2,7 @@
 
 HostModel      a MODEL as the pipeline's transformer: native forwards with the memory in its attention
 HostVAE        a VAE as the pipeline's VAE: pictures in 0..1 <-> latents as the model takes them
-HostText       a CLIP as the pipeline's text encoder
-with_memory    a MODEL that sees a memory whatever sampler runs it; without_memory
+with_memory    a MODEL whose samplers see a memory; without_memory
 load_model, load_bundled   a file, the bundled model as MODEL, CLIP and VAE
 on_step, say, new_graph   progress, interruption, a line on a node, the nodes that a node becomes
 
@@ -17,9 +16,9 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from math import ceil
 from typing import Any
 
 import comfy.latent_formats
@@ -32,6 +31,7 @@ import comfy.samplers
 import comfy.sd
 import comfy.supported_models_base
 import comfy.text_encoders.wan
+import comfy.utils
 import folder_paths
 import latent_preview
 import torch
@@ -40,19 +40,20 @@ from comfy_execution.graph_utils import GraphBuilder
 from server import PromptServer
 from torch import Tensor
 
-from ..anchoredit_model.checkpoint import UNDISTILLED, read_checkpoint
-from ..anchoredit_model.checkpoint_files import read_raw
-from ..anchoredit_model.config import EditConfig, TransformerConfig
+from ..anchoredit_model.checkpoint import LATENT_CHANNELS, outline, read_checkpoint
+from ..anchoredit_model.config import TransformerConfig
 from ..anchoredit_model.errors import AnchorEditError
 from ..anchoredit_model.pipeline import latent_space
-from ..anchoredit_model.text import MAX_ROWS, TEXT_DIM, clean_text
+from ..anchoredit_model.text import TEXT_DIM
 from ..anchoredit_model.transformer import Block
 from ..anchoredit_model.views import FrameView
 from .attention import MemoryAttention
 from .bundled import read_bundled
+from .facts import FACTS, ModelFacts, VAEFacts, model_facts, with_facts
+from .preview import step_callback
 from .serials import Serials
 
-_FACTS = "anchoredit"  # our attachment on a MODEL, our attribute on a VAE
+_Wrappers = comfy.patcher_extension.WrappersMP
 
 
 class HostModel:
@@ -60,12 +61,12 @@ class HostModel:
 
     def __init__(self, patcher, serials: Serials):
         network = patcher.model.diffusion_model
-        if type(network) is not comfy.ldm.wan.model.WanModel or network.model_type != "t2v":
-            raise AnchorEditError(
-                f"the MODEL is {type(network).__name__}, which cannot edit by memory: give Wan 2.1 text-to-video"
-            )
+        plain = type(network) is comfy.ldm.wan.model.WanModel and network.model_type == "t2v"
+        if not plain or network.in_dim != LATENT_CHANNELS:
+            raise AnchorEditError(f"the MODEL is {type(network).__name__} of another kind: give Wan 2.1 text-to-video")
         self.patcher = patcher = without_memory(patcher)
-        self.edit = edit_config(patcher) or UNDISTILLED
+        facts = model_facts(patcher)
+        self.edit, self.trained = facts.edit, facts.trained
         self.config = TransformerConfig(
             dim=network.dim,
             ffn_dim=network.ffn_dim,
@@ -113,8 +114,7 @@ class HostModel:
 
     def _forward(self, x: Tensor, time: float, context: Tensor, attention: MemoryAttention) -> Tensor:
         noisy = x[None, :, None]  # [1, C, 1, h, w]
-        remembered = sum(block.nbytes for block in attention.blocks)
-        required = self.patcher.model.memory_required(list(noisy.shape)) + remembered
+        required = self.patcher.model.memory_required(list(noisy.shape)) + attention.nbytes
         comfy.model_management.load_models_gpu([self.patcher], memory_required=required)
         sigma = torch.tensor([time / 1000], device=x.device)
         conditions = {"c_crossattn": context, "transformer_options": self._options(sigma, attention)}
@@ -130,27 +130,23 @@ class HostModel:
         options = comfy.model_patcher.create_model_options_clone(self.patcher.model_options)["transformer_options"]
         for kind, present in (("wrappers", self.patcher.wrappers), ("callbacks", self.patcher.callbacks)):
             comfy.patcher_extension.merge_nested_dicts(options.setdefault(kind, {}), present, copy_dict1=False)
-        kind = comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL
-        comfy.patcher_extension.add_wrapper_with_key(kind, _FACTS, attention, options)
+        comfy.patcher_extension.add_wrapper_with_key(_Wrappers.DIFFUSION_MODEL, FACTS, attention, options)
         return options | {"sigmas": sigma, "cond_or_uncond": [0]}
 
-    def _context(self, text: Tensor, rows: int | None = None) -> Tensor:
-        """Text [T, E] as the network takes it [1, 512, E], or only the first `rows` of it."""
+    def check_text(self, text: Tensor) -> Tensor:
+        """The same text [T, E], if the network takes its width."""
         if text.shape[-1] != self.config.text_dim:
             raise AnchorEditError(
                 f"the CLIP's text is {text.shape[-1]} wide, the MODEL takes {self.config.text_dim}: "
                 "load the text encoder that belongs to the model (umT5-XXL for Wan 2.1)"
             )
+        return text
+
+    def _context(self, text: Tensor, rows: int | None = None) -> Tensor:
+        """Text [T, E] as the network takes it [1, 512, E], or only the first `rows` of it."""
+        self.check_text(text)
         padded = F.pad(text, (0, 0, 0, max(0, self.config.text_len - len(text))))
         return padded[None, : rows or self.config.text_len].to(self.device)
-
-
-@dataclass(frozen=True)
-class VAEFacts:
-    """Which latents a VAE makes, and how the one model that they belong to edits."""
-
-    latent_space: str
-    edit: EditConfig = EditConfig()
 
 
 class HostVAE:
@@ -167,7 +163,7 @@ class HostVAE:
         self.vae = vae
         self.format = comfy.latent_formats.Wan21()
         mean, std = ([round(value, 4) for value in t.flatten().tolist()] for t in _statistics(self.format))
-        facts = getattr(vae, _FACTS, None) or VAEFacts(latent_space(self.latent_channels, mean, std))
+        facts = getattr(vae, FACTS, None) or VAEFacts(latent_space(self.latent_channels, mean, std))
         self.latent_space, self.edit = facts.latent_space, facts.edit
 
     def encode(self, images: Tensor) -> Tensor:
@@ -181,55 +177,41 @@ class HostVAE:
         return pictures[:, 0].movedim(-1, 1).float().clamp(0, 1)
 
 
-class HostText:
-    """The artist's CLIP. Instructions are taken literally: brackets are no weights."""
+def with_memory(patcher, attend: Callable[[Any], MemoryAttention], errors: Callable[[], AbstractContextManager]):
+    """A MODEL whose samplers see a memory.
 
-    def __init__(self, clip):
-        self.clip = clip
+    When sampling starts, `attend` is asked for the attention with the very MODEL that samples: LoRA and other nodes
+    that follow have been applied by then. What it returns lives as long as the run. `errors` goes around the run.
+    """
 
-    def encode(self, texts: list[str]) -> list[Tensor]:
-        """The valid rows of each text, [T, E] float32."""
-        return [self._rows(clean_text(text)) for text in texts]
+    def sample(executor, *arguments, **options):
+        guider = executor.class_obj  # its model_options are this run's own
+        with errors():
+            attention = attend(guider.model_patcher)
+            here, add = guider.model_options["transformer_options"], comfy.patcher_extension.add_wrapper_with_key
+            add(_Wrappers.PREPARE_SAMPLING, FACTS, partial(_reserve, attention.nbytes), here)
+            add(_Wrappers.DIFFUSION_MODEL, FACTS, attention, here)
+            return executor(*arguments, **options)
 
-    def _rows(self, text: str) -> Tensor:
-        return _valid_rows(self.clip.encode_from_tokens(self.clip.tokenize(text, disable_weights=True)))
-
-
-def text_rows(conditioning) -> Tensor:
-    """The valid rows [T, E] of a CONDITIONING that holds one text."""
-    if len(conditioning) != 1:
-        raise AnchorEditError(f"the CONDITIONING combines {len(conditioning)} texts: give one instruction")
-    return _valid_rows(conditioning[0][0])
-
-
-def _valid_rows(states: Tensor) -> Tensor:
-    """States [1, N, E] up to the end token; what follows is zero."""
-    valid = int(states[0].abs().amax(dim=-1).count_nonzero())
-    if valid > MAX_ROWS:
-        raise AnchorEditError(f"the instruction has {valid} tokens: shorten it to {MAX_ROWS}")
-    return states[0, :valid].float()
-
-
-def edit_config(patcher) -> EditConfig | None:
-    """How a MODEL was trained to edit; None for one that does not say."""
-    return patcher.get_attachment(_FACTS)
-
-
-def with_memory(patcher, attention: MemoryAttention):
-    """A MODEL whose every forward sees a memory, whatever sampler runs it."""
     patched = without_memory(patcher).clone()
-    patched.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, _FACTS, attention)
+    patched.add_wrapper_with_key(_Wrappers.OUTER_SAMPLE, FACTS, sample)
     return patched
 
 
 def without_memory(patcher):
-    """The MODEL that `with_memory` was given."""
-    kind = comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL
-    if not patcher.get_wrappers(kind, _FACTS):
+    """The MODEL that `with_memory` was given, with what was patched into it since."""
+    if not patcher.get_wrappers(_Wrappers.OUTER_SAMPLE, FACTS):
         return patcher
     plain = patcher.clone()
-    plain.remove_wrappers_with_key(kind, _FACTS)
+    plain.remove_wrappers_with_key(_Wrappers.OUTER_SAMPLE, FACTS)
     return plain
+
+
+def _reserve(nbytes: int, executor, patcher, noise_shape, *arguments, **options):
+    """Loads the weights so that `nbytes` more stay free: the host takes them for more frames of the latent."""
+    batch, channels, frames, *size = noise_shape
+    each = patcher.model.memory_required([batch, channels, 1, *size])
+    return executor(patcher, [batch, channels, frames + ceil(nbytes / each), *size], *arguments, **options)
 
 
 def model_latent(latent: dict[str, Tensor]) -> Tensor:
@@ -263,7 +245,10 @@ def model_files() -> list[str]:
 
 def model_path(name: str) -> str:
     """Where such a file lies."""
-    return folder_paths.get_full_path_or_raise("diffusion_models", name)
+    path = folder_paths.get_full_path("diffusion_models", name)
+    if path is None:
+        raise AnchorEditError(f"the file {name} is not in models/diffusion_models any more: choose another")
+    return path
 
 
 def load_model(path: str):
@@ -271,30 +256,28 @@ def load_model(path: str):
 
     What the host knows goes through the host's own loader as it is, fp8 included; other layouts are renamed first.
     """
-    raw = read_raw(Path(path))
-    if raw.layout in ("anchoredit", "comfyui", "wan"):
-        model = comfy.sd.load_diffusion_model(path)
-    else:
-        model = comfy.sd.load_diffusion_model_state_dict(read_checkpoint(path).state_dict)
+    file = outline(path)
+    try:
+        if file.wan_file:
+            model = comfy.sd.load_diffusion_model(path)
+        else:
+            model = comfy.sd.load_diffusion_model_state_dict(read_checkpoint(path).state_dict)
+    except RuntimeError as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise AnchorEditError(f"ComfyUI cannot load {path} ({reason}): choose a Wan 2.1 text-to-video file") from error
     if model is None:
         raise AnchorEditError(f"ComfyUI finds no diffusion model in {path}: choose a Wan 2.1 text-to-video file")
-    if raw.edit_config is not None:
-        model.set_attachments(_FACTS, raw.edit_config)
-    return model
-
-
-def with_edit_config(patcher, edit: EditConfig):
-    """The same MODEL, used as `edit` says."""
-    changed = patcher.clone()
-    changed.set_attachments(_FACTS, edit)
-    return changed
+    return model if file.edit_config is None else with_facts(model, ModelFacts(file.edit_config, trained=True))
 
 
 def load_bundled():
     """MODEL, CLIP and VAE of the bundled model, in float32 and as the host's own kinds."""
     parts = read_bundled(*(t.flatten() for t in _statistics(comfy.latent_formats.Wan21())))
     model = comfy.sd.load_diffusion_model_state_dict(parts.transformer, model_options={"dtype": torch.float32})
-    model.set_attachments(_FACTS, parts.edit)
+    model.set_attachments(FACTS, ModelFacts(parts.edit, trained=True))
+    colours = model.model.latent_format  # Wan's own suit Wan's VAE
+    colours.latent_rgb_factors, colours.latent_rgb_factors_bias = parts.preview_factors, parts.preview_offset
+    colours.taesd_decoder_name = None
     clip = comfy.sd.CLIP(
         comfy.supported_models_base.ClipTarget(comfy.text_encoders.wan.WanT5Tokenizer, _SmallTextEncoder),
         tokenizer_data={"spiece_model": parts.vocabulary},
@@ -302,7 +285,7 @@ def load_bundled():
     )
     _all_there("text encoder", clip.load_sd(parts.text_encoder)[0])
     vae = _small_vae(parts.vae, parts.vae_width)
-    setattr(vae, _FACTS, VAEFacts(parts.latent_space, parts.edit))
+    setattr(vae, FACTS, VAEFacts(parts.latent_space, parts.edit))
     return model, clip, vae
 
 
@@ -369,14 +352,10 @@ def _statistics(latent_format) -> tuple[Tensor, Tensor]:
 
 
 def on_step(model: HostModel, steps: int) -> Callable[[int, int, Tensor], None]:
-    """Progress with the host's latent preview after every step; raises when the artist interrupts."""
-    show = latent_preview.prepare_callback(model.patcher, steps)
-
-    def callback(step: int, total: int, x0: Tensor) -> None:
-        show(step - 1, x0[None, :, None], None, total)
-        comfy.model_management.throw_exception_if_processing_interrupted()
-
-    return callback
+    """Progress with the host's kind of latent preview; raises when the artist interrupts."""
+    previewer = latent_preview.get_previewer(model.device, model.patcher.model.latent_format)
+    show = comfy.utils.ProgressBar(steps).update_absolute
+    return step_callback(previewer, show, comfy.model_management.throw_exception_if_processing_interrupted)
 
 
 def say(text: str, node_id: str | None) -> None:

@@ -5,11 +5,12 @@ from pathlib import Path
 
 from comfy_api.latest import io
 
-from ..anchoredit_model.checkpoint import UNDISTILLED
 from ..anchoredit_model.images import load_image
 from ..anchoredit_model.pipeline import TINY
+from ..anchoredit_model.sampling import in_words, with_steps
 from .base import CATEGORY, AnchorEditNode, to_image
-from .host import edit_config, load_bundled, load_model, model_files, model_path, say, with_edit_config
+from .facts import model_facts, with_facts
+from .host import load_bundled, load_model, model_files, model_path, say
 
 _FROM_FILE = "from file"
 SAMPLE = TINY.parent / "assets" / "sample.png"
@@ -22,12 +23,44 @@ class LoadModel(AnchorEditNode):
             node_id="AnchorEditLoadModel",
             display_name="AnchorEdit Load Model",
             category=CATEGORY,
-            description="A Wan 2.1 text-to-video model that was trained to edit, with what its file says about how.",
+            description="A Wan 2.1 text-to-video model that was trained to edit, with what its file says about how. "
+            "What is set here replaces that.",
             inputs=[
                 io.Combo.Input(
                     "model_name",
                     options=model_files(),
                     tooltip="A file in models/diffusion_models: .safetensors of any layout, or a published model.pt.",
+                ),
+                io.Int.Input(
+                    "steps",
+                    default=0,
+                    min=0,
+                    max=1000,
+                    tooltip="Sampler steps of a turn, 1 to 1000; 0 takes the file's. The time of a turn grows with it.",
+                ),
+                io.Combo.Input(
+                    "sampler",
+                    options=[_FROM_FILE, "renoise", "euler"],
+                    default=_FROM_FILE,
+                    tooltip="renoise for models distilled to a few steps, euler for others. Costs nothing by itself.",
+                ),
+                io.Float.Input(
+                    "shift",
+                    default=0.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    tooltip="Of the noise levels of euler steps, 1 (none) to 100; 0 takes the file's. renoise has its "
+                    "times from the file. Costs nothing.",
+                ),
+                io.Float.Input(
+                    "guidance",
+                    default=0.0,
+                    min=0.0,
+                    max=30.0,
+                    step=0.1,
+                    tooltip="How strictly instructions are followed, 1 to 30; 1 is off, 0 takes the file's. Other "
+                    "than 1 it doubles the time of a turn.",
                 ),
                 io.Combo.Input(
                     "anchor_text",
@@ -50,6 +83,23 @@ class LoadModel(AnchorEditNode):
                     max=64,
                     tooltip="Distance of two turns in time, 1 to 64; 0 takes the file's, or 4. Costs nothing.",
                 ),
+                io.Int.Input(
+                    "area",
+                    default=0,
+                    min=0,
+                    max=4096,
+                    tooltip="Side of the square, in pixels, whose area pictures are worked on at, up to 4096; 0 takes "
+                    "the file's, or 1024. Time and memory grow with its square and more.",
+                ),
+                io.Int.Input(
+                    "turns",
+                    default=0,
+                    min=0,
+                    max=64,
+                    tooltip="Longest session that the model was trained on, source included, 1 to 64; 0 takes the "
+                    "file's, or 6. Without a policy, turns see as many. Each costs the memory of one picture's keys "
+                    "and values.",
+                ),
             ],
             outputs=[io.Model.Output(display_name="MODEL")],
             hidden=[io.Hidden.unique_id],
@@ -61,19 +111,18 @@ class LoadModel(AnchorEditNode):
         return f"{model_name} {file.st_mtime_ns} {file.st_size}"
 
     @classmethod
-    def run(cls, model_name: str, anchor_text: str, slots: str, stride: int) -> io.NodeOutput:
+    def run(cls, model_name: str, steps: int, **chosen) -> io.NodeOutput:
         model = load_model(model_path(model_name))
-        edit = edit_config(model)
-        if edit is None:
+        facts = model_facts(model)
+        edit = replace(facts.edit, **{key: value for key, value in chosen.items() if value not in (_FROM_FILE, 0)})
+        edit = with_steps(edit, steps or None)
+        if not facts.trained:
             say(
-                "The file does not say how it edits: it is sampled as plain Wan 2.1, 50 steps with guidance 5.",
+                f"The file does not say how it edits. It is sampled as plain Wan 2.1: {in_words(edit)}.",
                 cls.hidden.unique_id,
             )
-        chosen = {"anchor_text": anchor_text, "slots": slots, "stride": stride}
-        chosen = {key: value for key, value in chosen.items() if value not in (_FROM_FILE, 0)}
-        if chosen:
-            model = with_edit_config(model, replace(edit or UNDISTILLED, **chosen))
-        return io.NodeOutput(model)
+        # a file that says nothing leaves the MODEL as it is, so that the shift of a later node counts
+        return io.NodeOutput(model if edit == facts.edit else with_facts(model, replace(facts, edit=edit)))
 
 
 class LoadTiny(AnchorEditNode):

@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..anchoredit_model.config import MemoryPolicy
+from ..anchoredit_model.config import HISTORIES, KV_DTYPES, PLACES, MemoryPolicy
 from ..anchoredit_model.memory import AnchorMemory
 from .base import CATEGORY, AnchorEditNode, MemorySocket, PolicySocket, to_image, to_picture
 from .host import say
@@ -81,18 +81,34 @@ class Policy(AnchorEditNode):
                 ),
                 io.Combo.Input(
                     "history",
-                    options=["stream", "refresh"],
+                    options=list(HISTORIES),
                     default=default.history,
                     tooltip="stream: a turn is remembered as it was read when it was made; no extra cost. refresh: "
                     "the visible turns are read again when the window moves; costs one model pass for each of them.",
+                ),
+                io.Combo.Input(
+                    "place",
+                    options=list(PLACES),
+                    default=default.place,
+                    tooltip="Where remembered keys and values lie; never changes a picture. vram: where the model "
+                    "runs. ram: main memory; costs one copy of all visible turns per step. auto: vram while the "
+                    "visible turns fit into a quarter of it, else ram.",
+                ),
+                io.Combo.Input(
+                    "kv_dtype",
+                    options=list(KV_DTYPES),
+                    default=default.kv_dtype,
+                    tooltip="Number format of remembered keys and values. auto: the model's own, exact. bfloat16 and "
+                    "float16: 2 bytes per number, rounded, half the memory of float32 (4 bytes). Changing it "
+                    "changes pictures slightly.",
                 ),
             ],
             outputs=[PolicySocket.Output(display_name="policy")],
         )
 
     @classmethod
-    def run(cls, anchor_frames: int, window: int, history: str) -> io.NodeOutput:
-        return io.NodeOutput(MemoryPolicy(anchor_frames, window, history))
+    def run(cls, anchor_frames: int, window: int, history: str, place: str, kv_dtype: str) -> io.NodeOutput:
+        return io.NodeOutput(MemoryPolicy(anchor_frames, window, history, place, kv_dtype))
 
 
 class Rewind(AnchorEditNode):

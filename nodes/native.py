@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from comfy_api.latest import io
 from torch import Tensor
 
@@ -9,9 +11,10 @@ from ..anchoredit_model.config import EditConfig
 from ..anchoredit_model.memory import AnchorMemory, Turn
 from ..anchoredit_model.sampling import draws, shifted_sigmas, turn_generator
 from .attention import MemoryAttention
-from .base import CATEGORY, AnchorEditNode, MemorySocket, seed_input
-from .host import as_sampler, empty_latent, model_latent, text_rows, with_memory
-from .runtime import HostPipeline
+from .base import CATEGORY, AnchorEditNode, MemorySocket, remedies_first, seed_input
+from .host import as_sampler, empty_latent, model_latent, with_memory
+from .runtime import HostPipeline, Runtime
+from .text import text_rows
 
 
 class ApplyMemory(AnchorEditNode):
@@ -23,8 +26,10 @@ class ApplyMemory(AnchorEditNode):
             category=CATEGORY,
             description="A MODEL that sees the session, and what SamplerCustomAdvanced needs for the next turn.",
             inputs=[
-                io.Model.Input("model", tooltip="Wan 2.1 text-to-video, trained to edit. Put LoRA nodes before it."),
-                MemorySocket.Input("memory", tooltip="The session so far. Each turn not at hand costs one pass."),
+                io.Model.Input("model", tooltip="Wan 2.1 text-to-video, trained to edit."),
+                MemorySocket.Input(
+                    "memory", tooltip="The session so far. Turns not at hand cost one pass each when sampling starts."
+                ),
                 io.Conditioning.Input("positive", tooltip="The instruction, from CLIP Text Encode."),
                 seed_input("Of the noise, 0 to 2^64 - 1. The same seed gives the same edit as the Turn node."),
             ],
@@ -40,17 +45,32 @@ class ApplyMemory(AnchorEditNode):
     @classmethod
     def run(cls, model, memory: AnchorMemory, positive, seed: int) -> io.NodeOutput:
         pipeline = HostPipeline(cls.runtime, model=model)
-        with pipeline.transformer.running():
-            view, blocks = pipeline.reader.visible(memory, text_rows(positive))
-        attention = MemoryAttention(view, blocks, pipeline.edit.stride)
+        text = pipeline.transformer.check_text(text_rows(positive))
+        pipeline.transformer.check_text(memory.turns[0].text)
         noise = TurnNoise(seed, len(memory))
         return io.NodeOutput(
-            with_memory(model, attention),
+            with_memory(model, SeenMemory(cls.runtime, memory, text), remedies_first),
             empty_latent(memory.turns[-1].latent.shape),
             noise,
             as_sampler(TurnSampler(pipeline.edit.sampler, noise)),
             sigmas(pipeline.edit),
         )
+
+
+@dataclass(frozen=True)
+class SeenMemory:
+    """What a sampled MODEL sees: `memory`, as the turn with the embedding `text` [T, E] does."""
+
+    runtime: Runtime
+    memory: AnchorMemory
+    text: Tensor
+
+    def __call__(self, model) -> MemoryAttention:
+        """The attention for the MODEL that samples; turns that it has not read yet, it reads now."""
+        pipeline = HostPipeline(self.runtime, model=model)
+        with pipeline.transformer.running():
+            view, blocks = pipeline.reader.visible(self.memory, self.text)
+        return MemoryAttention(view, blocks, pipeline.edit.stride)
 
 
 class CommitTurn(AnchorEditNode):

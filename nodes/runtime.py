@@ -15,8 +15,9 @@ from torch import Tensor
 from ..anchoredit_model.kv_store import KVStore
 from ..anchoredit_model.memory import MemoryReader
 from ..anchoredit_model.pipeline import AnchorEditPipeline
-from .host import HostModel, HostText, HostVAE, block_budget
+from .host import HostModel, HostVAE, block_budget
 from .serials import Serials
+from .text import HostText
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,15 @@ class HostPipeline(AnchorEditPipeline):
         self.edit = self.transformer.edit if self.transformer else self.vae.edit
         self.store = runtime.store
         if self.transformer:
-            reader = partial(MemoryReader, self.transformer.read, self.transformer.identity, self.edit)
-            self.reader, self._null_reader = reader(self.store), reader(KVStore(budget=0))
+            reader = partial(
+                MemoryReader,
+                self.transformer.read,
+                self.transformer.identity,
+                self.edit,
+                device=self.device,
+                share=self.store.budget,
+            )
+            self.reader, self._null_reader = reader(store=self.store), reader(store=KVStore(budget=0))
 
     @property
     def device(self) -> torch.device:

@@ -1,19 +1,19 @@
 """One edit, and a chain of them."""
 
+from dataclasses import replace
+
 from comfy_api.latest import io
 
 from ..anchoredit_model.errors import AnchorEditError
 from ..anchoredit_model.memory import AnchorMemory
-from ..anchoredit_model.sampling import with_steps
+from ..anchoredit_model.sampling import in_words, with_steps
 from .base import CATEGORY, AnchorEditNode, MemorySocket, seed_input, to_image
-from .host import edit_config, new_graph, on_step, say
+from .host import new_graph, on_step, say
 from .runtime import HostPipeline
 
 # A link goes on to the inner nodes of a chain as a link, so that the host can tell which of them it has run before.
 _LINK = {"rawLink": True}
-_NOT_TRAINED = (
-    "This MODEL does not say that it was trained to edit: a plain Wan makes a new picture instead of an edit."
-)
+_NOT_TRAINED = "This MODEL does not say that it was trained to edit: plain Wan makes a new picture instead of an edit."
 
 
 def _networks(extra_dict: dict | None = None) -> list[io.Input]:
@@ -77,10 +77,11 @@ class Turn(AnchorEditNode):
     def run(
         cls, model, clip, vae, memory: AnchorMemory, instruction: str, seed: int, steps: int, guidance: float
     ) -> io.NodeOutput:
-        if edit_config(model) is None:
-            say(_NOT_TRAINED, cls.hidden.unique_id)
         pipeline = HostPipeline(cls.runtime, vae, clip, model)
         edit = with_steps(pipeline.edit, steps or None)
+        if not pipeline.transformer.trained:
+            sampled = in_words(replace(edit, guidance=guidance or edit.guidance))
+            say(f"{_NOT_TRAINED} Sampled with {sampled}.", cls.hidden.unique_id)
         count = len(edit.steps) if edit.sampler == "renoise" else edit.num_steps
         memory = pipeline.turn(
             memory, instruction, seed, steps or None, guidance or None, on_step=on_step(pipeline.transformer, count)

@@ -3,6 +3,8 @@
 import importlib.util
 from pathlib import Path
 
+import pytest
+
 ENTRY = Path(__file__).resolve().parent.parent / "__init__.py"
 
 
@@ -19,3 +21,18 @@ def test_only_the_host_module_names_comfyui_internals():
         lines = path.read_text(encoding="utf-8").splitlines()
         imports = [line for line in lines if line.startswith(("import comfy.", "from comfy.", "import folder_paths"))]
         assert not imports or path.name == "host.py", f"{path.name}: {imports}"
+
+
+def test_what_a_host_lacks_is_said_once_and_in_one_line(tmp_path, monkeypatch):
+    spec = importlib.util.spec_from_file_location("needs", ENTRY.parent / "nodes" / "needs.py")
+    needs = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(needs)
+    (tmp_path / "comfyui_version.py").write_text('__version__ = "0.3.1"\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    needs.check_host(["json.decoder.JSONDecoder.decode", "os.path", "math"])
+    with pytest.raises(ImportError) as caught:
+        needs.check_host(["json.JSONDecoder.sing", "no_such_host.part", "math.pi", "os.nothing.at.all"])
+    assert str(caught.value) == (
+        "AnchorEdit runs on ComfyUI 0.3.64 or newer; this one (0.3.1) lacks json.JSONDecoder.sing, no_such_host.part, "
+        "os.nothing.at.all: update ComfyUI, and AnchorEdit as well if ComfyUI is new"
+    )

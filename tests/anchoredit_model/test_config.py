@@ -20,7 +20,9 @@ def test_impossible_edit_settings_name_themselves(setting):
 
 
 @pytest.mark.parametrize(
-    "policy", [{"window": -1}, {"window": 1.5}, {"anchor_frames": 0, "window": 0}, {"history": "x"}]
+    "policy",
+    [{"window": -1}, {"window": 1.5}, {"anchor_frames": 0, "window": 0}, {"history": "x"}]
+    + [{"place": "disk"}, {"kv_dtype": "int8"}],
 )
 def test_impossible_policies_name_themselves(policy):
     with pytest.raises(AnchorEditError, match=f"{next(iter(policy)).replace('_', ' ')} .*: (set|choose) "):
@@ -30,7 +32,7 @@ def test_impossible_policies_name_themselves(policy):
 def test_settings_survive_json():
     for config in (
         EditConfig(steps=(900, 300), guidance=2.5),
-        MemoryPolicy(2, 3, "refresh"),
+        MemoryPolicy(2, 3, "refresh", "ram", "bfloat16"),
         TransformerConfig.named("14B"),
     ):
         assert type(config).from_json(config.to_json()) == config

@@ -22,9 +22,9 @@ EDIT = EditConfig()
 class CountingReader(MemoryReader):
     """A reader over a real model that counts its forwards."""
 
-    def __init__(self, model, store=None, edit=EDIT):
+    def __init__(self, model, store=None, edit=EDIT, **place):
         self.model, self.forwards = model, 0
-        super().__init__(self.read, "model", edit, KVStore() if store is None else store)
+        super().__init__(self.read, "model", edit, KVStore() if store is None else store, **place)
 
     def read(self, latent, text, rows, view, blocks):
         self.forwards += 1
@@ -161,6 +161,55 @@ def test_branches_share_blocks_and_do_not_disturb_each_other(model):
     assert len(reader.store) == held + 2
 
 
+@pytest.mark.parametrize("history", ["stream", "refresh"])
+@pytest.mark.parametrize("kv_dtype", ["bfloat16", "float16", "float32"])
+def test_rounded_blocks_are_read_as_they_were_written(model, history, kv_dtype):
+    """The turn that writes a block reads the rounded one, so that losing it changes nothing."""
+    exact = CountingReader(model)
+    expected = exact.next_flow(session(exact, 5, MemoryPolicy(1, 2, history)))
+    reader = CountingReader(model)
+    memory = session(reader, 5, MemoryPolicy(1, 2, history, kv_dtype=kv_dtype))
+    flow = reader.next_flow(memory)
+    _, blocks = reader.visible(memory, turn(99).text)
+    assert {tensor.dtype for block in blocks for tensor in (*block.keys, *block.values)} == {getattr(torch, kv_dtype)}
+    assert torch.equal(flow, expected) == (kv_dtype == "float32")  # which the model works in
+    torch.testing.assert_close(flow, expected, atol=0.05, rtol=0)
+    reader.store.retain(())
+    assert torch.equal(reader.next_flow(memory), flow)
+    reader.store.retain(list(reader.store._blocks)[1:])
+    assert torch.equal(reader.next_flow(memory), flow)
+
+
+@pytest.mark.parametrize("place", ["auto", "vram", "ram"])
+def test_places_change_no_number(model, place):
+    reader = CountingReader(model)
+    expected = reader.next_flow(session(reader, 5, MemoryPolicy(1, 2)))
+    placed = CountingReader(model, share=0)
+    assert torch.equal(placed.next_flow(session(placed, 5, MemoryPolicy(1, 2, place=place))), expected)
+
+
+def test_a_block_lies_where_the_policy_says(model):
+    """The model runs on the CPU and calls it `meta`, a device without bytes: what is kept there shows."""
+    whole = CountingReader(model).visible(start(MemoryPolicy()), turn(1).text)[1][0].nbytes
+    memory, store = start(MemoryPolicy(1, 4)), KVStore()
+
+    def lies(place: str, share: int | None, **options) -> str:
+        reader = CountingReader(model, store, device="meta", share=share)
+        _, (block,) = reader.visible(memory.fork(place=place, **options), turn(1).text)
+        assert len(store) == 1
+        assert store.nbytes == block.nbytes
+        (held,) = store._blocks.values()
+        assert held is block
+        return block.device.type
+
+    assert lies("ram", None) == "cpu"
+    assert lies("auto", 5 * whole - 1) == "cpu"
+    assert lies("auto", 5 * whole) == "meta"
+    assert lies("vram", 0) == "meta"
+    store.retain(())
+    assert lies("auto", 5 * whole - 1, kv_dtype="bfloat16") == "meta"
+
+
 def committed(policy: MemoryPolicy, **second) -> AnchorMemory:
     """Four turns that nobody has read; `second` replaces parts of turn 2."""
     memory = start(policy)
@@ -185,8 +234,10 @@ FIRST_PROMPT = EditConfig(anchor_text="first_prompt")
         (EDIT, EDIT, "model", MemoryPolicy(1, 2), {"text": turn(9).text}, 3),
         (EDIT, EDIT, "model", MemoryPolicy(1, 1), {}, 2),  # turns 3 and 4 saw less
         (EDIT, EDIT, "model", MemoryPolicy(1, 2, "refresh"), {}, 2),  # they see one another alone
+        (EDIT, EDIT, "model", MemoryPolicy(1, 2, kv_dtype="bfloat16"), {}, 5),
+        (EDIT, EDIT, "model", MemoryPolicy(1, 2, place="ram"), {}, 0),
     ],
-    ids="nothing identity stride anchor_text rows slots latent text window history".split(),
+    ids="nothing identity stride anchor_text rows slots latent text window history dtype place".split(),
 )
 def test_keys_depend_on_everything_a_block_was_made_of(model, made, asked, identity, policy, second, reads):
     """What another model, text or policy would make otherwise is never served; all else is shared."""

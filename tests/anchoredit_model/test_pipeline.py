@@ -282,6 +282,23 @@ def test_policies_fork_a_session(pipeline):
     assert not same(chain(pipeline, wide.fork(history="refresh"), WORDS[4:]), slid)
 
 
+def remembering(pipeline, place: str, kv_dtype: str):
+    """Three turns under such a policy."""
+    return chain(pipeline, pipeline.start(photo(), MemoryPolicy(1, 2, place=place, kv_dtype=kv_dtype)), WORDS[:3])
+
+
+def test_place_and_dtype_of_what_is_remembered(pipeline, small_model):
+    narrow = AnchorEditPipeline.from_pretrained(small_model, torch.bfloat16)
+    exact = remembering(narrow, "auto", "auto")
+    for options in [("ram", "auto"), ("vram", "bfloat16"), ("ram", "float32"), ("auto", "float16")]:
+        assert same(remembering(narrow, *options), exact)  # all of them hold what bfloat16 does
+
+    rounded = remembering(pipeline, "ram", "bfloat16")
+    assert not same(rounded, remembering(pipeline, "ram", "auto"))
+    pipeline.store.retain(())
+    assert same(pipeline.turn(rounded.rewind(2), WORDS[2]), rounded)
+
+
 def test_default_policy_is_what_the_model_was_trained_on(pipeline):
     assert pipeline.start(photo()).policy == pipeline.default_policy == MemoryPolicy(1, 2)
     assert with_edit(pipeline, turns=2).default_policy == MemoryPolicy(1, 1)

@@ -35,7 +35,12 @@ def memory() -> AnchorMemory:
     """Five turns with everything that a turn can have; turns 2 and 3 share their mask."""
     mask = (random(1, 30, 50) > 0).float()
     anchor = AnchorMemory.start(
-        random(16, 4, 8), random(1, 24), bytes_picture(), fit_into(30, 50, 32, 64), MemoryPolicy(2, 3, "refresh"), "vae"
+        random(16, 4, 8),
+        random(1, 24),
+        bytes_picture(),
+        fit_into(30, 50, 32, 64),
+        MemoryPolicy(2, 3, "refresh", "ram", "bfloat16"),
+        "vae",
     )
     turns = (
         Turn(
@@ -98,6 +103,18 @@ def test_everything_comes_back(memory, tmp_path):
     save_session(memory.rewind(0), str(path))  # replaces
     assert_same(load_session(str(path)), memory.rewind(0))
     assert sorted(file.name for file in tmp_path.iterdir()) == ["again.safetensors", path.name]
+
+
+def test_policies_of_older_files_are_read_with_the_defaults(memory, tmp_path):
+    """Session files that knew no place and dtype of keys and values."""
+
+    def older(header: dict) -> None:
+        for policy in (header["policy"], *(turn["policy"] for turn in header["turns"] if turn["policy"])):
+            del policy["place"], policy["kv_dtype"]
+
+    save_session(memory, tmp_path / "s.safetensors")
+    loaded = load_session(rewritten(tmp_path / "s.safetensors", older))
+    assert loaded.policy == loaded.turns[-1].policy == MemoryPolicy(2, 3, "refresh")
 
 
 def test_pictures_are_small_where_they_came_from_bytes_and_always_exact(memory, tmp_path):

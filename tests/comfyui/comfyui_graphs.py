@@ -5,6 +5,19 @@ from safetensors.torch import load_file
 LINES = ["make it blue", "add a crown", "change the background to pink"]
 NETWORKS = {"model": ["tiny", 0], "clip": ["tiny", 1], "vae": ["tiny", 2]}
 
+# Load Model as it comes, all from the file
+LOAD_OPTIONS = {
+    "steps": 0,
+    "sampler": "from file",
+    "shift": 0.0,
+    "guidance": 0.0,
+    "anchor_text": "from file",
+    "slots": "from file",
+    "stride": 0,
+    "area": 0,
+    "turns": 0,
+}
+
 
 def node(kind: str, **inputs) -> dict:
     return {"class_type": kind, "inputs": inputs}

@@ -26,6 +26,8 @@ class Run:
     ran: list[str] = field(default_factory=list)
     outputs: dict = field(default_factory=dict)
     error: dict | None = None
+    texts: list[tuple[str, str]] = field(default_factory=list)  # node and the line that it shows
+    previews: list[bytes] = field(default_factory=list)  # pictures as files
     stopped_after: float | None = None  # seconds from the wish to interrupt to the end
 
 
@@ -41,7 +43,7 @@ class Server:
             self.port = free.getsockname()[1]
         self.command = [python, "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(self.port)]
         self.command += ["--disable-auto-launch", "--base-directory", str(folder)]
-        self.command += ["--database-url", "sqlite:///:memory:"]
+        self.command += ["--database-url", "sqlite:///:memory:", "--preview-method", "auto"]
         self.comfyui = comfyui
         self.client = uuid.uuid4().hex
 
@@ -96,7 +98,9 @@ class Server:
             run = Run()
             for event in events.until(time.monotonic() + RUN_SECONDS):
                 kind, data = event["type"], event.get("data", {})
-                if data.get("prompt_id") != answer["prompt_id"]:
+                if kind in ("text", "preview"):
+                    (run.texts if kind == "text" else run.previews).append(data)
+                elif data.get("prompt_id") != answer["prompt_id"]:
                     continue
                 if kind == "executing" and data["node"] is None:
                     return run
@@ -117,7 +121,7 @@ class Server:
 
 
 class _Events:
-    """The JSON events of a websocket; pictures and other binary messages are dropped."""
+    """The events of a websocket: JSON as it is, binary ones as "text" (node, line) and "preview" (a picture's file)."""
 
     def __init__(self, port: int, client: str):
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=RUN_SECONDS)
@@ -151,5 +155,12 @@ class _Events:
                 self.socket.sendall(struct.pack("!BB4s", 0x8A, 0x80 | len(body), bytes(4)) + body)
             elif opcode in (0, 1, 2):
                 message, text = (message if opcode == 0 else b"") + body, text if opcode == 0 else opcode == 1
-                if head & 0x80 and text:
-                    yield json.loads(message)
+                if head & 0x80:
+                    yield json.loads(message) if text else self._binary(message)
+
+    @staticmethod
+    def _binary(message: bytes) -> dict:
+        kind, number = struct.unpack(">II", message[:8])  # of the message; the length of the node's id, or a file type
+        if kind == 3:
+            return {"type": "text", "data": (message[8 : 8 + number].decode(), message[8 + number :].decode())}
+        return {"type": "preview", "data": message[8:]}

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch
-from comfyui_graphs import LINES, base_graph, native_turn, node, probe, read, succeed, turn, turns_graph
+from comfyui_graphs import LINES, LOAD_OPTIONS, base_graph, native_turn, node, probe, read, succeed, turn, turns_graph
 from safetensors.torch import save_file
 
 from anchoredit_model.pipeline import TINY
@@ -62,9 +62,7 @@ def test_a_model_from_a_file_is_the_bundled_one(host, picture_file):
     folder.mkdir(exist_ok=True)
     shutil.copy(TINY / "transformer" / "model.safetensors", folder / "tiny.safetensors")
     graph = turns_graph(LINES[:1], "bundled")
-    graph["file"] = node(
-        "AnchorEditLoadModel", model_name="tiny.safetensors", anchor_text="from file", slots="from file", stride=0
-    )
+    graph["file"] = node("AnchorEditLoadModel", model_name="tiny.safetensors", **LOAD_OPTIONS)
     graph["turn"] = turn(["start", 0], LINES[0], model=["file", 0])
     graph["probe_file"] = probe("file", memory=["turn", 0])
     succeed(host, graph)
@@ -72,7 +70,9 @@ def test_a_model_from_a_file_is_the_bundled_one(host, picture_file):
     assert difference <= 1e-4
 
 
-def test_a_lora_changes_the_turns_and_leaves_no_trace(host, picture_file):
+@pytest.fixture
+def lora_file(host) -> str:
+    """A LoRA of noise on the values of every layer, so that it changes what is remembered too."""
     generator = torch.Generator().manual_seed(0)
     module = "diffusion_model.blocks.{}.self_attn.v.lora_{}.weight"
     lora = {}
@@ -81,12 +81,56 @@ def test_a_lora_changes_the_turns_and_leaves_no_trace(host, picture_file):
         lora[module.format(layer, "B")] = torch.randn(256, 4, generator=generator) / 16
     (host.folder / "models" / "loras").mkdir(exist_ok=True)
     save_file(lora, host.folder / "models" / "loras" / "noise.safetensors")
+    return "noise.safetensors"
 
+
+def lora_node(model: list, lora_file: str) -> dict:
+    return node("LoraLoaderModelOnly", model=model, lora_name=lora_file, strength_model=1.0)
+
+
+def test_a_lora_after_apply_memory_is_the_same_as_before_it(host, picture_file, lora_file):
+    """Keys and values are those of the MODEL that samples, whatever was patched into it on the way."""
+    graph = turns_graph(LINES[:1], "first")
+    for name in ("plain", "before", "after"):
+        native_turn(graph, name, ["tiny", 0], ["turn1", 0], LINES[1])
+        graph[f"probe_{name}"] = probe(name, latent=[f"{name}_sample", 0], memory=[name, 0])
+    graph["lora_before"] = lora_node(["tiny", 0], lora_file)
+    graph["before_apply"]["inputs"]["model"] = ["lora_before", 0]
+    graph["lora_after"] = lora_node(["after_apply", 0], lora_file)
+    graph["after_guider"]["inputs"]["model"] = ["lora_after", 0]
+    graph["after"]["inputs"]["model"] = ["lora_after", 0]
+    succeed(host, graph)
+    plain, before, after = (read(host, name)["latent"] for name in ("plain", "before", "after"))
+    assert after.equal(before)
+    assert (after - plain).abs().max() > 1e-2
+
+    graph["after_guider"]["inputs"]["model"] = ["after_apply", 0]  # the LoRA is taken out again
+    graph["after"]["inputs"]["model"] = ["after_apply", 0]
+    succeed(host, graph)
+    assert read(host, "after")["latent"].equal(plain)
+
+
+def test_the_host_is_told_of_the_bytes_that_are_remembered(host, picture_file):
+    """Weights are loaded so that these bytes stay free, as well as what the host itself estimates."""
+    required = {}
+    for name, model in (("without", ["tiny", 0]), ("with", ["native_apply", 0])):
+        graph = turns_graph(LINES[:1], "turns")
+        native_turn(graph, "native", ["tiny", 0], ["turn1", 0], LINES[2])
+        graph["required"] = node("AnchorEditRequired", model=model, name=name)
+        graph["native_guider"]["inputs"]["model"] = ["required", 0]
+        graph["probe_native"] = probe("native", memory=["native", 0])
+        succeed(host, graph)
+        required[name] = read(host, name)["bytes"].item()
+    frame = 8 * 2 * 64 * 256 * 4  # layers, keys and values, tokens, width, float32
+    assert required["with"] - required["without"] >= 2 * frame
+
+
+def test_a_lora_changes_the_turns_and_leaves_no_trace(host, picture_file, lora_file):
     plain = turns_graph(LINES[:2], "plain")
     succeed(host, plain)
     without = read(host, "plain")["latents"]
     graph = turns_graph(LINES[:2], "lora", model=["lora", 0])
-    graph["lora"] = node("LoraLoaderModelOnly", model=["tiny", 0], lora_name="noise.safetensors", strength_model=1.0)
+    graph["lora"] = lora_node(["tiny", 0], lora_file)
     succeed(host, graph)
     changed = (read(host, "lora")["latents"] - without).abs().amax(dim=(1, 2, 3))
     assert changed[0] == 0

@@ -1,9 +1,16 @@
 """The nodes on a real host: all are there, a chain runs, one changed word costs one turn, errors say what to do."""
 
+import io
 import time
 
 import pytest
+import torch
 from comfyui_graphs import LINES, chain_graph, node, probe, read, succeed, turn, turns_graph
+from PIL import Image
+
+from anchoredit_model.config import MemoryPolicy
+from anchoredit_model.images import load_image
+from anchoredit_model.pipeline import AnchorEditPipeline
 
 IDS = "LoadModel LoadTiny MemoryPolicy Start Turn Chain ApplyMemory CommitTurn Rewind Filmstrip".split()
 
@@ -91,6 +98,38 @@ def test_forgotten_keys_and_values_come_back_bit_by_bit(host, picture_file):
     assert read(host, "forgotten")["image"].equal(read(host, "kept")["image"])
 
 
+@pytest.mark.parametrize("kv_dtype", ["auto", "bfloat16"])
+def test_place_and_dtype_of_what_is_remembered(host, picture_file, kv_dtype):
+    """The same as without the host, whatever the place; a lost rounded block comes back bit by bit."""
+    pipeline = AnchorEditPipeline.from_pretrained()
+    expected = pipeline.start(load_image(picture_file), MemoryPolicy(1, 2, kv_dtype=kv_dtype))
+    for line in LINES:
+        expected = pipeline.turn(expected, line, seed=13)
+    pictures = {}
+    for place in ("auto", "vram", "ram"):
+        graph = turns_graph(LINES, "placed", seed=13)
+        policy = {"anchor_frames": 1, "window": 2, "history": "stream", "place": place, "kv_dtype": kv_dtype}
+        graph["policy"] = node("AnchorEditMemoryPolicy", **policy)
+        graph["start"]["inputs"]["policy"] = ["policy", 0]
+        graph["forget"] = node("AnchorEditForget", memory=["turn2", 0])
+        graph["again"] = turn(["forget", 0], LINES[2], seed=13)
+        graph["probe_again"] = probe("again", memory=["again", 0], image=["again", 1])
+        succeed(host, graph)
+        pictures[place] = read(host, "placed")
+        for what in ("latents", "image"):
+            assert pictures[place][what].equal(pictures["auto"][what])
+            assert pictures[place][what].equal(read(host, "again")[what])
+    worst = (pictures["auto"]["latents"] - torch.stack([turn.latent for turn in expected.turns])).abs().max()
+    print(f"largest difference of latents with {kv_dtype}: {worst:.1e}")
+    # two runtimes differ by 1e-5 and may then round a number to neighbours, which are 2^-8 apart
+    assert worst <= (1e-4 if kv_dtype == "auto" else 2e-2)
+
+
+def test_a_long_turn_shows_pictures_no_larger_than_the_result(host, picture_file):
+    run = succeed(host, turns_graph(LINES[:1], "preview", seed=14, steps=100))
+    assert {Image.open(io.BytesIO(file)).size for file in run.previews} == {(128, 128)}
+
+
 def test_an_interrupted_chain_keeps_its_finished_turns(host, picture_file):
     graph = turns_graph([*LINES, *LINES[:2]], "interrupted", seed=9, steps=40)
     run = host.run(graph, interrupt_in="turn3")
@@ -111,7 +150,9 @@ def test_an_interrupted_chain_keeps_its_finished_turns(host, picture_file):
 )
 def test_an_error_is_on_its_node_and_begins_with_the_remedy(host, picture_file, change, where, words):
     graph = turns_graph(LINES[:1], "errors")
-    graph["policy"] = node("AnchorEditMemoryPolicy", anchor_frames=1, window=3, history="stream")
+    graph["policy"] = node(
+        "AnchorEditMemoryPolicy", anchor_frames=1, window=3, history="stream", place="auto", kv_dtype="auto"
+    )
     graph["start"]["inputs"]["policy"] = ["policy", 0]
     graph["batch"] = node("ImageBatch", image1=["image", 0], image2=["image", 0])
     graph["back"] = node("AnchorEditRewind", memory=["turn1", 0], turn=1)

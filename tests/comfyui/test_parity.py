@@ -16,7 +16,9 @@ LINES = ["make it blue", "add a crown", "change the background to pink", "", "ma
 @pytest.mark.parametrize("guidance", [0.0, 3.0])
 def test_six_turns_with_a_sliding_window(host, picture_file, history, guidance):
     graph = turns_graph(LINES, "parity", guidance=guidance)
-    graph["policy"] = node("AnchorEditMemoryPolicy", anchor_frames=1, window=2, history=history)
+    graph["policy"] = node(
+        "AnchorEditMemoryPolicy", anchor_frames=1, window=2, history=history, place="auto", kv_dtype="auto"
+    )
     graph["start"]["inputs"]["policy"] = ["policy", 0]
     succeed(host, graph)
     ours = read(host, "parity")

@@ -4,12 +4,14 @@ AnchorEditProbe    writes what is on its wires to a file
 AnchorEditForeign  another pack's attention: an override and a block hook that leave the numbers as they are
 AnchorEditApart    runs the conditions of one call one by one
 AnchorEditForget   empties the pack's store of keys and values
+AnchorEditRequired writes how many bytes the host keeps free when it loads a MODEL for sampling
 """
 
 from pathlib import Path
 
 import folder_paths
 import torch
+from comfy.patcher_extension import WrappersMP
 from safetensors.torch import save_file
 
 import nodes
@@ -68,9 +70,10 @@ class AnchorEditApart:
 
     @staticmethod
     def one_by_one(apply_model, call):
-        assert len(call["input"]) == 2, "the host did not send the conditions together"
+        sampling = call["timestep"].max() > 0  # at 0 a remembered turn is read, which has no other condition
+        assert len(call["input"]) == 1 + sampling, "the host did not send the conditions together"
         options, text = call["c"], call["c"]["c_crossattn"]
-        rows = [slice(0, 1), slice(1, 2)]
+        rows = [slice(row, row + 1) for row in range(len(call["input"]))]
         return torch.cat(
             [apply_model(call["input"][n], call["timestep"][n], **{**options, "c_crossattn": text[n]}) for n in rows]
         )
@@ -89,5 +92,34 @@ class AnchorEditForget:
         return (memory,)
 
 
-NODES = (AnchorEditProbe, AnchorEditForeign, AnchorEditApart, AnchorEditForget)
+class AnchorEditRequired:
+    INPUT_TYPES = classmethod(
+        lambda cls: {"required": {"model": ("MODEL",), "name": ("STRING", {"default": "required"})}}
+    )
+    RETURN_TYPES = ("MODEL",)
+    FUNCTION = "patch"
+    CATEGORY = "tests"
+
+    def patch(self, model, name):
+        def watch(executor, patcher, *arguments, **options):
+            asked, estimate = [], patcher.model.memory_required
+
+            def memory_required(shape, **conditions):
+                asked.append(estimate(shape, **conditions))
+                return asked[-1]
+
+            patcher.model.memory_required = memory_required
+            try:
+                return executor(patcher, *arguments, **options)
+            finally:
+                del patcher.model.memory_required
+                largest = torch.tensor([max(asked)], dtype=torch.float64)
+                save_file({"bytes": largest}, Path(folder_paths.get_output_directory()) / f"{name}.safetensors")
+
+        model = model.clone()
+        model.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, "anchoredit_tests", watch)
+        return (model,)
+
+
+NODES = (AnchorEditProbe, AnchorEditForeign, AnchorEditApart, AnchorEditForget, AnchorEditRequired)
 NODE_CLASS_MAPPINGS = {node.__name__: node for node in NODES}

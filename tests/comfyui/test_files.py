@@ -1,0 +1,184 @@
+"""Load Model: every layout gives what our own pipeline makes of the same file, and settings go with the MODEL."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from comfyui_graphs import LINES, LOAD_OPTIONS, base_graph, node, probe, read, succeed, turn
+from safetensors.torch import load_file, save_file
+
+from anchoredit_model.images import load_image
+from anchoredit_model.pipeline import TINY, AnchorEditPipeline
+
+TURN = {"steps": 2, "guidance": 2.0}  # quick, and as much as plain Wan gets
+DIFFUSERS = json.loads((Path(__file__).parents[1] / "golden" / "keymap_official_to_diffusers.json").read_text())
+
+
+def weights() -> dict[str, torch.Tensor]:
+    return load_file(TINY / "transformer" / "model.safetensors")
+
+
+def diffusers_name(name: str) -> str:
+    first = re.sub(r"^blocks\.\d+", "blocks.0", name)
+    return DIFFUSERS[first].replace("blocks.0", ".".join(name.split(".")[:2]))
+
+
+def fp8() -> dict[str, torch.Tensor]:
+    """Matrices of the blocks in float8, as they are."""
+    return {
+        n: w.to(torch.float8_e4m3fn) if n.startswith("blocks.") and w.ndim == 2 else w for n, w in weights().items()
+    }
+
+
+def scaled_fp8() -> dict[str, torch.Tensor]:
+    """ComfyUI's own scaled files: every linear layer in float8 over a scale; older hosts read its bias so, too."""
+    stored, scale = weights(), 2**-6  # a power of two rounds nothing
+    for name in [name for name, tensor in stored.items() if tensor.ndim == 2 and name.endswith(".weight")]:
+        stored[name] = (stored[name].float() / scale).to(torch.float8_e4m3fn)
+        stored[name.replace(".weight", ".scale_weight")] = torch.tensor(scale)
+        bias = name.replace(".weight", ".bias")
+        stored[bias] = stored[bias].to(torch.float8_e4m3fn).to(stored[bias].dtype)
+    return {**stored, "scaled_fp8": torch.zeros(2, dtype=torch.float8_e4m3fn)}
+
+
+def write_published(path: Path) -> None:
+    torch.save({"generator_ema": {f"model._fsdp_wrapped_module.{name}": w for name, w in weights().items()}}, path)
+
+
+def write_prefixed(path: Path) -> None:
+    save_file({f"model.diffusion_model.{name}": tensor for name, tensor in weights().items()}, path)
+
+
+LAYOUTS = {
+    "published.pt": write_published,
+    "state_dict.pt": lambda path: torch.save(weights(), path),
+    "diffusers.safetensors": lambda path: save_file({diffusers_name(n): w for n, w in weights().items()}, path),
+    "prefixed.safetensors": write_prefixed,
+    "fp8.safetensors": lambda path: save_file(fp8(), path),
+    "scaled_fp8.safetensors": lambda path: save_file(scaled_fp8(), path),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(host) -> Path:
+    folder = host.folder / "models" / "diffusion_models"
+    folder.mkdir(exist_ok=True)
+    for name, write in LAYOUTS.items():
+        write(folder / name)
+    return folder
+
+
+def load(model_name: str, **options) -> dict:
+    return node("AnchorEditLoadModel", model_name=model_name, **{**LOAD_OPTIONS, **options})
+
+
+def difference(host, picture_file, name: str, pipeline: AnchorEditPipeline, lines: list[str], **options) -> float:
+    """The largest one between a probe's latents and those of our own pipeline."""
+    expected = pipeline.start(load_image(picture_file), area=128)
+    for line in lines:
+        expected = pipeline.turn(expected, line, seed=7, **options)
+    latents = torch.stack([turn.latent for turn in expected.turns])
+    return (read(host, name)["latents"] - latents).abs().max().item()
+
+
+def test_every_layout_makes_the_same_turns_as_without_the_host(host, picture_file, folder):
+    graph = base_graph()
+    for name in LAYOUTS:
+        graph[name] = load(name)
+        graph[f"{name}_turn"] = turn(["start", 0], LINES[0], model=[name, 0], **TURN)
+        graph[f"{name}_probe"] = probe(name, memory=[f"{name}_turn", 0])
+    succeed(host, graph)
+    worst = {
+        name: difference(host, picture_file, name, AnchorEditPipeline.from_pretrained(folder / name), LINES[:1], **TURN)
+        for name in LAYOUTS
+    }
+    print("largest difference of latents by layout:", {name: f"{value:.1e}" for name, value in worst.items()})
+    assert max(worst.values()) <= 1e-4
+
+
+def test_a_model_of_the_stock_loader_works_and_says_that_it_is_not_trained_to_edit(host, picture_file, folder):
+    graph = base_graph()
+    graph["model"] = node("UNETLoader", unet_name="prefixed.safetensors", weight_dtype="default")
+    graph["shifted"] = node("ModelSamplingSD3", model=["model", 0], shift=3.0)
+    for name, model in (("stock", "model"), ("shift", "shifted")):
+        graph[f"turn_{name}"] = turn(["start", 0], LINES[0], model=[model, 0], steps=2)
+        graph[f"probe_{name}"] = probe(name, memory=[f"turn_{name}", 0])
+    graph["trained"] = turn(["start", 0], LINES[0], steps=1)
+    graph["probe_trained"] = probe("trained", memory=["trained", 0])
+    run = succeed(host, graph)
+    pipeline = AnchorEditPipeline.from_pretrained(folder / "prefixed.safetensors")
+    assert difference(host, picture_file, "stock", pipeline, LINES[:1], steps=2) <= 1e-4
+    pipeline.edit = replace(pipeline.edit, shift=3.0)
+    assert difference(host, picture_file, "shift", pipeline, LINES[:1], steps=2) <= 1e-4
+    said = dict(run.texts)
+    assert "not say that it was trained to edit" in said["turn_stock"]
+    assert "2 Euler steps, shift 8, guidance 5" in said["turn_stock"]
+    assert "shift 3" in said["turn_shift"]
+    assert "trained" not in said
+
+
+def test_widgets_replace_what_the_file_says_and_travel_through_a_lora(host, picture_file, folder):
+    save_file({"diffusion_model.blocks.0.ffn.0.diff_b": torch.zeros(1024)}, host.folder / "models" / "none.safetensors")
+    (host.folder / "models" / "loras").mkdir(exist_ok=True)
+    (host.folder / "models" / "none.safetensors").rename(host.folder / "models" / "loras" / "none.safetensors")
+    chosen = {"sampler": "euler", "shift": 3.0, "guidance": 1.5, "anchor_text": "first_prompt", "slots": "absolute"}
+    graph = base_graph()
+    graph["file"] = load("published.pt", steps=3, stride=2, area=128, turns=3, **chosen)
+    graph["lora"] = node("LoraLoaderModelOnly", model=["file", 0], lora_name="none.safetensors", strength_model=1.0)
+    graph["start"]["inputs"]["model"] = ["lora", 0]
+    graph["one"] = turn(["start", 0], LINES[0], model=["lora", 0])
+    graph["two"] = turn(["one", 0], LINES[1], model=["lora", 0])
+    graph["three"] = turn(["two", 0], LINES[2], model=["lora", 0])
+    graph["probe"] = probe("widgets", memory=["three", 0])
+    run = succeed(host, graph)
+    assert not [line for _, line in run.texts if "trained" in line]  # a published file says how it edits
+    pipeline = AnchorEditPipeline.from_pretrained(folder / "published.pt")
+    pipeline = AnchorEditPipeline(
+        pipeline.transformer,
+        pipeline.vae,
+        pipeline.text_encoder,
+        replace(pipeline.edit, num_steps=3, stride=2, area=128, turns=3, **chosen),
+    )
+    assert difference(host, picture_file, "widgets", pipeline, LINES) <= 1e-4
+
+
+BROKEN = {
+    "cut.safetensors": (
+        lambda path: path.write_bytes(path.with_name("fp8.safetensors").read_bytes()[:9000]),
+        "Copy it",
+    ),
+    "empty.safetensors": (lambda path: path.write_bytes(b""), "Download it again"),
+    "code.pt": (lambda path: torch.save({"generator": Path("x")}, path), "Get it as .safetensors"),
+    "half.safetensors": (lambda path: save_file(dict(sorted(weights().items())[:60]), path), "Give a"),
+    "vae.safetensors": (lambda path: save_file({"decoder.conv1.weight": torch.zeros(3)}, path), "Give a"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_file_is_an_error_on_its_node_that_begins_with_the_remedy(host, picture_file, folder, name):
+    write, words = BROKEN[name]
+    write(folder / name)
+    graph = base_graph() | {"file": load(name)}
+    graph["turn"] = turn(["start", 0], LINES[0], model=["file", 0])
+    graph["probe"] = probe("broken", memory=["turn", 0])
+    error = host.run(graph).error
+    assert error is not None
+    assert error["node_id"] == "file"
+    assert error["exception_message"].startswith(words)
+    assert name in error["exception_message"]
+
+
+def test_a_file_that_is_not_there_is_refused_on_its_node(host, picture_file, folder):
+    graph = base_graph() | {"file": load("absent.safetensors")}
+    graph["turn"] = turn(["start", 0], LINES[0], model=["file", 0])
+    graph["probe"] = probe("absent", memory=["turn", 0])
+    try:
+        error = host.run(graph).error
+    except AssertionError as refused:  # the newer host looks into the list before it runs anything
+        assert '"file"' in str(refused)
+    else:
+        assert error["node_id"] == "file"
+        assert error["exception_message"].startswith("Choose another")
