@@ -183,7 +183,8 @@ class AnchorEditPipeline:
         size limits the edit to where it is above 0. Steps, guidance and sampler ("renoise" or "euler") are the
         checkpoint's if not given.
         """
-        self._check(memory)
+        self.check_vae(memory)
+        self.check_model(memory)
         instruction = _checked_text(instruction.strip())
         options = {"guidance": None if guidance is None else float(guidance), "sampler": sampler}
         edit = replace(self.edit, **{name: value for name, value in options.items() if value is not None})
@@ -215,6 +216,7 @@ class AnchorEditPipeline:
         turn = memory.last if turn is None else turn
         if turn == 0:
             return memory.picture
+        self.check_vae(memory)
         entry = memory.rewind(turn).turns[-1]
         decoded = self.vae.decode(entry.latent[None]).cpu()
         picture = memory.geometry.from_work(decoded)[0]
@@ -295,17 +297,40 @@ class AnchorEditPipeline:
         inside = F.max_pool2d(work, self.vae.spatial_factor).to(self.device)[0] > 0  # [1, h, w]
         return lambda x0: torch.where(inside, x0, before)
 
-    def _check(self, memory: AnchorMemory) -> None:
-        """Refuses a session that another VAE or text encoder made."""
+    def check_model(self, memory: AnchorMemory) -> None:
+        """Refuses a session whose latents or texts the transformer cannot read."""
+        config, latent = self.transformer.config, memory.turns[0].latent
+        if latent.shape[0] != config.in_channels:
+            raise AnchorEditError(
+                f"the session's latents have {latent.shape[0]} channels, the model takes {config.in_channels}: "
+                "use the model it was started with"
+            )
+        if any(side % patch for side, patch in zip(latent.shape[1:], config.patch_size[1:])):
+            raise AnchorEditError(
+                f"the session's latents are {list(latent.shape)}, which the model cannot cut into patches of "
+                f"{list(config.patch_size[1:])}: start the session with this model"
+            )
+        widths = {turn.text.shape[-1] for turn in memory.turns} - {config.text_dim}
+        if widths:
+            raise AnchorEditError(
+                f"the session's text is {widths.pop()} wide, the model takes {config.text_dim}: "
+                "use the model and text encoder it was started with"
+            )
+
+    def check_vae(self, memory: AnchorMemory) -> None:
+        """Refuses a session that another VAE made."""
+        geometry, latent = memory.geometry, memory.turns[0].latent
+        factor = self.vae.spatial_factor
+        expected = (self.vae.latent_channels, geometry.work_height // factor, geometry.work_width // factor)
+        if latent.shape != expected:
+            raise AnchorEditError(
+                f"the session's latents are {list(latent.shape)}, the VAE makes {list(expected)} of its picture: "
+                "use the model it was started with, VAE included"
+            )
         if memory.latent_space and memory.latent_space != self._latent_space():
             raise AnchorEditError(
-                "the session's latents are from another VAE than this model's: use the model it was started with"
-            )
-        width = memory.turns[0].text.shape[-1]
-        if width != self.transformer.config.text_dim:
-            raise AnchorEditError(
-                f"the session's text is {width} wide, the model takes {self.transformer.config.text_dim}: "
-                "use the model it was started with"
+                "the session's latents are from another VAE than this one: "
+                "use the model it was started with, VAE included"
             )
 
     def _latent_space(self) -> str:

@@ -16,6 +16,7 @@ from .runtime import Runtime
 MemorySocket = io.Custom("ANCHOR_MEMORY")  # an AnchorMemory
 PolicySocket = io.Custom("ANCHOR_POLICY")  # a MemoryPolicy
 CATEGORY = "AnchorEdit"
+_PARTS = {"model": "diffusion model", "clip": "text encoder", "vae": "VAE"}
 
 
 class AnchorEditNode(io.ComfyNode):
@@ -26,6 +27,9 @@ class AnchorEditNode(io.ComfyNode):
     @classmethod
     def execute(cls, **inputs) -> io.NodeOutput:
         with remedies_first():
+            for name, part in _PARTS.items():
+                if name in inputs and inputs[name] is None:  # what a checkpoint lacks, its loader gives as None
+                    raise AnchorEditError(f"the input {name} is empty: load the {part} from a file of its own")
             return cls.run(**inputs)
 
 

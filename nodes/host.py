@@ -60,10 +60,7 @@ class HostModel:
     """The artist's MODEL, however it was loaded and patched; made anew for every node that runs it."""
 
     def __init__(self, patcher, serials: Serials):
-        network = patcher.model.diffusion_model
-        plain = type(network) is comfy.ldm.wan.model.WanModel and network.model_type == "t2v"
-        if not plain or network.in_dim != LATENT_CHANNELS:
-            raise AnchorEditError(f"the MODEL is {type(network).__name__} of another kind: give Wan 2.1 text-to-video")
+        network = _text_to_video(patcher)
         self.patcher = patcher = without_memory(patcher)
         facts = model_facts(patcher)
         self.edit, self.trained = facts.edit, facts.trained
@@ -74,6 +71,8 @@ class HostModel:
             num_layers=len(network.blocks),
             text_dim=network.text_dim,
             text_len=network.text_len,
+            in_channels=network.in_dim,
+            out_channels=network.out_dim,
             patch_size=tuple(network.patch_size),
         )
         facts = [
@@ -147,6 +146,20 @@ class HostModel:
         self.check_text(text)
         padded = F.pad(text, (0, 0, 0, max(0, self.config.text_len - len(text))))
         return padded[None, : rows or self.config.text_len].to(self.device)
+
+
+def _text_to_video(patcher) -> comfy.ldm.wan.model.WanModel:
+    """The network of a MODEL; refuses all but Wan 2.1 text-to-video."""
+    network = patcher.model.diffusion_model
+    if type(network) is not comfy.ldm.wan.model.WanModel or network.model_type != "t2v":
+        what = f"{type(network).__name__} {getattr(network, 'model_type', '')}".strip()
+        raise AnchorEditError(f"the MODEL is {what}, which cannot edit by memory: load Wan 2.1 text-to-video")
+    if network.in_dim != LATENT_CHANNELS:
+        raise AnchorEditError(
+            f"the MODEL takes {network.in_dim} channels where text-to-video takes {LATENT_CHANNELS}: "
+            "load Wan 2.1 text-to-video"
+        )
+    return network
 
 
 class HostVAE:
@@ -246,8 +259,8 @@ def model_files() -> list[str]:
 def model_path(name: str) -> str:
     """Where such a file lies."""
     path = folder_paths.get_full_path("diffusion_models", name)
-    if path is None:
-        raise AnchorEditError(f"the file {name} is not in models/diffusion_models any more: choose another")
+    if path is None or name not in model_files():
+        raise AnchorEditError(f"'{name}' is not there: put it into models/diffusion_models, or choose another file")
     return path
 
 
@@ -267,6 +280,7 @@ def load_model(path: str):
         raise AnchorEditError(f"ComfyUI cannot load {path} ({reason}): choose a Wan 2.1 text-to-video file") from error
     if model is None:
         raise AnchorEditError(f"ComfyUI finds no diffusion model in {path}: choose a Wan 2.1 text-to-video file")
+    _text_to_video(model)
     return model if file.edit_config is None else with_facts(model, ModelFacts(file.edit_config, trained=True))
 
 
@@ -359,9 +373,9 @@ def on_step(model: HostModel, steps: int) -> Callable[[int, int, Tensor], None]:
 
 
 def say(text: str, node_id: str | None) -> None:
-    """A line of text on a node."""
+    """A line of text on a node; for a node inside an expanded one, on that one."""
     if node_id is not None and getattr(PromptServer, "instance", None) is not None:
-        PromptServer.instance.send_progress_text(text, node_id)
+        PromptServer.instance.send_progress_text(text, node_id.partition(".")[0])
 
 
 def block_budget() -> int:

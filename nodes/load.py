@@ -5,10 +5,11 @@ from pathlib import Path
 
 from comfy_api.latest import io
 
+from ..anchoredit_model.errors import AnchorEditError
 from ..anchoredit_model.images import load_image
 from ..anchoredit_model.pipeline import TINY
 from ..anchoredit_model.sampling import in_words, with_steps
-from .base import CATEGORY, AnchorEditNode, to_image
+from .base import CATEGORY, AnchorEditNode, remedies_first, to_image
 from .facts import model_facts, with_facts
 from .host import load_bundled, load_model, model_files, model_path, say
 
@@ -104,6 +105,16 @@ class LoadModel(AnchorEditNode):
             outputs=[io.Model.Output(display_name="MODEL")],
             hidden=[io.Hidden.unique_id],
         )
+
+    @classmethod
+    def validate_inputs(cls, model_name: str | None = None) -> bool | str:
+        try:
+            with remedies_first():
+                if model_name is not None:  # a link has no value yet
+                    model_path(model_name)
+        except AnchorEditError as error:
+            return str(error)
+        return True
 
     @classmethod
     def fingerprint_inputs(cls, model_name: str, **_) -> str:

@@ -45,8 +45,8 @@ class ApplyMemory(AnchorEditNode):
     @classmethod
     def run(cls, model, memory: AnchorMemory, positive, seed: int) -> io.NodeOutput:
         pipeline = HostPipeline(cls.runtime, model=model)
+        pipeline.check_model(memory)
         text = pipeline.transformer.check_text(text_rows(positive))
-        pipeline.transformer.check_text(memory.turns[0].text)
         noise = TurnNoise(seed, len(memory))
         return io.NodeOutput(
             with_memory(model, SeenMemory(cls.runtime, memory, text), remedies_first),
@@ -98,7 +98,9 @@ class CommitTurn(AnchorEditNode):
     @classmethod
     def run(cls, model, memory: AnchorMemory, latent, positive, instruction: str) -> io.NodeOutput:
         pipeline = HostPipeline(cls.runtime, model=model)
-        turn = Turn(model_latent(latent).cpu(), instruction.strip(), text_rows(positive).cpu())
+        pipeline.check_model(memory)
+        text = pipeline.transformer.check_text(text_rows(positive))
+        turn = Turn(model_latent(latent).cpu(), instruction.strip(), text.cpu())
         with pipeline.transformer.running():
             return io.NodeOutput(pipeline.reader.commit(memory, turn))
 

@@ -28,8 +28,11 @@ class HostText:
 def text_rows(conditioning) -> Tensor:
     """The valid rows [T, E] of a CONDITIONING that holds one text."""
     if len(conditioning) != 1:
-        raise AnchorEditError(f"the CONDITIONING combines {len(conditioning)} texts: give one instruction")
-    return _valid_rows(conditioning[0][0])
+        raise AnchorEditError(f"the CONDITIONING holds {len(conditioning)} texts: connect one CLIP Text Encode")
+    rows = _valid_rows(conditioning[0][0])
+    if not len(rows):
+        raise AnchorEditError("the CONDITIONING is all zeros: connect a CLIP Text Encode, empty for a null edit")
+    return rows
 
 
 def _valid_rows(states: Tensor) -> Tensor:

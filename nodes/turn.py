@@ -13,6 +13,7 @@ from .runtime import HostPipeline
 
 # A link goes on to the inner nodes of a chain as a link, so that the host can tell which of them it has run before.
 _LINK = {"rawLink": True}
+_NULL_EDIT = "The instruction is empty: the picture is made again as it is."
 _NOT_TRAINED = "This MODEL does not say that it was trained to edit: plain Wan makes a new picture instead of an edit."
 
 
@@ -79,9 +80,12 @@ class Turn(AnchorEditNode):
     ) -> io.NodeOutput:
         pipeline = HostPipeline(cls.runtime, vae, clip, model)
         edit = with_steps(pipeline.edit, steps or None)
+        remarks = [] if instruction.strip() else [_NULL_EDIT]
         if not pipeline.transformer.trained:
             sampled = in_words(replace(edit, guidance=guidance or edit.guidance))
-            say(f"{_NOT_TRAINED} Sampled with {sampled}.", cls.hidden.unique_id)
+            remarks.append(f"{_NOT_TRAINED} Sampled with {sampled}.")
+        if remarks:
+            say("\n".join(remarks), cls.hidden.unique_id)
         count = len(edit.steps) if edit.sampler == "renoise" else edit.num_steps
         memory = pipeline.turn(
             memory, instruction, seed, steps or None, guidance or None, on_step=on_step(pipeline.transformer, count)

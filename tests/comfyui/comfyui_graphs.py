@@ -1,5 +1,7 @@
 """Graphs in the API's format, as the tests queue them: node name -> class and inputs, a link being [name, output]."""
 
+import json
+
 from safetensors.torch import load_file
 
 LINES = ["make it blue", "add a crown", "change the background to pink"]
@@ -19,7 +21,7 @@ LOAD_OPTIONS = {
 }
 
 
-def node(kind: str, **inputs) -> dict:
+def node(kind: str, /, **inputs) -> dict:
     return {"class_type": kind, "inputs": inputs}
 
 
@@ -90,7 +92,19 @@ def read(host, name: str) -> dict:
     return load_file(host.folder / "output" / f"{name}.safetensors")
 
 
+def read_json(host, name: str) -> dict:
+    """The figures that a probe wrote."""
+    return json.loads((host.folder / "output" / f"{name}.json").read_text())
+
+
+def policy(**options) -> dict:
+    """A Memory Policy as it comes, with other `options`."""
+    widgets = {"anchor_frames": 1, "window": 4, "history": "stream", "place": "auto", "kv_dtype": "auto"}
+    return node("AnchorEditMemoryPolicy", **{**widgets, **options})
+
+
 def succeed(host, graph: dict):
     run = host.run(graph)
+    assert not run.refused, run.refused
     assert run.error is None, f"{run.error}\n{host.log_text()[-3000:]}"
     return run

@@ -25,6 +25,7 @@ class Run:
 
     ran: list[str] = field(default_factory=list)
     outputs: dict = field(default_factory=dict)
+    refused: dict = field(default_factory=dict)  # errors of nodes that were not even tried
     error: dict | None = None
     texts: list[tuple[str, str]] = field(default_factory=list)  # node and the line that it shows
     previews: list[bytes] = field(default_factory=list)  # pictures as files
@@ -93,9 +94,10 @@ class Server:
         """Queues a prompt in the API's format and waits until it is done; interrupts it in the node named."""
         with _Events(self.port, self.client) as events:
             answer = self.post("/prompt", {"prompt": prompt, "client_id": self.client})
-            if answer.get("node_errors") or "prompt_id" not in answer:
-                raise AssertionError(f"the prompt was refused: {json.dumps(answer)[:4000]}")
-            run = Run()
+            run = Run(refused=answer.get("node_errors") or {})
+            if "prompt_id" not in answer:  # no output is left that could be made
+                assert run.refused, f"the prompt was refused: {json.dumps(answer)[:4000]}"
+                return run
             for event in events.until(time.monotonic() + RUN_SECONDS):
                 kind, data = event["type"], event.get("data", {})
                 if kind in ("text", "preview"):

@@ -1,29 +1,72 @@
 """The host's own ways lead to the same picture: its samplers, another pack's attention, a model from a file, a LoRA."""
 
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from comfyui_graphs import LINES, LOAD_OPTIONS, base_graph, native_turn, node, probe, read, succeed, turn, turns_graph
+from comfyui_graphs import (
+    LINES,
+    LOAD_OPTIONS,
+    base_graph,
+    native_turn,
+    node,
+    probe,
+    read,
+    read_json,
+    succeed,
+    turn,
+    turns_graph,
+)
+from PIL import Image
 from safetensors.torch import save_file
 
 from anchoredit_model.pipeline import TINY
 
+ROOT = Path(__file__).resolve().parents[2]
+
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_the_hosts_samplers_make_the_same_turns(host, picture_file, guidance):
-    graph = turns_graph(LINES[:2], "turns", guidance=guidance)
-    native_turn(graph, "first", ["tiny", 0], ["start", 0], LINES[0], guidance)
-    native_turn(graph, "second", ["tiny", 0], ["first", 0], LINES[1], guidance)
-    graph["decoded"] = node("VAEDecode", vae=["tiny", 2], samples=["second_sample", 0])
-    graph["probe_native"] = probe("native", memory=["second", 0], image=["decoded", 0])
+def test_the_hosts_samplers_and_the_command_line_make_the_same_turns(host, picture_file, tmp_path, guidance):
+    graph = turns_graph(LINES, "turns", guidance=guidance)
+    memory = ["start", 0]
+    for number, line in enumerate(LINES, 1):
+        name = f"native{number}"
+        graph[f"picture{number}"] = probe(f"turn{number}", image=[f"turn{number}", 1])
+        native_turn(graph, name, ["tiny", 0], memory, line, guidance)
+        graph[f"decode{number}"] = node("VAEDecode", vae=["tiny", 2], samples=[f"{name}_sample", 0])
+        graph[f"probe{number}"] = probe(name, memory=[name, 0], image=[f"decode{number}", 0])
+        memory = [name, 0]
     succeed(host, graph)
-    turns, native = read(host, "turns"), read(host, "native")
-    worst = (native["latents"] - turns["latents"]).abs().amax(dim=(1, 2, 3))
+
+    turns, native = read(host, "turns")["latents"], read(host, "native3")["latents"]
+    worst = (native - turns).abs().amax(dim=(1, 2, 3))
     print("largest difference of latents by turn:", [f"{value:.1e}" for value in worst.tolist()])
     # rounding: Turn steps along the flow and the host along x0; at 3 the host sends both conditions in one call
     assert worst.max() <= 1e-4
-    assert (native["image"].reshape(turns["image"].shape) - turns["image"]).abs().max() <= 1 / 255
+
+    out = tmp_path / "edits"
+    command = [sys.executable, "-m", "anchoredit_model", "edit", str(picture_file), "--out", str(out), "--seed", "7"]
+    command += ["--dtype", "float32", "--device", "cpu", "--guidance", str(guidance)]
+    command += [word for line in LINES for word in ("-i", line)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for number in range(1, len(LINES) + 1):
+        pictures = {
+            "Turn": read(host, f"turn{number}")["image"].reshape(128, 128, 3),
+            "native": read(host, f"native{number}")["image"].reshape(128, 128, 3),
+        }
+        with Image.open(out / f"turn_{number:02d}.png") as written:
+            expected = torch.from_numpy(np.array(written.convert("RGB"))).int()  # 0..255
+        for way, picture in pictures.items():
+            levels = (picture.clamp(0, 1) * 255).round().int()
+            difference = (levels - expected).abs().max().item()
+            print(f"turn {number}, {way} against the command line: {difference} of 255")
+            assert difference <= 1
+        assert (pictures["Turn"] - pictures["native"]).abs().max() <= 1 / 255
 
 
 def test_guidance_is_the_same_with_conditions_together_and_apart(host, picture_file):
@@ -36,25 +79,36 @@ def test_guidance_is_the_same_with_conditions_together_and_apart(host, picture_f
     succeed(host, graph)
     worst = (read(host, "together")["latents"] - read(host, "apart")["latents"]).abs().max().item()
     print(f"largest difference of latents together and apart: {worst:.1e}")
-    assert worst <= 1e-5
+    assert worst <= 1e-5  # one turn: more add up, as each is read with the rounding of those before
 
 
 def test_attention_of_another_pack_stays_and_changes_nothing(host, picture_file):
-    graph = turns_graph(LINES[:2], "plain")
-    graph["before"] = node("AnchorEditForeign", model=["tiny", 0])
+    graph, lines = turns_graph(LINES[:2], "plain", seed=15), LINES[:2]
+    graph["foreign"] = node("AnchorEditForeign", model=["tiny", 0], name="before_calls")
     memory = ["start", 0]
-    for number, line in enumerate(LINES[:2]):
-        graph[f"foreign{number}"] = turn(memory, line, model=["before", 0])
-        memory = [f"foreign{number}", 0]
-    graph["probe_before"] = probe("before", memory=memory)
-    native_turn(graph, "after", ["tiny", 0], ["turn1", 0], LINES[1])
-    graph["foreign_after"] = node("AnchorEditForeign", model=["after_apply", 0])
-    graph["after_guider"]["inputs"]["model"] = ["foreign_after", 0]
-    graph["probe_after"] = probe("after", memory=["after", 0])
+    for number, line in enumerate(lines, 1):
+        graph[f"before{number}"] = turn(memory, line, model=["foreign", 0], seed=15)
+        memory = [f"before{number}", 0]
+    graph["probe_before"] = probe("before", memory=memory, image=[memory[0], 1])
+    # the host's way: without another pack's node, and with it after ours and before it
+    for name in ("alone", "after", "around"):
+        memory = ["start", 0]
+        for number, line in enumerate(lines, 1):
+            turned = f"{name}{number}"
+            native_turn(graph, turned, ["foreign", 0] if name == "around" else ["tiny", 0], memory, line)
+            memory = [turned, 0]
+            if name == "after":
+                graph[f"foreign{number}"] = node("AnchorEditForeign", model=[f"{turned}_apply", 0], name="after_calls")
+                graph[f"{turned}_guider"]["inputs"]["model"] = [f"foreign{number}", 0]
+        graph[f"{name}_picture"] = node("VAEDecode", vae=["tiny", 2], samples=[f"{name}2_sample", 0])
+        graph[f"probe_{name}"] = probe(name, memory=memory, image=[f"{name}_picture", 0])
     succeed(host, graph)
-    plain = read(host, "plain")["latents"]
-    assert read(host, "before")["latents"].equal(plain)
-    assert (read(host, "after")["latents"] - plain).abs().max() <= 1e-4
+    for name, reference in (("before", "plain"), ("after", "alone"), ("around", "alone")):
+        for what in ("latents", "image"):
+            assert read(host, name)[what].equal(read(host, reference)[what]), f"{name}, {what}"
+    for calls in (read_json(host, "before_calls"), read_json(host, "after_calls")):
+        # it was called, for self- and cross-attention alike, and saw the longer keys
+        assert calls["overridden"] and calls["hooked"] and calls["longest"] > calls["queries"]
 
 
 def test_a_model_from_a_file_is_the_bundled_one(host, picture_file):

@@ -5,7 +5,19 @@ import time
 
 import pytest
 import torch
-from comfyui_graphs import LINES, chain_graph, node, probe, read, succeed, turn, turns_graph
+from comfyui_graphs import (
+    LINES,
+    base_graph,
+    chain_graph,
+    node,
+    policy,
+    probe,
+    read,
+    read_json,
+    succeed,
+    turn,
+    turns_graph,
+)
 from PIL import Image
 
 from anchoredit_model.config import MemoryPolicy
@@ -56,9 +68,9 @@ def test_a_chain_recomputes_only_what_changed_and_is_its_turns(host, picture_fil
 
 
 def _turns_in(run) -> list[str]:
-    """The turns inside a chain that ran."""
-    inner = [node.rpartition(".")[2] for node in run.ran if "." in node]
-    return [node for node in inner if node.startswith("turn")]
+    """The turns that ran, also inside a chain."""
+    names = [node.rpartition(".")[2] for node in run.ran]
+    return [name for name in names if name.startswith("turn")]
 
 
 def test_branches_and_rewind(host, picture_file):
@@ -75,27 +87,72 @@ def test_branches_and_rewind(host, picture_file):
     assert run.outputs["strip"]["images"]
 
 
-def test_twelve_turns_and_one_changed_word(host, picture_file):
+@pytest.mark.parametrize("form", ["turns", "chain"])
+def test_twelve_turns_and_one_changed_word(host, picture_file, form):
+    graph, seed = {"turns": (turns_graph, 10), "chain": (chain_graph, 11)}[form]
     lines = [f"{LINES[number % 3]} {number}" for number in range(12)]
+    succeed(host, base_graph() | {"watch": probe("anchor", memory=["start", 0])})  # the model is loaded by now
     began = time.monotonic()
-    assert len(_turns_in(succeed(host, chain_graph(lines, "twelve", seed=11)))) == 12
-    first, began = time.monotonic() - began, time.monotonic()
-    assert _turns_in(succeed(host, chain_graph([*lines[:-1], "make it red"], "twelve", seed=11))) == ["turn12"]
-    again = time.monotonic() - began
-    print(f"twelve turns {first:.2f} s, the last one again {again:.2f} s")
-    assert again <= first / 6
+    run = succeed(host, graph(lines, "twelve", seed=seed))
+    first = time.monotonic() - began
+    assert _turns_in(run) == [f"turn{number}" for number in range(1, 13)]
+    before, again = read(host, "twelve")["latents"], []
+    for words in ("make it red", "make it yellow", "remove the crown"):
+        began = time.monotonic()
+        run = succeed(host, graph([*lines[:-1], words], "twelve", seed=seed))
+        again.append(time.monotonic() - began)
+        assert _turns_in(run) == ["turn12"]
+        after = read(host, "twelve")["latents"]
+        assert after[:12].equal(before[:12]) and not after[12].equal(before[12])
+    print(f"twelve turns {first:.2f} s, the last one again {', '.join(f'{seconds:.2f}' for seconds in again)} s")
+    assert min(again) <= first / 6  # what other programs on the machine take comes on top
 
 
-def test_forgotten_keys_and_values_come_back_bit_by_bit(host, picture_file):
-    graph = turns_graph(LINES, "kept", seed=12)
+@pytest.mark.parametrize("history", ["stream", "refresh"])
+def test_forgotten_keys_and_values_come_back_bit_by_bit(host, picture_file, history):
+    graph = turns_graph([*LINES, "make it green"], "kept", seed=12)
+    graph["policy"] = policy(window=1, history=history)
+    graph["start"]["inputs"]["policy"] = ["policy", 0]
     succeed(host, graph)
-    graph["forget"] = node("AnchorEditForget", memory=["turn2", 0])
-    graph["turn3"]["inputs"]["memory"] = ["forget", 0]
-    graph["probe"]["inputs"]["name"] = "forgotten"
+    # turn 4 sees the anchor and turn 3, which have seen turns that turn 4 does not
+    graph["forget"] = node("AnchorEditForget", memory=["turn3", 0], name="forgotten")
+    graph["turn4"]["inputs"]["memory"] = ["forget", 0]
+    graph["probe"]["inputs"]["name"] = "again"
     run = succeed(host, graph)
-    assert "turn3" in run.ran
-    assert read(host, "forgotten")["latents"].equal(read(host, "kept")["latents"])
-    assert read(host, "forgotten")["image"].equal(read(host, "kept")["image"])
+    assert [name for name in run.ran if name.startswith(("turn", "forget"))] == ["forget", "turn4"]
+    store = read_json(host, "forgotten")
+    assert store["before"] >= 2 and store["after"] == 0
+    assert read(host, "again")["latents"].equal(read(host, "kept")["latents"])
+    assert read(host, "again")["image"].equal(read(host, "kept")["image"])
+
+
+def test_branches_share_storage_and_do_not_disturb_each_other(host, picture_file):
+    lines = {"left": "make it green", "right": "add a crown"}
+    seen = {}
+    for order in (("left", "right"), ("right", "left")):
+        graph = turns_graph(LINES[:2], "trunk", seed=13)
+        graph["fresh"] = node("AnchorEditFresh", image=["image", 0], session=" ".join(order))
+        graph["start"]["inputs"]["image"] = ["fresh", 0]
+        for name in order:
+            graph[name] = turn(["turn2", 0], lines[name], seed=13)
+            graph[f"probe_{name}"] = probe(name, memory=[name, 0], image=[name, 1])
+            run = succeed(host, graph)
+            trunk = ["turn1", "turn2"] if name == order[0] else []
+            assert [node for node in run.ran if node in ("turn1", "turn2", *order)] == [*trunk, name]
+        seen[order[0]] = {name: read(host, name) for name in order}
+        succeed(host, graph | {"count": node("AnchorEditCount", name="count", one=["left", 0], two=["right", 0])})
+        held = read_json(host, "count")
+        print(held)
+        frames = 5  # the anchor, turns 1 and 2, and a turn of each branch
+        assert held["latents"] == frames * held["latent"] == frames * 16 * 16 * 16 * 4
+        assert held["picture"] == 3 * 128 * 128 * 4
+        assert held["blocks"] == frames
+        frame = 2 * 8 * 64 * 256 * 4  # keys and values, layers, tokens, width, float32
+        assert held["kv"] == held["reported"] == frames * frame
+    for name in lines:
+        for what in ("latents", "image"):
+            assert seen["left"][name][what].equal(seen["right"][name][what])
+    assert not seen["left"]["left"]["image"].equal(seen["left"]["right"]["image"])
 
 
 @pytest.mark.parametrize("kv_dtype", ["auto", "bfloat16"])
@@ -111,7 +168,7 @@ def test_place_and_dtype_of_what_is_remembered(host, picture_file, kv_dtype):
         policy = {"anchor_frames": 1, "window": 2, "history": "stream", "place": place, "kv_dtype": kv_dtype}
         graph["policy"] = node("AnchorEditMemoryPolicy", **policy)
         graph["start"]["inputs"]["policy"] = ["policy", 0]
-        graph["forget"] = node("AnchorEditForget", memory=["turn2", 0])
+        graph["forget"] = node("AnchorEditForget", memory=["turn2", 0], name="forgotten")
         graph["again"] = turn(["forget", 0], LINES[2], seed=13)
         graph["probe_again"] = probe("again", memory=["again", 0], image=["again", 1])
         succeed(host, graph)
@@ -137,28 +194,3 @@ def test_an_interrupted_chain_keeps_its_finished_turns(host, picture_file):
     assert run.stopped_after < 2
     run = succeed(host, graph)
     assert [name for name in run.ran if name.startswith(("tiny", "start", "turn"))] == ["turn3", "turn4", "turn5"]
-
-
-@pytest.mark.parametrize(
-    ("change", "where", "words"),
-    [
-        (lambda graph: graph["back"]["inputs"].update(turn=9), "back", "Choose 0 to 1"),
-        (lambda graph: graph["policy"]["inputs"].update(anchor_frames=0, window=0), "policy", "Set one of them"),
-        (lambda graph: graph["start"]["inputs"].update(image=["batch", 0]), "start", "Choose one picture"),
-    ],
-    ids=["rewind", "policy", "batch"],
-)
-def test_an_error_is_on_its_node_and_begins_with_the_remedy(host, picture_file, change, where, words):
-    graph = turns_graph(LINES[:1], "errors")
-    graph["policy"] = node(
-        "AnchorEditMemoryPolicy", anchor_frames=1, window=3, history="stream", place="auto", kv_dtype="auto"
-    )
-    graph["start"]["inputs"]["policy"] = ["policy", 0]
-    graph["batch"] = node("ImageBatch", image1=["image", 0], image2=["image", 0])
-    graph["back"] = node("AnchorEditRewind", memory=["turn1", 0], turn=1)
-    graph["probe_back"] = probe("back", memory=["back", 0])
-    change(graph)
-    error = host.run(graph).error
-    assert error is not None
-    assert error["node_id"] == where
-    assert error["exception_message"].startswith(words)

@@ -3,10 +3,14 @@
 AnchorEditProbe    writes what is on its wires to a file
 AnchorEditForeign  another pack's attention: an override and a block hook that leave the numbers as they are
 AnchorEditApart    runs the conditions of one call one by one
-AnchorEditForget   empties the pack's store of keys and values
+AnchorEditForget   empties the pack's store of keys and values, and says what it held before and after
+AnchorEditFresh    hands on its IMAGE with an empty store: another `session` is another picture to the host's cache
+AnchorEditCount    counts bytes: of the store, and of what two sessions hold, by the address of the storage
 AnchorEditRequired writes how many bytes the host keeps free when it loads a MODEL for sampling
+misfits            what does not fit
 """
 
+import json
 from pathlib import Path
 
 import folder_paths
@@ -15,6 +19,10 @@ from comfy.patcher_extension import WrappersMP
 from safetensors.torch import save_file
 
 import nodes
+
+from . import misfits
+
+CROSS_ROWS = 512  # of the text, which cross-attention sees
 
 
 class AnchorEditProbe:
@@ -44,16 +52,29 @@ class AnchorEditProbe:
 
 
 class AnchorEditForeign:
-    INPUT_TYPES = classmethod(lambda cls: {"required": {"model": ("MODEL",)}})
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"model": ("MODEL",), "name": ("STRING",)}})
     RETURN_TYPES = ("MODEL",)
     FUNCTION = "patch"
     CATEGORY = "tests"
 
-    def patch(self, model):
+    def patch(self, model, name):
+        calls = {"overridden": 0, "hooked": 0, "longest": 0, "queries": 0}
+
+        def attend(attention, q, k, v, *rest, **options):
+            calls["overridden"] += 1
+            calls["queries"] = max(calls["queries"], q.shape[1])
+            if k.shape[1] != CROSS_ROWS:
+                calls["longest"] = max(calls["longest"], k.shape[1])
+            write_json(name, calls)
+            return attention(q, k, v, *rest, **options)
+
+        def enter(args, extra):
+            calls["hooked"] += 1
+            return extra["original_block"](args)
+
         model = model.clone()
-        options = model.model_options["transformer_options"]
-        options["optimized_attention_override"] = lambda attention, *tensors, **rest: attention(*tensors, **rest)
-        model.set_model_patch_replace(lambda args, extra: extra["original_block"](args), "dit", "double_block", 0)
+        model.model_options["transformer_options"]["optimized_attention_override"] = attend
+        model.set_model_patch_replace(enter, "dit", "double_block", 0)
         return (model,)
 
 
@@ -80,16 +101,57 @@ class AnchorEditApart:
 
 
 class AnchorEditForget:
-    INPUT_TYPES = classmethod(lambda cls: {"required": {"memory": ("ANCHOR_MEMORY",)}})
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"memory": ("ANCHOR_MEMORY",), "name": ("STRING",)}})
     RETURN_TYPES = ("ANCHOR_MEMORY",)
     FUNCTION = "forget"
     CATEGORY = "tests"
 
-    def forget(self, memory):
-        store = nodes.NODE_CLASS_MAPPINGS["AnchorEditTurn"].runtime.store
-        assert len(store) > 0
-        store.retain([])
+    def forget(self, memory, name):
+        before = len(kv_store())
+        kv_store().retain([])
+        write_json(name, {"before": before, "after": len(kv_store())})
         return (memory,)
+
+
+class AnchorEditFresh:
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"image": ("IMAGE",), "session": ("STRING",)}})
+    RETURN_TYPES = ("IMAGE",)
+    FUNCTION = "start"
+    CATEGORY = "tests"
+
+    def start(self, image, session):
+        kv_store().retain([])
+        return (image.clone(),)
+
+
+class AnchorEditCount:
+    INPUT_TYPES = classmethod(
+        lambda cls: {
+            "required": {"name": ("STRING",), "one": ("ANCHOR_MEMORY",)},
+            "optional": {"two": ("ANCHOR_MEMORY",)},
+        }
+    )
+    RETURN_TYPES = ()
+    FUNCTION = "count"
+    OUTPUT_NODE = True
+    CATEGORY = "tests"
+
+    def count(self, name, one, two=None):
+        blocks = list(kv_store()._blocks.values())
+        kept = [tensor for block in blocks for tensor in (*block.keys, *block.values)]
+        sessions = [one] if two is None else [one, two]
+        latents = [turn.latent for memory in sessions for turn in memory.turns]
+        pictures = [memory.picture for memory in sessions]
+        figures = {
+            "blocks": len(blocks),
+            "reported": kv_store().nbytes,
+            "kv": storage_bytes(kept),
+            "latents": storage_bytes(latents),
+            "latent": latents[0].nbytes,
+            "picture": storage_bytes(pictures),
+        }
+        write_json(name, figures)
+        return ()
 
 
 class AnchorEditRequired:
@@ -121,5 +183,27 @@ class AnchorEditRequired:
         return (model,)
 
 
-NODES = (AnchorEditProbe, AnchorEditForeign, AnchorEditApart, AnchorEditForget, AnchorEditRequired)
-NODE_CLASS_MAPPINGS = {node.__name__: node for node in NODES}
+def kv_store():
+    return nodes.NODE_CLASS_MAPPINGS["AnchorEditTurn"].runtime.store
+
+
+def storage_bytes(tensors):
+    """Bytes of all storages that these tensors look at, each counted once, by its address."""
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    return sum(storages.values())
+
+
+def write_json(name, figures):
+    (Path(folder_paths.get_output_directory()) / f"{name}.json").write_text(json.dumps(figures))
+
+
+NODES = (
+    AnchorEditProbe,
+    AnchorEditForeign,
+    AnchorEditApart,
+    AnchorEditForget,
+    AnchorEditFresh,
+    AnchorEditCount,
+    AnchorEditRequired,
+)
+NODE_CLASS_MAPPINGS = {node.__name__: node for node in (*NODES, *misfits.NODES)}
