@@ -18,7 +18,12 @@ FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-back
 FLAGS += " --disable-component-update --disable-sync"
 READY = "types => !!(window.app?.extensionManager && app.graph && types.every(t => LiteGraph.registered_node_types[t]))"
 OPENED = "count => app.graph.nodes.length === count && app.graph.nodes.some(node => node.type === 'AnchorEditStart')"
-SHOWN = "name => [...document.images].some(i => decodeURI(i.src).endsWith(`/${name}.jpg`) && i.naturalWidth > 0)"
+# the picture of the card with this title, which is lazily loaded, under a URL of the browser's own
+SHOWN = """name => {
+    let card = [...document.querySelectorAll("*")].find(e => !e.children.length && e.textContent.trim() === name)
+    while (card && !card.querySelector("img")) card = card.parentElement
+    return card?.querySelector("img").naturalWidth === 512
+}"""
 UNKNOWN = "() => app.graph.nodes.filter(node => !LiteGraph.registered_node_types[node.type]).map(node => node.type)"
 BOXES = "() => app.graph.nodes.map(node => [node.title, ...node.getBounding()])"
 QUEUE = """async () => {

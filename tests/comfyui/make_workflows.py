@@ -18,7 +18,7 @@ from PIL import Image
 from thumbnails import thumbnail
 
 WORKFLOWS = Path(__file__).resolve().parents[2] / "workflows"
-GREY, BLUE, PINK, GREEN = "#888", "#3f789e", "#a1309b", "#3f9e6a"
+GREY, BLUE, PINK, GREEN = "#888", "#5a9bc4", "#c65fc0", "#4fae7a"
 GROUP_MARGIN, GROUP_TITLE, NODE_TITLE = 20, 50, 30  # pixels of the canvas
 
 COMFY_ORG = "https://huggingface.co/Comfy-Org/Wan_2.1_ComfyUI_repackaged/resolve/main/split_files"
@@ -189,11 +189,11 @@ class Node:
         return Wire(self.entry["id"], slot)
 
 
-def bundled(sheet: Sheet, y: int, **start) -> tuple[Node, Node, dict]:
+def bundled(sheet: Sheet, **start) -> tuple[Node, Node, dict]:
     """The bundled model and a session on its picture: Load, Start, and the wires that every turn takes."""
-    tiny = sheet.add("AnchorEditLoadTiny", (0, y, 300, 110))
+    tiny = sheet.add("AnchorEditLoadTiny", (0, 80, 300, 110))
     wires = {"model": tiny[0], "clip": tiny[1], "vae": tiny[2]}
-    return tiny, sheet.add("AnchorEditStart", (360, y, 300, 190), **wires, image=tiny[3], **start), wires
+    return tiny, sheet.add("AnchorEditStart", (360, 80, 300, 190), **wires, image=tiny[3], **start), wires
 
 
 def turn(sheet: Sheet, box: tuple, title: str, instruction: str, memory: Wire, wires: dict) -> Node:
@@ -201,8 +201,8 @@ def turn(sheet: Sheet, box: tuple, title: str, instruction: str, memory: Wire, w
 
 
 def first_edit(sheet: Sheet) -> None:
-    sheet.note(FIRST_EDIT, (0, 0, 660, 330))
-    tiny, start, wires = bundled(sheet, 460)
+    sheet.note(FIRST_EDIT, (0, 400, 660, 220))
+    tiny, start, wires = bundled(sheet)
     one = turn(sheet, (760, 80, 340, 300), "Turn 1", "make it blue", start[0], wires)
     two = turn(sheet, (1140, 80, 340, 300), "Turn 2", "add a crown", one[0], wires)
     strip = sheet.add("AnchorEditFilmstrip", (760, 510, 720, 420), vae=tiny[2], memory=two[0])
@@ -215,23 +215,23 @@ def ten_turns(sheet: Sheet) -> None:
     lines = ["make it blue", "add a crown", "change the background to pink", "make it green", "make it smaller"]
     lines += ["change the background to white", "make it red", "move it to the left"]
     lines += ["change the background to yellow", "make it purple"]
-    sheet.note(TEN_TURNS, (0, 0, 660, 270))
-    policy = sheet.add("AnchorEditMemoryPolicy", (0, 600, 300, 170), anchor_frames=1, window=2)
-    tiny, start, wires = bundled(sheet, 400, policy=policy[0])
+    sheet.note(TEN_TURNS, (0, 560, 660, 200))
+    policy = sheet.add("AnchorEditMemoryPolicy", (0, 270, 300, 190), anchor_frames=1, window=2)
+    tiny, start, wires = bundled(sheet, policy=policy[0])
     chain = sheet.add(
-        "AnchorEditChain", (760, 80, 760, 410), **wires, memory=start[0], instructions="\n".join(lines), seed=7
+        "AnchorEditChain", (760, 80, 900, 410), **wires, memory=start[0], instructions="\n".join(lines), seed=7
     )
-    strip = sheet.add("AnchorEditFilmstrip", (760, 620, 760, 470), vae=tiny[2], memory=chain[0], size=160)
+    strip = sheet.add("AnchorEditFilmstrip", (760, 620, 900, 550), vae=tiny[2], memory=chain[0], size=160)
     sheet.group("1  A picture, and what turns may see", GREY, policy, tiny, start)
     sheet.group("2  Edits", BLUE, chain)
     sheet.group("3  Look", GREEN, strip)
 
 
 def branches(sheet: Sheet) -> None:
-    sheet.note(BRANCHES, (0, 0, 660, 240))
-    tiny, start, wires = bundled(sheet, 370)
-    one = turn(sheet, (0, 690, 310, 300), "Turn 1", "make it blue", start[0], wires)
-    two = turn(sheet, (350, 690, 310, 300), "Turn 2", "add a crown", one[0], wires)
+    sheet.note(BRANCHES, (0, 800, 660, 190))
+    tiny, start, wires = bundled(sheet)
+    one = turn(sheet, (0, 400, 310, 300), "Turn 1", "make it blue", start[0], wires)
+    two = turn(sheet, (350, 400, 310, 300), "Turn 2", "add a crown", one[0], wires)
     ways = [("One way", PINK, 80, "change the background to pink"), ("The other way", GREEN, 590, "make it green")]
     for title, color, y, instruction in ways:
         three = turn(sheet, (760, y, 310, 400), f"Turn 3: {title.lower()}", instruction, two[0], wires)
@@ -242,8 +242,8 @@ def branches(sheet: Sheet) -> None:
 
 
 def native_sampler(sheet: Sheet) -> None:
-    sheet.note(NATIVE_SAMPLER, (0, 0, 660, 290))
-    tiny, start, wires = bundled(sheet, 420)
+    sheet.note(NATIVE_SAMPLER, (0, 400, 660, 210))
+    tiny, start, wires = bundled(sheet)
     words = sheet.add("PrimitiveStringMultiline", (760, 80, 300, 110), "Instruction", value="make it blue")
     text = sheet.add("CLIPTextEncode", (760, 250, 300, 90), clip=wires["clip"], text=words[0])
     apply = sheet.add(
@@ -277,14 +277,14 @@ def native_sampler(sheet: Sheet) -> None:
 
 
 def wan_setup(sheet: Sheet) -> None:
-    sheet.note(WAN_SETUP, (0, 0, 660, 400))
+    sheet.note(WAN_SETUP, (0, 540, 660, 330))
     files = [
         (TEXT_ENCODER, f"{COMFY_ORG}/text_encoders/{TEXT_ENCODER}", "text_encoders"),
         (VAE, f"{COMFY_ORG}/vae/{VAE}", "vae"),
     ]
-    model = sheet.add("AnchorEditLoadModel", (0, 530, 310, 330), model_name=TRANSFORMER)
-    clip = sheet.add("CLIPLoader", (350, 530, 310, 110), models=files[:1], clip_name=TEXT_ENCODER, type="wan")
-    vae = sheet.add("VAELoader", (350, 720, 310, 60), models=files[1:], vae_name=VAE)
+    model = sheet.add("AnchorEditLoadModel", (0, 80, 310, 330), model_name=TRANSFORMER)
+    clip = sheet.add("CLIPLoader", (350, 80, 310, 110), models=files[:1], clip_name=TEXT_ENCODER, type="wan")
+    vae = sheet.add("VAELoader", (350, 270, 310, 60), models=files[1:], vae_name=VAE)
     wires = {"model": model[0], "clip": clip[0], "vae": vae[0]}
     picture = sheet.add("LoadImage", (760, 80, 300, 330), image="example.png")
     start = sheet.add("AnchorEditStart", (1160, 80, 300, 190), image=picture[0], **wires)
