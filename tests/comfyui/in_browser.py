@@ -1,4 +1,4 @@
-"""The shipped workflows in a browser, as an artist meets them: `make test-browser`.
+"""The shipped workflows in a browser, as an artist meets them: `make check-comfyui`.
 
 Not named test_*, so that the tests on a host need no browser and none of them skips. Beside COMFYUI_PATH and
 COMFYUI_PYTHON this reads CHROMIUM (without it: `chromium` on the PATH) and COMFYUI_ARGS, e.g. --front-end-root for a
