@@ -2,7 +2,8 @@
 
 Not named test_*, so that the tests on a host need no browser and none of them skips. Beside COMFYUI_PATH and
 COMFYUI_PYTHON this reads CHROMIUM (without it: `chromium` on the PATH) and COMFYUI_ARGS, e.g. --front-end-root for a
-host whose own front end is not the installed one. Screenshots to be looked at go to runs/browser/.
+host whose own front end is not the installed one. All that the host's requirements name must be installed: without
+spandrel the front end of 0.3.64 cannot make a VAELoader. Screenshots to be looked at go to runs/browser/.
 """
 
 import json
