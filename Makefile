@@ -1,6 +1,8 @@
 # make demo     edit the bundled picture three times, pictures in demo/
 # make test     run the tests
 # make test-comfyui   run the tests on a real ComfyUI: COMFYUI_PATH its folder, COMFYUI_PYTHON its interpreter
+# make check-comfyui  the same host in a browser (CHROMIUM), and ComfyUI's linters
+# make workflows      write workflows/ anew by the nodes of that host, with pictures
 # make lint     check the style
 # make clean    remove .venv and everything else that these targets made
 #
@@ -17,6 +19,7 @@ TORCH ?= torch==2.13.0
 
 DEMO_EXTRAS = standalone
 TEST_EXTRAS = standalone,benchmark,dev
+CHECK_EXTRAS = $(TEST_EXTRAS),comfyui
 LINT_EXTRAS = dev
 
 DEMO_IMAGE = anchoredit_model/assets/sample.png
@@ -26,7 +29,7 @@ PYTEST_ARGS = -q
 RUN = .venv/bin/python
 PIP = $(RUN) -m pip --disable-pip-version-check install --quiet
 
-.PHONY: help demo test test-comfyui lint clean
+.PHONY: help demo test test-comfyui check-comfyui workflows lint clean
 .DELETE_ON_ERROR:
 # One environment, so one install at a time, also under make -j.
 .NOTPARALLEL:
@@ -44,6 +47,12 @@ test: .venv/.test
 
 test-comfyui: .venv/.test
 	$(RUN) -m pytest $(PYTEST_ARGS) tests/comfyui
+
+check-comfyui: .venv/.check
+	$(RUN) -m pytest $(PYTEST_ARGS) tests/comfyui/in_browser.py tests/comfyui/linters.py
+
+workflows: .venv/.test
+	$(RUN) tests/comfyui/make_workflows.py
 
 lint: .venv/.lint
 	$(RUN) -m ruff check .
@@ -65,13 +74,14 @@ clean:
 	    { echo "Installing $(TORCH) ..."; $(PIP) $(TORCH); }
 	@$(RUN) -c 'import importlib.metadata as m; print("torch==" + m.version("torch"))' > $@
 
-.venv/.demo .venv/.test: pyproject.toml .venv/.torch
+.venv/.demo .venv/.test .venv/.check: pyproject.toml .venv/.torch
 .venv/.lint: pyproject.toml .venv/.python
 
 .venv/.demo: EXTRAS = $(DEMO_EXTRAS)
 .venv/.test: EXTRAS = $(TEST_EXTRAS)
+.venv/.check: EXTRAS = $(CHECK_EXTRAS)
 .venv/.lint: EXTRAS = $(LINT_EXTRAS)
-.venv/.demo .venv/.test .venv/.lint:
+.venv/.demo .venv/.test .venv/.check .venv/.lint:
 	@echo "Installing what is needed ($(EXTRAS)) ..."
 	@$(PIP) $(if $(filter .venv/.torch,$^),--constraint .venv/.torch) --editable '.[$(EXTRAS)]'
 	@touch $@

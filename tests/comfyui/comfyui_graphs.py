@@ -5,6 +5,8 @@ import json
 from safetensors.torch import load_file
 
 LINES = ["make it blue", "add a crown", "change the background to pink"]
+WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+NOTES = ("MarkdownNote", "Note")
 NETWORKS = {"model": ["tiny", 0], "clip": ["tiny", 1], "vae": ["tiny", 2]}
 
 # Load Model as it comes, all from the file
@@ -108,3 +110,23 @@ def succeed(host, graph: dict):
     assert not run.refused, run.refused
     assert run.error is None, f"{run.error}\n{host.log_text()[-3000:]}"
     return run
+
+
+def api_graph(workflow: dict, info: dict) -> dict:
+    """The browser's format -> the API's, by what the host says of its nodes (/object_info)."""
+    sources = {link: [str(source), slot] for link, source, slot, *_ in workflow["links"]}
+    graph = {}
+    for entry in workflow["nodes"]:
+        if entry["type"] in NOTES:
+            continue
+        inputs, values = {}, list(entry["widgets_values"])
+        known = info[entry["type"]]["input"]
+        for name, (kind, *options) in {**known.get("required", {}), **known.get("optional", {})}.items():
+            if isinstance(kind, list) or kind in WIDGETS:
+                inputs[name] = values.pop(0)
+                if options and (options[0].get("control_after_generate") or options[0].get("image_upload")):
+                    values.pop(0)  # "fixed", "increment" ..., "image": the browser's own
+        assert not values, f"node {entry['id']} has values left over: {values}"
+        inputs |= {put["name"]: sources[put["link"]] for put in entry["inputs"] if put["link"] is not None}
+        graph[str(entry["id"])] = node(entry["type"], **inputs)
+    return graph

@@ -5,9 +5,12 @@ from __future__ import annotations
 import base64
 import json
 import os
+import shlex
+import shutil
 import socket
 import struct
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -15,6 +18,8 @@ import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 
+HERE = Path(__file__).resolve().parent
+PACK = HERE.parents[1]
 START_SECONDS = 600  # a busy machine imports for minutes
 RUN_SECONDS = 600
 
@@ -32,19 +37,32 @@ class Run:
     stopped_after: float | None = None  # seconds from the wish to interrupt to the end
 
 
+def server(folder: Path) -> Server | None:
+    """The host that the environment names (see conftest.py), with `folder` for its files; None if there is none."""
+    named = os.environ.get("COMFYUI_PATH")
+    path = Path(named).expanduser() if named else Path(os.path.abspath(PACK)).parents[1]  # custom_nodes/<pack>
+    if not named and not (path / "comfy_api").is_dir():
+        return None
+    if not (path / "main.py").is_file():
+        raise FileNotFoundError(f"COMFYUI_PATH is {path}, which holds no main.py: name ComfyUI's own folder")
+    args = shlex.split(os.environ.get("COMFYUI_ARGS", ""))
+    return Server(path, os.environ.get("COMFYUI_PYTHON", sys.executable), folder, args)
+
+
 class Server:
-    def __init__(self, comfyui: Path, python: str, pack: Path, probe: Path, folder: Path):
+    def __init__(self, comfyui: Path, python: str, folder: Path, args: list[str]):
         self.folder = folder
         for name in ("custom_nodes", "input", "output", "temp", "user", "models"):
             (folder / name).mkdir()
-        (folder / "custom_nodes" / "anchoredit").symlink_to(pack)
-        (folder / "custom_nodes" / "probe").symlink_to(probe)
+        shutil.copy(comfyui / "input" / "example.png", folder / "input")  # LoadImage has it for a start
+        (folder / "custom_nodes" / "anchoredit").symlink_to(PACK)
+        (folder / "custom_nodes" / "probe").symlink_to(HERE / "probe")
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self.command = [python, "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(self.port)]
         self.command += ["--disable-auto-launch", "--base-directory", str(folder)]
-        self.command += ["--database-url", "sqlite:///:memory:", "--preview-method", "auto"]
+        self.command += ["--database-url", "sqlite:///:memory:", "--preview-method", "auto", *args]
         self.comfyui = comfyui
         self.client = uuid.uuid4().hex
 

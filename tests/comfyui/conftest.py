@@ -3,40 +3,27 @@
     COMFYUI_PATH=~/ComfyUI COMFYUI_PYTHON=~/ComfyUI/.venv/bin/python make test-comfyui
 
 COMFYUI_PATH is the host's folder (without it: the ComfyUI that this pack is installed in, if it is), COMFYUI_PYTHON
-the interpreter that runs it (without it: the one that runs pytest).
+the interpreter that runs it (without it: the one that runs pytest). COMFYUI_ARGS are given to the host as well.
 """
 
-import os
 import sys
 from pathlib import Path
 
 import pytest
 
 HERE = Path(__file__).resolve().parent
-PACK = HERE.parents[1]
 sys.path.insert(0, str(HERE))  # for the modules that the tests share
-
-
-def _comfyui() -> Path | None:
-    named = os.environ.get("COMFYUI_PATH")
-    if named:
-        return Path(named).expanduser()
-    around = Path(os.path.abspath(PACK)).parents[1]  # custom_nodes/<pack> -> the host
-    return around if (around / "comfy_api").is_dir() else None
 
 
 @pytest.fixture(scope="session")
 def host(tmp_path_factory: pytest.TempPathFactory):
-    path = _comfyui()
-    if path is None:
-        pytest.skip("no ComfyUI: set COMFYUI_PATH (and COMFYUI_PYTHON) to run these tests")
-    if not (path / "main.py").is_file():
-        raise FileNotFoundError(f"COMFYUI_PATH is {path}, which holds no main.py: name ComfyUI's own folder")
-    python = os.environ.get("COMFYUI_PYTHON", sys.executable)
-    from comfyui_server import Server
+    from comfyui_server import server
 
-    with Server(path, python, PACK, HERE / "probe", tmp_path_factory.mktemp("comfyui")) as server:
-        yield server
+    named = server(tmp_path_factory.mktemp("comfyui"))
+    if named is None:
+        pytest.skip("no ComfyUI: set COMFYUI_PATH (and COMFYUI_PYTHON) to run these tests")
+    with named:
+        yield named
 
 
 @pytest.fixture(scope="session")

@@ -1,38 +1,47 @@
-"""The shipped workflows run on a real host, converted as the browser converts them."""
+"""The shipped workflows run on a real host, converted as the browser converts them; each has a picture of its own."""
 
 import json
-from pathlib import Path
 
 import pytest
-from comfyui_graphs import node, succeed
+from comfyui_graphs import api_graph, succeed
+from make_workflows import NEED_FILES, SHEETS, WORKFLOWS
+from PIL import Image
 
-WORKFLOWS = sorted((Path(__file__).resolve().parents[2] / "workflows").glob("*.json"))
-NOTES = ("MarkdownNote", "Note")
-WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+FILES = sorted(WORKFLOWS.glob("*.json"))
+RUNNING = [path for path in FILES if path.stem not in NEED_FILES]
 
 
-@pytest.mark.parametrize("path", WORKFLOWS, ids=[path.stem for path in WORKFLOWS])
-def test_a_workflow_is_listed_and_runs(host, path):
-    assert path.stem in host.get("/workflow_templates")["anchoredit"]
-    run = succeed(host, api_graph(json.loads(path.read_text(encoding="utf-8")), host.get("/object_info")))
+def names(paths) -> list[str]:
+    return [path.stem for path in paths]
+
+
+def test_every_workflow_has_a_picture():
+    assert names(FILES) == sorted(SHEETS)
+    for path in FILES:
+        picture = path.with_suffix(".jpg")
+        assert picture.stat().st_size < 40_000
+        with Image.open(picture) as image:
+            assert image.size == (512, 512)  # the template browser shows squares
+
+
+def test_the_template_browser_lists_every_workflow(host):
+    assert sorted(host.get("/workflow_templates")["anchoredit"]) == names(FILES)
+
+
+@pytest.mark.parametrize("path", RUNNING, ids=names(RUNNING))
+def test_a_workflow_runs(host, path):
+    run = succeed(host, read_workflow(host, path))
     assert run.outputs
 
 
-def api_graph(workflow: dict, info: dict) -> dict:
-    """The browser's format -> the API's."""
-    sources = {link: [str(source), slot] for link, source, slot, *_ in workflow["links"]}
-    graph = {}
-    for entry in workflow["nodes"]:
-        if entry["type"] in NOTES:
-            continue
-        inputs = {put["name"]: sources[put["link"]] for put in entry["inputs"] if put["link"] is not None}
-        values = list(entry["widgets_values"])
-        known = info[entry["type"]]["input"]
-        for name, (kind, *options) in {**known.get("required", {}), **known.get("optional", {})}.items():
-            if isinstance(kind, list) or kind in WIDGETS:
-                inputs[name] = values.pop(0)
-                if options and options[0].get("control_after_generate"):
-                    values.pop(0)  # "fixed", "increment" ...: the browser's own
-        assert not values, f"node {entry['id']} has values left over: {values}"
-        graph[str(entry["id"])] = node(entry["type"], **inputs)
-    return graph
+@pytest.mark.parametrize("name", NEED_FILES)
+def test_a_workflow_for_files_of_the_artist_lacks_nothing_but_these(host, name):
+    answer = host.post("/prompt", {"prompt": read_workflow(host, WORKFLOWS / f"{name}.json")})
+    lacking = {node["class_type"]: node["errors"] for node in answer["node_errors"].values()}
+    assert sorted(lacking) == sorted(NEED_FILES[name])
+    for errors in lacking.values():
+        assert [error["type"] for error in errors] in (["value_not_in_list"], ["custom_validation_failed"])
+
+
+def read_workflow(host, path) -> dict:
+    return api_graph(json.loads(path.read_text(encoding="utf-8")), host.get("/object_info"))

@@ -1,0 +1,106 @@
+"""The pictures that the template browser shows beside the workflows, from what these have made: 512 x 512, JPEG."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+SIDE, FINE, QUALITY = 512, 2, 80  # drawn FINE times larger, then reduced
+BACKGROUND, LINE, TEXT = (30, 32, 36), (120, 124, 132), (230, 232, 236)
+MODEL, CLIP, VAE, MEMORY = (179, 157, 219), (255, 213, 0), (255, 110, 110), (119, 255, 119)  # the sockets' colours
+
+
+class Card:
+    """A dark square that is drawn on in its own pixels."""
+
+    def __init__(self):
+        self.image = Image.new("RGB", (SIDE * FINE, SIDE * FINE), BACKGROUND)
+        self.draw = ImageDraw.Draw(self.image)
+
+    def picture(self, picture: Image.Image, left: float, top: float, side: float) -> None:
+        size = round(side * FINE)
+        mask = Image.new("L", (size, size))
+        ImageDraw.Draw(mask).rounded_rectangle((0, 0, size - 1, size - 1), radius=8 * FINE, fill=255)
+        resized = picture.convert("RGB").resize((size, size), Image.Resampling.LANCZOS)
+        self.image.paste(resized, (round(left * FINE), round(top * FINE)), mask)
+
+    def arrow(self, *points: tuple[float, float]) -> None:
+        scaled = [(x * FINE, y * FINE) for x, y in points]
+        self.draw.line(scaled, fill=LINE, width=4 * FINE, joint="curve")
+        (x, y), head = scaled[-1], 9 * FINE
+        self.draw.polygon([(x + head, y), (x - head / 2, y - head), (x - head / 2, y + head)], fill=LINE)
+
+    def text(self, words: str, x: float, y: float, size: int = 22, anchor: str = "mm") -> None:
+        font = ImageFont.load_default(size * FINE)
+        self.draw.text((x * FINE, y * FINE), words, font=font, fill=TEXT, anchor=anchor)
+
+    def plug(self, words: str, color: tuple, left: float, top: float, width: float) -> None:
+        """A box with words and a socket of a colour."""
+        box = [value * FINE for value in (left, top, left + width, top + 48)]
+        self.draw.rounded_rectangle(box, radius=10 * FINE, fill=(52, 55, 61))
+        dot = [value * FINE for value in (left + 16, top + 17, left + 30, top + 31)]
+        self.draw.ellipse(dot, fill=color)
+        self.text(words, left + 46, top + 24, anchor="lm")
+
+    def save(self, path: Path) -> None:
+        self.image.resize((SIDE, SIDE), Image.Resampling.LANCZOS).save(path, quality=QUALITY, optimize=True)
+
+
+def first_edit(card: Card, strip: list[Image.Image]) -> None:
+    source, first, second = strip
+    card.picture(source, 30, 96, 146)
+    card.picture(first, 30, 258, 146)
+    card.picture(second, 192, 96, 308 - 18)
+    card.text("make it blue", 103, 428)
+    card.text("add a crown", 337, 428)
+
+
+def ten_turns(card: Card, strip: list[Image.Image]) -> None:
+    for number, picture in enumerate(strip):
+        row, column = divmod(number + (number > 0), 4)  # the second place is the arrow's
+        card.picture(picture, 24 + 118 * column, 88 + 118 * row, 110)
+    card.arrow((160, 143), (228, 143))
+
+
+def branches(card: Card, one: list[Image.Image], other: list[Image.Image]) -> None:
+    card.picture(one[2], 28, 194, 150)
+    for picture, top in ((one[3], 76), (other[3], 284)):
+        card.picture(picture, 288, top, 190)
+        card.arrow((190, 269), (232, 269), (232, top + 95), (268, top + 95))
+
+
+def native_sampler(card: Card, strip: list[Image.Image]) -> None:
+    source, edited = strip
+    card.picture(source, 36, 82, 180)
+    card.arrow((232, 172), (272, 172))
+    card.picture(edited, 296, 82, 180)
+    for number, (words, color) in enumerate(
+        (("Apply Memory", MODEL), ("SamplerCustomAdvanced", (255, 156, 249)), ("Commit Turn", MEMORY))
+    ):
+        card.plug(words, color, 36, 292 + 60 * number, 440)
+
+
+def wan_setup(card: Card) -> None:
+    card.text("Wan 2.1", SIDE / 2, 150, 72)
+    card.text("needs three files", SIDE / 2, 218, 24)
+    for number, (words, color) in enumerate(
+        (("diffusion_models: trained to edit", MODEL), ("text_encoders: umT5", CLIP), ("vae: Wan 2.1", VAE))
+    ):
+        card.plug(words, color, 50, 274 + 60 * number, 412)
+
+
+CARDS = {
+    "First edit": first_edit,
+    "Ten turns": ten_turns,
+    "Branches": branches,
+    "Native sampler": native_sampler,
+    "Wan 2.1 set-up": wan_setup,
+}
+
+
+def thumbnail(name: str, strips: list[list[Image.Image]], path: Path) -> None:
+    """Draws the picture of workflow `name`; `strips` are the pictures of its filmstrips."""
+    card = Card()
+    CARDS[name](card, *strips)
+    card.save(path)
