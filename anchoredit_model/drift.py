@@ -151,10 +151,13 @@ def colour_drift(picture: Tensor, reference: Tensor, mask: Tensor | None = None)
     """
     _check(picture, reference, mask)
     step = 1 + math.isqrt(picture[0].numel() // _COLOUR_PIXELS)
-    keep = torch.ones_like(picture[0], dtype=torch.bool) if mask is None else mask > 0.5
-    if keep[::step, ::step].any():
-        picture, reference, keep = (plane[..., ::step, ::step] for plane in (picture, reference, keep))
-    after, before = lab(picture[:, keep]), lab(reference[:, keep])  # [3, P]
+    keep = None if mask is None else mask > 0.5
+    if keep is not None and keep[::step, ::step].any():
+        keep = keep[::step, ::step]
+    elif keep is not None:
+        step = 1
+    sampled = (image[:, ::step, ::step] for image in (picture, reference))
+    after, before = (lab(image.flatten(1) if keep is None else image[:, keep]) for image in sampled)  # [3, P]
     change = after - before
     dl, da, db = change.mean(dim=1).tolist()
     delta_e = float(change.square().sum(dim=0).sqrt().mean())
