@@ -149,6 +149,13 @@ def test_shift_and_scale_at_any_size(height, width, dx, dy, scale):
     assert placed(alignment(waves(height, width, dx, dy, scale), waves(height, width)), dx, dy, scale)
 
 
+@pytest.mark.parametrize("dx, dy, scale", [(40, 25, 0), (0, 0, 0.2), (15, -20, 0.1), (30, 10, -0.15)])
+def test_far_from_where_it_was(dx, dy, scale):
+    """Where only phase correlation finds the way: every wave has been left behind by several lengths."""
+    height, width = 300, 320
+    assert placed(alignment(waves(height, width, dx, dy, scale), waves(height, width)), dx, dy, scale)
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -210,10 +217,12 @@ def test_what_has_nothing_in_common_has_no_place(image, reference):
     assert found.confidence < 0.2
 
 
-def test_a_shift_along_stripes_is_not_made_up():
-    rows = torch.arange(128.0)[:, None].expand(3, 128, 128)
-    found = alignment(0.5 + 0.3 * torch.sin(0.4 * (rows - 0.3)), 0.5 + 0.3 * torch.sin(0.4 * rows))
-    assert placed(found, 0, 0.3)
+@pytest.mark.parametrize("tilt", [0.0, 0.6, 1.2])
+def test_a_shift_along_stripes_is_not_made_up(tilt):
+    y, x = torch.meshgrid(torch.arange(128.0), torch.arange(128.0), indexing="ij")
+    across = (x * math.sin(tilt) + y * math.cos(tilt)).expand(3, 128, 128)
+    found = alignment(0.5 + 0.3 * torch.sin(0.4 * (across - 0.3)), 0.5 + 0.3 * torch.sin(0.4 * across))
+    assert placed(found, 0.3 * math.sin(tilt), 0.3 * math.cos(tilt))
 
 
 def test_small_pictures():
