@@ -22,6 +22,7 @@ from anchoredit_model.geometry import buckets, fit_into, nearest_bucket
 # Why a session is left out, and what to do about it.
 REMEDIES = {
     "damaged archive": "copy or write the shard again",
+    "empty shard": "leave it out",
     "missing instructions": "add <key>.json",
     "unreadable instructions": 'write {"instructions": [{"en": "..."}, ...]}, one entry per edited picture',
     "wrong instruction count": "give as many instructions as edited pictures",
@@ -90,7 +91,7 @@ class EditSession:
 
 
 class Part(Protocol):
-    """A stretch of a source. `fingerprint` changes whenever its sessions do; `name` is unique in the source."""
+    """A stretch of a source. `fingerprint` changes whenever its sessions do; `name` is for people."""
 
     name: str
     fingerprint: str

@@ -78,7 +78,7 @@ class ShardPart:
 def shard_parts(*places: str | Path) -> list[ShardPart]:
     """The shards at `places`, files or folders of *.tar, in the order of their names.
 
-    Raises AnchorEditError if there are none or two have the same name.
+    Raises AnchorEditError if there are none.
     """
     paths: list[Path] = []
     for place in map(Path, places):
@@ -86,10 +86,6 @@ def shard_parts(*places: str | Path) -> list[ShardPart]:
         if not found or not found[0].is_file():
             raise AnchorEditError(f"no shards at '{place}': give a .tar file or a folder of them")
         paths += found
-    names = [path.stem for path in paths]
-    for name in names:
-        if names.count(name) > 1:
-            raise AnchorEditError(f"two shards are called '{name}.tar': rename one of them")
     return [ShardPart(path) for path in paths]
 
 

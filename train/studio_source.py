@@ -1,6 +1,6 @@
 """The studio as a source of edit sessions: drawn on demand, the same on every machine, and written as shards.
 
-    parts = studio_parts(StudioSettings(sessions=4096, turns=6, height=128, width=128, seed=1))
+    parts = studio_parts(StudioSettings(turns=6, height=128, width=128, seed=1), sessions=4096)
 
 Both languages say the same edit, so a session can be learned in either.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -31,7 +31,6 @@ _DRAWN_BY = ("scene.py", "instructions.py", "instructions.json", "studio.py", "r
 class StudioSettings:
     """What to draw. With `star` every edit starts from the source, else from the picture before."""
 
-    sessions: int
     turns: int
     height: int = 128
     width: int = 128
@@ -39,8 +38,12 @@ class StudioSettings:
     star: bool = False
 
     def __post_init__(self):
-        if min(self.sessions, self.turns, self.height, self.width) < 1:
-            raise AnchorEditError(f"{self} asks for nothing: sessions, turns, height and width are at least 1")
+        if min(self.turns, self.height, self.width) < 1:
+            raise AnchorEditError(f"{self} asks for nothing: turns, height and width are at least 1")
+
+    def batch_seed(self, number: int) -> int:
+        """The seed of one batch of sessions."""
+        return self.seed * _SEED_STEP + number
 
 
 @dataclass(frozen=True)
@@ -55,13 +58,12 @@ class StudioPart:
 
     @property
     def name(self) -> str:
-        return f"studio-{self.start:07d}"
+        return f"studio-{'star' if self.settings.star else 'chain'}-{self.settings.seed}-{self.start:07d}"
 
     @property
     def fingerprint(self) -> str:
         """The settings and the files that draw: another studio is another source."""
-        drawn = {**asdict(self.settings), "sessions": (self.start, self.stop)}
-        digest = hashlib.sha256(repr(drawn).encode())
+        digest = hashlib.sha256(repr((self.settings, self.start, self.stop)).encode())
         for name in _DRAWN_BY:
             digest.update((Path(__file__).parent / name).read_bytes())
         return digest.hexdigest()
@@ -72,7 +74,7 @@ class StudioPart:
         layers = compiled_layers() if self.compiled else None
         for start in range(self.start, self.stop, _BATCH):
             count = min(_BATCH, self.stop - start)
-            seed = settings.seed * _SEED_STEP + start
+            seed = settings.batch_seed(start)
             drawn = sample_sessions(count, settings.turns, torch.Generator().manual_seed(seed), star=settings.star)
             size = settings.height, settings.width
             frames = [to_bytes(render(scenes.to(self.device), *size, layers)).cpu() for scenes in drawn.scenes]
@@ -85,8 +87,8 @@ class StudioPart:
 
 
 def studio_parts(
-    settings: StudioSettings, per_part: int = 4 * _BATCH, device: str = "cpu", compiled: bool = False
+    settings: StudioSettings, sessions: int, per_part: int = 4 * _BATCH, device: str = "cpu", compiled: bool = False
 ) -> list[StudioPart]:
-    """A source of `settings.sessions` sessions. `compiled`: see `render.compiled_layers`."""
-    starts = range(0, settings.sessions, per_part)
-    return [StudioPart(settings, at, min(at + per_part, settings.sessions), device, compiled) for at in starts]
+    """The first `sessions` sessions as a source. `compiled`: see `render.compiled_layers`."""
+    starts = range(0, sessions, per_part)
+    return [StudioPart(settings, start, min(start + per_part, sessions), device, compiled) for start in starts]
