@@ -171,10 +171,9 @@ class _PartEncoder:
             self._encode(shape)
         tensors = {_name(shape): torch.cat(latents) for shape, latents in self.latents.items()}
         sessions = {_name(shape): rows for shape, rows in self.rows.items()}
-        metadata = {
-            "sessions": json.dumps(sessions, ensure_ascii=False),
-            "problems": json.dumps([asdict(problem) for problem in problems.found], ensure_ascii=False),
-        }
+        # one entry, because safetensors writes several in any order
+        content = {"sessions": sessions, "problems": [asdict(problem) for problem in problems.found]}
+        metadata = {"content": json.dumps(content, ensure_ascii=False)}
         with whole_file(path, "latents", make_folder=True) as unfinished:
             save_file(tensors, unfinished, metadata)
         return sum(map(len, sessions.values()))
@@ -189,12 +188,12 @@ class _PartEncoder:
 
 def _read_part(path: Path) -> tuple[list[CachedGroup], list[Problem]]:
     with _opened(path) as file:
-        metadata = file.metadata()
-        sessions, problems = json.loads(metadata["sessions"]), json.loads(metadata["problems"])
+        content = json.loads(file.metadata()["content"])
         groups = [
-            CachedGroup(_shape(name), file.get_tensor(name), *map(list, zip(*rows))) for name, rows in sessions.items()
+            CachedGroup(_shape(name), file.get_tensor(name), *map(list, zip(*rows)))
+            for name, rows in content["sessions"].items()
         ]
-    return groups, [Problem(**problem) for problem in problems]
+    return groups, [Problem(**problem) for problem in content["problems"]]
 
 
 def _encode_texts(wanted: Iterable[str], folder: Path, encoders: Encoders, rank: int, world: int, report) -> None:

@@ -89,6 +89,9 @@ class StudioPart:
 def studio_parts(
     settings: StudioSettings, sessions: int, per_part: int = 4 * _BATCH, device: str = "cpu", compiled: bool = False
 ) -> list[StudioPart]:
-    """The first `sessions` sessions as a source. `compiled`: see `render.compiled_layers`."""
+    """The first `sessions` sessions as a source. `compiled`: see `render.compiled_layers`.
+
+    Drawn on a GPU or by compiled loops they should be read without worker processes.
+    """
     starts = range(0, sessions, per_part)
     return [StudioPart(settings, start, min(start + per_part, sessions), device, compiled) for start in starts]
