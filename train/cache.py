@@ -127,12 +127,12 @@ def prepare(
         found, wrong = _read_part(path)
         groups += found
         problems.found += wrong
+    if not groups:
+        raise AnchorEditError(f"no usable session in {len(parts)} parts: {'; '.join(problems.summary()) or 'no parts'}")
     turns = chain.from_iterable(turns for group in groups for turns in group.instructions)
     wanted = {"", *(text for said in turns for text in said.values())}
     _encode_texts(wanted, texts, encoders, rank, world, report)
     barrier()
-    if not groups:
-        raise AnchorEditError(f"no usable session in {len(parts)} parts: {'; '.join(problems.summary()) or 'no parts'}")
     states = {text: rows for path in sorted(texts.glob("*.safetensors")) for text, rows in _read_texts(path).items()}
     return EncodedSessions(groups, TextTable({text: states[text] for text in wanted}), problems)
 
