@@ -18,7 +18,7 @@ PYTHON ?= $(shell for p in python3.11 python3; do $$p -c '' 2>/dev/null && echo 
 TORCH ?= torch==2.13.0
 
 DEMO_EXTRAS = standalone
-TEST_EXTRAS = standalone,benchmark,dev
+TEST_EXTRAS = standalone,train,benchmark,dev
 CHECK_EXTRAS = $(TEST_EXTRAS),comfyui
 LINT_EXTRAS = dev
 

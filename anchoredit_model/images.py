@@ -3,10 +3,11 @@
 A picture here is a float32 tensor [3, H, W], RGB, 0..1. An 8-bit picture survives load and save bit for bit.
 """
 
+import io
 import logging
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,21 +37,30 @@ def load_image(path: str | os.PathLike) -> Tensor:
         raise AnchorEditError(f"picture '{path}' does not exist: check the path")
     if path.is_dir():
         raise AnchorEditError(f"picture '{path}' is a folder: name one picture file in it")
+    return _read(path, path)
+
+
+def decode_image(data: bytes, name: str, formats: Sequence[str] | None = None) -> Tensor:
+    """As `load_image`, from a file's content; `name` is what errors call it, `formats` those of Pillow to allow."""
+    return _read(io.BytesIO(data), name, formats)
+
+
+def _read(file: Path | io.BytesIO, name: str | Path, formats: Sequence[str] | None = None) -> Tensor:
     try:
-        with Image.open(path) as image:
-            _check_readable(path, image)
+        with Image.open(file, formats=formats) as image:
+            _check_readable(name, image)
             oriented = ImageOps.exif_transpose(image)
-            pixels = _rgb(path, oriented)
+            pixels = _rgb(name, oriented)
     except AnchorEditError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise _too_large(path, "") from None
+        raise _too_large(name, "") from None
     except Image.UnidentifiedImageError:
-        raise AnchorEditError(f"picture '{path}' is no picture Pillow can read: save it as PNG or JPEG") from None
+        raise AnchorEditError(f"picture '{name}' is no picture Pillow can read: save it as PNG or JPEG") from None
     # Pillow's decoders report a broken file in all these ways.
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, RuntimeError, struct.error) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise AnchorEditError(f"picture '{path}' cannot be read ({reason}): it may be damaged, save it anew") from error
+        raise AnchorEditError(f"picture '{name}' cannot be read ({reason}): it may be damaged, save it anew") from error
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
@@ -90,7 +100,7 @@ def save_image(image: Tensor, path: str | os.PathLike, metadata: Mapping[str, st
         picture.save(unfinished, format="PNG", pnginfo=text)
 
 
-def _check_readable(path: Path, image: Image.Image) -> None:
+def _check_readable(path: str | Path, image: Image.Image) -> None:
     """Refuse, before decoding, what would exhaust memory or has no defined brightness."""
     if image.width * image.height > MAX_PIXELS:
         raise _too_large(path, f" ({image.width}x{image.height})")
@@ -98,13 +108,13 @@ def _check_readable(path: Path, image: Image.Image) -> None:
         raise AnchorEditError(f"picture '{path}' has 32-bit float pixels of unknown range: save it as 16-bit PNG")
 
 
-def _too_large(path: Path, size: str) -> AnchorEditError:
+def _too_large(path: str | Path, size: str) -> AnchorEditError:
     return AnchorEditError(
         f"picture '{path}'{size} has more than {MAX_PIXELS // 1_000_000} million pixels: scale it down first"
     )
 
 
-def _rgb(path: Path, image: Image.Image) -> np.ndarray:
+def _rgb(path: str | Path, image: Image.Image) -> np.ndarray:
     """Decode to float32 [H, W, 3], 0..1."""
     if image.mode.startswith("I"):
         # 16-bit grey, which Pillow would clip, not scale, on its way to RGB.

@@ -70,14 +70,7 @@ class TextEncoder:
         """
         from transformers import UMT5Config, UMT5EncoderModel
 
-        root = Path(encoder_folder)
-        folder = root / "text_encoder" if (root / "text_encoder").is_dir() else root
-        if not (folder / "config.json").is_file():
-            raise AnchorEditError(f"no text encoder at {root}: it needs config.json, *.safetensors and spiece.model")
-        if tokenizer_file_or_folder is None:
-            vocabulary = _find_vocabulary(folder, folder.parent / "tokenizer")
-        else:
-            vocabulary = _find_vocabulary(Path(tokenizer_file_or_folder))
+        folder, vocabulary = find_encoder(encoder_folder, tokenizer_file_or_folder)
         try:
             model_type = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
             if model_type != "umt5":
@@ -153,6 +146,17 @@ class TextEncoder:
 def clean_text(text: str) -> str:
     """Wan's cleaning: HTML entities twice, then runs of white space become one space (ftfy, optional there, is out)."""
     return " ".join(html.unescape(html.unescape(text)).split())
+
+
+def find_encoder(encoder_folder: str | Path, tokenizer_file_or_folder: str | Path | None = None) -> tuple[Path, Path]:
+    """The folder of an encoder's config.json and weights, and the file of its vocabulary."""
+    root = Path(encoder_folder)
+    folder = root / "text_encoder" if (root / "text_encoder").is_dir() else root
+    if not (folder / "config.json").is_file():
+        raise AnchorEditError(f"no text encoder at {root}: it needs config.json, *.safetensors and spiece.model")
+    if tokenizer_file_or_folder is not None:
+        return folder, _find_vocabulary(Path(tokenizer_file_or_folder))
+    return folder, _find_vocabulary(folder, folder.parent / "tokenizer")
 
 
 def _find_vocabulary(*places: Path) -> Path:

@@ -1,0 +1,97 @@
+"""Encoded sessions, ready to be put into batches.
+
+Shapes: N sessions of T edits, latents [T + 1, C, h, w] each; R rows of a text, E width of the text encoder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from .sessions import Problems, languages_of
+
+Shape = tuple[int, int, int]  # turns, height and width in pixels: what the sessions of a batch have in common
+
+
+@dataclass(frozen=True)
+class CachedGroup:
+    """Sessions of one part and shape: `latents` [N, T + 1, C, h, w] bfloat16, memory-mapped."""
+
+    shape: Shape
+    latents: Tensor
+    keys: list[str]
+    instructions: list[list[Mapping[str, str]]]  # [N][T], by language
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """`states` [R, E] bfloat16 of texts by the text: only the rows that say something."""
+
+    states: dict[str, Tensor]
+
+    def __len__(self) -> int:
+        return len(self.states)
+
+    def batch(self, texts: Sequence[Sequence[str]], rows: int | None = None) -> Tensor:
+        """States [B, F, R, E] of texts [B][F], zero rows after a text's end; R is the longest text's, or `rows`."""
+        states = pad_sequence([self.states[text] for row in texts for text in row], batch_first=True)
+        if rows is not None:
+            states = torch.nn.functional.pad(states, (0, 0, 0, rows - states.shape[1]))
+        return states.unflatten(0, (len(texts), len(texts[0])))
+
+
+class EncodedSessions:
+    """All sessions of a source, numbered in its order; `problems` are those that were left out."""
+
+    def __init__(self, groups: Sequence[CachedGroup], texts: TextTable, problems: Problems):
+        self.groups, self.texts, self.problems = groups, texts, problems
+        self._places = [(group, row) for group in groups for row in range(len(group.keys))]
+        self.shapes: list[Shape] = [group.shape for group, _ in self._places]
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of which sessions there are and in which order, for resuming."""
+        digest = hashlib.sha256()
+        for group in self.groups:
+            digest.update(repr((group.shape, group.keys)).encode())
+        return digest.hexdigest()
+
+    def languages(self, number: int) -> tuple[str, ...]:
+        """The languages in which a session's instructions all are."""
+        group, row = self._places[number]
+        return languages_of(group.instructions[row])
+
+    def batch(self, numbers: Sequence[int], languages: Sequence[str], text_rows: int | None = None) -> dict:
+        """Sessions of one shape, each in its language, as a batch:
+
+        latents [B, T + 1, C, h, w] and texts [B, T + 1, R, E], both bfloat16; a session's first text is the null
+        instruction. keys: B names. zero rows fill up the texts, to `text_rows` if given.
+        """
+        places = [self._places[number] for number in numbers]
+        said = [
+            ["", *(turn[language] for turn in group.instructions[row])]
+            for (group, row), language in zip(places, languages)
+        ]
+        return {
+            "latents": torch.stack([group.latents[row] for group, row in places]),
+            "texts": self.texts.batch(said, text_rows),
+            "keys": [group.keys[row] for group, row in places],
+        }
+
+    def describe(self) -> list[str]:
+        """Lines for people: what there is, and what was left out and why."""
+        shapes = sorted(Counter(self.shapes).items())
+        return [
+            f"{len(self)} sessions, {len(self.texts)} different texts",
+            *(f"  {count} x {turns} turns at {width}x{height}" for (turns, height, width), count in shapes),
+            *(f"left out: {line}" for line in self.problems.summary()),
+        ]
