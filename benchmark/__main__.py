@@ -19,7 +19,7 @@ def main(argv: list[str]) -> int:
         if argv[0] == "speed":
             from .speed import main as command
         else:
-            from .studio_suite import main as command
+            from .run import main as command
         return command(argv[1:])
     except AnchorEditError as error:
         print(f"error: {error}", file=sys.stderr)
