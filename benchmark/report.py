@@ -29,7 +29,7 @@ JUDGED = ("success", "followed", "untouched", "identity")
 def make_report(settings: dict[str, Any], records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The report of a finished run: `records` of all its sessions, in order."""
     judged = {name: np.array([[_value(turn, name) for turn in r["turns"]] for r in records]) for name in JUDGED}
-    success = judged["success"]
+    success = np.array([[is_success(turn) for turn in record["turns"]] for record in records])
     return {
         "suite": settings["suite"],
         "editor": settings["editor"],
@@ -37,6 +37,7 @@ def make_report(settings: dict[str, Any], records: Sequence[dict[str, Any]]) -> 
         "model": settings["editor_settings"].get("model"),
         "settings": settings,
         **{f"{name}_by_turn": intervals(values) for name, values in judged.items()},
+        "moot_by_turn": [sum(record["turns"][turn]["moot"] for record in records) for turn in range(success.shape[1])],
         "persistence_by_turn": intervals(np.array([_persistence(record["turns"]) for record in records])),
         "SR@k": intervals(succeeded_so_far(success)),
         "first_failure": first_failures(success),
@@ -57,6 +58,8 @@ def print_report(report: dict[str, Any]) -> None:
     for name in (*JUDGED, "persistence"):
         _print_row(name, [_percent(figure) for figure in report[f"{name}_by_turn"]])
     _print_row("SR@k", [_percent(figure) for figure in report["SR@k"]])
+    if any(report["moot_by_turn"]):
+        _print_row("moot", report["moot_by_turn"])
     _print_row("damage", [f"{figure['mean']:.3f}" for figure in report["damage_by_turn"]])
     if report["marks"]:
         print("\n| turn | what | sessions | success | facts right |\n|---|---|---|---|---|")
@@ -76,8 +79,15 @@ def print_report(report: dict[str, Any]) -> None:
     print(f"{cost['seconds_per_turn']:.3f} s per turn")
 
 
-def _value(turn: dict[str, Any], name: str) -> bool:
-    return turn["followed"] and turn["untouched"] and turn["identity"] if name == "success" else turn[name]
+def is_success(turn: dict[str, Any]) -> bool:
+    return turn["followed"] and turn["untouched"] and turn["identity"]
+
+
+def _value(turn: dict[str, Any], name: str) -> float:
+    """A verdict as a number; NaN if the turn does not count."""
+    if turn["moot"]:
+        return np.nan
+    return float(is_success(turn) if name == "success" else turn[name])
 
 
 def _persistence(turns: list[dict[str, Any]]) -> list[float]:
@@ -93,7 +103,7 @@ def _persistence(turns: list[dict[str, Any]]) -> list[float]:
 
 def _overall(records: Sequence[dict[str, Any]]) -> dict[str, Interval | None]:
     def over_turns(name: str, kinds: Sequence[str]) -> Interval | None:
-        chosen = [[turn for turn in record["turns"] if turn["kind"] in kinds] for record in records]
+        chosen = [[t for t in record["turns"] if t["kind"] in kinds and not t["moot"]] for record in records]
         return interval([sum(_value(turn, name) for turn in turns) for turns in chosen], [len(t) for t in chosen])
 
     edits = [kind for kind in KINDS if kind != "null"]
@@ -103,8 +113,9 @@ def _overall(records: Sequence[dict[str, Any]]) -> dict[str, Interval | None]:
 def _by_kind(records: Sequence[dict[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
     tables = {}
     for kind in KINDS:
-        first = [record["turns"][0] for record in records if record["turns"][0]["kind"] == kind]
-        every = [turn for record in records for turn in record["turns"] if turn["kind"] == kind]
+        of_kind = [[t for t in record["turns"] if t["kind"] == kind and not t["moot"]] for record in records]
+        first = [turn for record, turns in zip(records, of_kind) for turn in turns if turn is record["turns"][0]]
+        every = [turn for turns in of_kind for turn in turns]
         if every:
             tables[kind] = {"turn 1": _shares(first), "all turns": _shares(every)}
     return tables
@@ -118,7 +129,7 @@ def _shares(turns: list[dict[str, Any]]) -> dict[str, float]:
 
 def _marks(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """What the protocol asks about, turn by turn."""
-    groups: dict[tuple[str, int], list[tuple[bool, bool]]] = {}
+    groups: dict[tuple[str, int], list[tuple[float, bool]]] = {}
     for record in records:
         for mark in record["marks"]:
             turn = record["turns"][mark["turn"] - 1]
@@ -148,8 +159,8 @@ def _cost(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     seconds = np.array([record["cost"]["seconds"] for record in records])
     peaks = [record["cost"]["peak_bytes"] for record in records if record["cost"]["peak_bytes"]]
     return {
-        "seconds_per_turn": round(float(seconds.mean()), 4),
-        "seconds_by_turn": [round(value, 4) for value in np.median(seconds, axis=0).tolist()],
+        "seconds_per_turn": round(float(seconds.mean()), 6),
+        "seconds_by_turn": [round(value, 6) for value in np.median(seconds, axis=0).tolist()],
         "cache_bytes_by_turn": np.array([record["cost"]["cache_bytes"] for record in records]).max(axis=0).tolist(),
         "peak_bytes": max(peaks, default=None),
     }

@@ -20,7 +20,7 @@ from train.studio import held_out_generator
 
 from .editors import EDITORS, EditorOptions, make_editor
 from .protocols import PROTOCOLS, make_trial
-from .report import make_report, print_report
+from .report import is_success, make_report, print_report
 from .run_folder import RunFolder, write_json
 from .runner import run_session, truths
 from .sheet import draw_sheet
@@ -45,8 +45,8 @@ def main(argv: list[str]) -> int:
         if not folder.is_finished(session):
             record, pictures = run_session(editor, judge, trial, session, args.size)
             folder.save(session, record, pictures)
-            done = "".join("+" if t["followed"] and t["untouched"] and t["identity"] else "." for t in record["turns"])
-            print(f"session {session + 1} of {args.sessions}: {done}", flush=True)
+            signs = ["-" if turn["moot"] else "+" if is_success(turn) else "." for turn in record["turns"]]
+            print(f"session {session + 1} of {args.sessions}: {''.join(signs)}", flush=True)
     report = make_report(folder.settings, [folder.record(session) for session in range(args.sessions)])
     write_json(report, args.out / "report.json")
     shown = range(min(_SHOWN, args.sessions))

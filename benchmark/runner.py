@@ -2,12 +2,16 @@
 
     {"session": 17,
      "turns": [{"instruction", "kind",
+                "moot"                             the editor's own previous picture already shows all that is asked
                 "asked": {fact: value}             what the instruction sets
                 "followed", "untouched", "identity", "damage", "likeness"   as in `train.judge.Verdict`
                 "wrong": {fact: value}             facts that the picture shows, by its reading, and should not
                 "drift": {...} or null}, ...]      against the source, where no edit so far should show
      "marks": [{"what", "turn", "facts"}, ...]     of the protocol
      "cost": {"seconds": [...], "cache_bytes": [...], "peak_bytes"}}
+
+A moot turn comes after a failed one: "undo that" where nothing was done, "bring back the hat" where it was never
+taken off. Doing nothing would be a success there, so it is recorded but not counted.
 
 Pictures are judged as an 8-bit file holds them, so that a finished run can be judged again from its files.
 """
@@ -51,11 +55,12 @@ def run_session(editor: Editor, judge: Judge, trial: Trial, session: int, size: 
     believed, turns = scenes[0], []
     for turn, edit in enumerate(edits, start=1):
         verdict = judge.judge(pictures[turn][None], pictures[turn - 1][None], believed, [edit])
-        believed = believed.with_facts(verdict.facts)
+        before, believed = believed, believed.with_facts(verdict.facts)
         turns.append(
             {
                 "instruction": texts[turn - 1],
                 "kind": edit.kind,
+                "moot": _is_moot(edit, before),
                 "asked": _asked(edit),
                 "followed": bool(verdict.followed),
                 "untouched": bool(verdict.untouched),
@@ -93,10 +98,14 @@ def _edit(editor: Editor, source: Tensor, texts: list[str], session: int) -> tup
                 "an editor has to return pictures of its source's size"
             )
         pictures.append(as_saved(picture))  # on the CPU, so nothing is left to wait for
-        seconds.append(round(time.perf_counter() - began, 4))
+        seconds.append(round(time.perf_counter() - began, 6))
         held.append(editor.cache_bytes)
         began = time.perf_counter()
     return pictures, {"seconds": seconds, "cache_bytes": held, "peak_bytes": _peak_bytes()}
+
+
+def _is_moot(edit: Edit, believed: Scenes) -> bool:
+    return bool(edit.changes) and all(int(believed.fact(change.fact)) == change.new for change in edit.changes)
 
 
 def _asked(edit: Edit) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """The sheet of a run: its first sessions, each picture above the truth, with what was asked and what became of it.
 
-A green frame is a success; a red one says what failed. Instructions that no font of this machine can write are
-given by what they ask for.
+A green frame is a success; a red one says what failed; a grey one is of a turn that asked for what was so already.
+Instructions that no font of this machine can write are given by what they ask for.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from anchoredit_model.filmstrip import BACKGROUND, caption_font, contact_sheet, 
 _THUMB = 144  # pixels, the side of a picture
 _COLUMNS = 13  # a source and twelve turns
 _FRAME = 3
-_GOOD, _BAD = (88, 196, 110), (236, 98, 84)
+_GOOD, _BAD, _MOOT = (88, 196, 110), (236, 98, 84), (150, 150, 150)
 _UNKNOWN = "\U0010ffff"  # no character: what a font draws for those it lacks
 _FAILURES = {"followed": "not followed", "untouched": "touched", "identity": "identity"}
 
@@ -34,10 +34,10 @@ def draw_sheet(sessions: Sequence[tuple[dict[str, Any], list[Tensor], list[Tenso
 
 
 def _strip(record: dict[str, Any], pictures: list[Tensor], truths: list[Tensor]) -> Image.Image:
-    failures = [[]] + [[words for name, words in _FAILURES.items() if not turn[name]] for turn in record["turns"]]
+    verdicts = [("", BACKGROUND), *map(_verdict, record["turns"])]
     cells = [
-        _cell(thumbnail(picture, _THUMB), thumbnail(truth, _THUMB), failed, is_source=not turn)
-        for turn, (picture, truth, failed) in enumerate(zip(pictures, truths, failures, strict=True))
+        _cell(thumbnail(picture, _THUMB), thumbnail(truth, _THUMB), *verdict)
+        for picture, truth, verdict in zip(pictures, truths, verdicts, strict=True)
     ]
     captions = [caption(turn) for turn in record["turns"]]
     return contact_sheet(cells, captions, _THUMB, min(_COLUMNS, len(cells)))
@@ -60,16 +60,22 @@ def can_write(text: str, font: ImageFont.FreeTypeFont) -> bool:
     return all(bytes(font.getmask(character)) != box for character in text if not character.isspace())
 
 
-def _cell(picture: Image.Image, truth: Image.Image, failed: list[str], is_source: bool) -> Image.Image:
+def _verdict(turn: dict[str, Any]) -> tuple[str, tuple[int, int, int]]:
+    """In words, and its colour."""
+    failed = [words for name, words in _FAILURES.items() if not turn[name]]
+    if turn["moot"]:
+        return "already so", _MOOT
+    return (", ".join(failed), _BAD) if failed else ("done", _GOOD)
+
+
+def _cell(picture: Image.Image, truth: Image.Image, words: str, colour: tuple[int, int, int]) -> Image.Image:
     """The verdict, the picture in a frame of its colour, and the truth below."""
     font = ImageFont.load_default(_THUMB // 12)
     line = round(sum(font.getmetrics()) * 1.2)
     width = picture.width + 2 * _FRAME
     cell = Image.new("RGB", (width, line + picture.height + 3 * _FRAME + truth.height), BACKGROUND)
-    colour = BACKGROUND if is_source else _BAD if failed else _GOOD
     draw = ImageDraw.Draw(cell)
-    if not is_source:
-        draw.text((_FRAME, 0), ", ".join(failed) or "done", font=font, fill=colour)
+    draw.text((_FRAME, 0), words, font=font, fill=colour)
     draw.rectangle((0, line, width - 1, line + picture.height + 2 * _FRAME - 1), fill=colour)
     cell.paste(picture, (_FRAME, line + _FRAME))
     cell.paste(truth, (_FRAME, line + picture.height + 3 * _FRAME))

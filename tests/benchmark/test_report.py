@@ -7,10 +7,18 @@ from benchmark.report import make_report, print_report
 SETTINGS = {"suite": "studio", "editor": "pipeline", "protocol": "undo", "editor_settings": {"model": "abc"}}
 
 
-def turn(kind: str, failed: str = "", asked=(), wrong=(), drift=None) -> dict:
+def turn(kind: str, failed: str = "", asked=(), wrong=(), drift=None, moot=False) -> dict:
     verdict = {name: name != failed for name in ("followed", "untouched", "identity")}
     facts = {"asked": dict.fromkeys(asked, "new"), "wrong": dict.fromkeys(wrong, "other")}
-    return {"kind": kind, **verdict, **facts, "damage": 0.01, "likeness": 0.9, "drift": drift and {"l1": drift}}
+    return {
+        "kind": kind,
+        "moot": moot,
+        **verdict,
+        **facts,
+        "damage": 0.01,
+        "likeness": 0.9,
+        "drift": drift and {"l1": drift},
+    }
 
 
 def session(turns: list[dict], facts: tuple[str, ...], seconds: float) -> dict:
@@ -50,6 +58,11 @@ RECORDS = [
 ]
 
 
+MOOT = session(
+    [turn("recolour", "followed", asked=["colour"]), turn("undo", asked=["colour"], moot=True), turn("null")], (), 1
+)
+
+
 def means(figures: list) -> list:
     return [figure and round(figure["mean"], 3) for figure in figures]
 
@@ -85,3 +98,12 @@ def test_the_report_counts_what_the_records_say(capsys):
     out = capsys.readouterr().out
     assert "| success | 66.7% | 66.7% | 33.3% |" in out and "| persistence | - | 50.0% | 75.0% |" in out
     assert "| 3 | back | 3 | 33.3%" in out and "| undo | - | 33.3% of 3 |" in out
+
+
+def test_a_moot_turn_neither_succeeds_nor_fails():
+    report = make_report(SETTINGS, [*RECORDS, MOOT])
+    assert report["moot_by_turn"] == [0, 1, 0]
+    assert means(report["success_by_turn"]) == [0.5, 0.667, 0.5] and means(report["identity_by_turn"])[1] == 0.667
+    assert report["overall"]["success_of_edits"]["mean"] == 0.4444  # 4 of 9
+    assert report["by_kind"]["undo"]["all turns"]["count"] == 3
+    assert make_report(SETTINGS, [MOOT])["success_by_turn"][1] is None
