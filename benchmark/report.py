@@ -1,6 +1,8 @@
 """`report.json` from the records of a run (`benchmark.runner`), and its tables for people.
 
-success_by_turn, followed_by_turn, untouched_by_turn, identity_by_turn     [T] of {mean, low, high}
+success_by_turn, followed_by_turn, untouched_by_turn, identity_by_turn     [T] of {mean, low, high}, over the
+                     sessions in which the turn is not moot (see `benchmark.runner`)
+moot_by_turn         [T]: in how many it is
 persistence_by_turn  share of the facts set by earlier instructions that the picture still shows; null where
                      there are none
 SR@k                 [T]: share of sessions whose first k turns all succeeded
