@@ -95,12 +95,12 @@ def sample_images(count: int, height: int, width: int, generator: torch.Generato
 
 def sample_instructions(count: int, generator: torch.Generator) -> tuple[list[str], Tensor]:
     """Random instructions and what they say: labels [count, len(INSTRUCTION_SLOTS)], -100 where not said."""
-    turns, rng = 4, _python_rng(generator)
+    turns, rng = 4, python_rng(generator)
     sessions = sample_sessions(-(-count // turns), turns, generator)
     pairs = [pair for edits, texts in zip(sessions.edits, sessions.texts) for pair in zip(edits, texts)][:count]
     for index in range(0, len(pairs), _UNDO_EVERY):  # sessions seldom undo several, never more than they may see
         edit = Edit("undo", undone=rng.randrange(2, len(NUMBERS)))
-        pairs[index] = edit, phrase(edit, rng, _language(LANGUAGES, rng))
+        pairs[index] = edit, phrase(edit, rng, pick_language(LANGUAGES, rng))
     return [text for _, text in pairs], torch.tensor([_labels(edit) for edit, _ in pairs])
 
 
