@@ -25,6 +25,7 @@ from train.instructions import KINDS
 
 from .figures import Interval, first_failures, interval, intervals, succeeded_so_far
 
+_DRIFT_SHOWN = ("delta_e", "shift", "sharpness")  # of the figures in the report, in the table
 JUDGED = ("success", "followed", "untouched", "identity")
 
 
@@ -62,7 +63,10 @@ def print_report(report: dict[str, Any]) -> None:
     _print_row("SR@k", [_percent(figure) for figure in report["SR@k"]])
     if any(report["moot_by_turn"]):
         _print_row("moot", report["moot_by_turn"])
-    _print_row("damage", [f"{figure['mean']:.3f}" for figure in report["damage_by_turn"]])
+    measured = {name: report[f"{name}_by_turn"] for name in ("damage", "likeness")}
+    measured |= {f"drift: {name}": figures for name, figures in report["drift_by_turn"].items() if name in _DRIFT_SHOWN}
+    for name, figures in measured.items():
+        _print_row(name, [f"{figure['mean']:.3f}" if figure else "-" for figure in figures])
     if report["marks"]:
         print("\n| turn | what | sessions | success | facts right |\n|---|---|---|---|---|")
         for mark in report["marks"]:

@@ -6,7 +6,8 @@
                 "asked": {fact: value}             what the instruction sets
                 "followed", "untouched", "identity", "damage", "likeness"   as in `train.judge.Verdict`
                 "wrong": {fact: value}             facts that the picture shows, by its reading, and should not
-                "drift": {...} or null}, ...]      against the source, where no edit so far should show
+                "drift": {...} or null}, ...]      `anchoredit_model.drift` against the source, where no edit so far
+                                                   should show; null if that is next to nothing
      "marks": [{"what", "turn", "facts"}, ...]     of the protocol
      "cost": {"seconds": [...], "cache_bytes": [...], "peak_bytes"}}
 
@@ -18,6 +19,7 @@ Pictures are judged as an 8-bit file holds them, so that a finished run can be j
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from dataclasses import asdict
@@ -27,6 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from anchoredit_model.drift import drift
 from anchoredit_model.errors import AnchorEditError
 from train.instructions import Edit
 from train.render import render
@@ -123,7 +126,9 @@ def _drift(picture: Tensor, source: Tensor, truth: Tensor) -> dict[str, float] |
     untouched = 1 - F.max_pool2d(touched[None], 2 * _MARGIN + 1, stride=1, padding=_MARGIN)[0]
     if untouched.mean() < _LEAST_UNTOUCHED:
         return None
-    return {"l1": round(float((picture - source).abs().mean(dim=0)[untouched > 0].mean()), _DIGITS)}
+    found = drift(picture, source, untouched)
+    figures = {**asdict(found), "shift": math.hypot(found.dx, found.dy)}  # shifts of many sessions cancel out in dx, dy
+    return {name: round(value, _DIGITS) for name, value in figures.items()}
 
 
 def _peak_bytes() -> int | None:

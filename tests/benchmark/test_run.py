@@ -12,6 +12,7 @@ from PIL import Image
 
 import benchmark.run
 from anchoredit_model.errors import AnchorEditError
+from anchoredit_model.images import load_image
 from benchmark.__main__ import main as command
 from benchmark.editors import TruthEditor
 from benchmark.run import main
@@ -121,6 +122,23 @@ def test_another_run_does_not_go_on_with_these_sessions(tmp_path, small_model, c
             run(tmp_path, *model, *options)
     assert command(["run", *ASKED, "--editor", "truth", "--steps", "2", "--out", str(tmp_path / "new")]) == 2
     assert "error: editor 'truth' does not take --steps 2" in capsys.readouterr().err
+
+
+def test_drift_is_measured_where_nothing_should_show(tmp_path, monkeypatch):
+    def lighter(self, instruction, truly=TruthEditor.edit):
+        return truly(self, instruction) * 0.9 + 0.1
+
+    truth = run(tmp_path / "truth", "--protocol", "a-b-a", "--editor", "truth")
+    assert all(figure["mean"] == 0 for figure in truth["drift_by_turn"]["delta_e"])
+    monkeypatch.setattr(TruthEditor, "edit", lighter)
+    drifted = run(tmp_path / "lighter", "--protocol", "a-b-a", "--editor", "truth")["drift_by_turn"]
+    assert all(figure["low"] > 1 for figure in drifted["dl"]) and all(abs(x) < 0.1 for x in means(drifted["shift"]))
+    for session in range(SESSIONS):  # at every second turn the whole picture is the source's: all of it is measured
+        folder = tmp_path / "lighter" / "sessions" / f"{session:05d}"
+        turns = json.loads((folder / "session.json").read_text())["turns"]
+        source, second = load_image(folder / "source.png"), load_image(folder / "turn2.png")
+        assert turns[1]["drift"]["l1"] == pytest.approx(float((second - source).abs().mean()), abs=1e-5)
+        assert 0 < turns[0]["drift"]["l1"] < 0.1  # and never the edit itself
 
 
 def test_a_picture_of_another_size_is_refused(tmp_path, monkeypatch):
