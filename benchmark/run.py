@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=1, help="of the held-out scenes, which training never meets")
     parser.add_argument("--size", type=int, default=128, help="side of a scene in pixels")
     parser.add_argument("--languages", nargs="+", choices=LANGUAGES, default=list(LANGUAGES), metavar="en|zh")
-    parser.add_argument("--compile", action="store_true", help="the judge draws faster, after a minute of compiling")
+    parser.add_argument("--compile", action="store_true", help="the judge draws faster, after minutes of compiling")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; a stopped one goes on")
     model = parser.add_argument_group("the model", "of the editors pipeline, previous-only and chain-vae")
     model.add_argument("--model", type=Path, help="folder or weights file (default: the bundled one)")
