@@ -71,7 +71,7 @@ def contact_sheet(
     if thumb < 48 or (columns is not None and columns < 1):
         raise AnchorEditError(f"filmstrip with thumb {thumb} and columns {columns}: use 48 px and 1 column or more")
     label_font = ImageFont.load_default(max(10, round(thumb / 18)))
-    text_font = _font("".join(captions), max(11, round(thumb / 15)))
+    text_font = caption_font("".join(captions), max(11, round(thumb / 15)))
     line_height = round(sum(text_font.getmetrics()) * 1.15)
     label_height = round(sum(label_font.getmetrics()) * 1.35)
 
@@ -127,7 +127,7 @@ def _columns(count: int, cell_width: float) -> int:
     return -(-count // rows)
 
 
-def _font(text: str, size: int) -> ImageFont.FreeTypeFont:
+def caption_font(text: str, size: int) -> ImageFont.FreeTypeFont:
     """Choose a font for `text`: Pillow's own, or for other scripts the first of WORLD_FONTS on this system."""
     if BEYOND_LATIN.search(text):
         for name in WORLD_FONTS:

@@ -21,7 +21,7 @@ def main(argv: list[str]) -> int:
         elif argv[0] == "patch":
             from .patch import main as command
         else:
-            from .studio_suite import main as command
+            from .run import main as command
         return command(argv[1:])
     except AnchorEditError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -65,7 +65,7 @@ def sample_sessions(
 
     With `star` every edit starts from the source instead of the state before.
     """
-    rng = _python_rng(generator)
+    rng = python_rng(generator)
     source = sample_scenes(count, generator)
     histories = [[facts] for facts in source.facts.tolist()]
     scenes, edits, texts = [source], [], []
@@ -77,7 +77,7 @@ def sample_sessions(
             history.append(edit.apply(past[-1]))
         scenes.append(source.with_facts(torch.tensor([history[-1] for history in histories])))
         edits.append(step)
-        texts.append([phrase(edit, rng, _language(languages, rng)) for edit in step])
+        texts.append([phrase(edit, rng, pick_language(languages, rng)) for edit in step])
     return Sessions(scenes, edits, texts)
 
 
@@ -95,12 +95,12 @@ def sample_images(count: int, height: int, width: int, generator: torch.Generato
 
 def sample_instructions(count: int, generator: torch.Generator) -> tuple[list[str], Tensor]:
     """Random instructions and what they say: labels [count, len(INSTRUCTION_SLOTS)], -100 where not said."""
-    turns, rng = 4, _python_rng(generator)
+    turns, rng = 4, python_rng(generator)
     sessions = sample_sessions(-(-count // turns), turns, generator)
     pairs = [pair for edits, texts in zip(sessions.edits, sessions.texts) for pair in zip(edits, texts)][:count]
     for index in range(0, len(pairs), _UNDO_EVERY):  # sessions seldom undo several, never more than they may see
         edit = Edit("undo", undone=rng.randrange(2, len(NUMBERS)))
-        pairs[index] = edit, phrase(edit, rng, _language(LANGUAGES, rng))
+        pairs[index] = edit, phrase(edit, rng, pick_language(LANGUAGES, rng))
     return [text for _, text in pairs], torch.tensor([_labels(edit) for edit, _ in pairs])
 
 
@@ -121,11 +121,12 @@ def _labels(edit: Edit) -> list[int]:
     return [said.get(slot, -100) for slot in INSTRUCTION_SLOTS]
 
 
-def _language(languages: Sequence[str], rng: random.Random) -> str:
-    """English mostly; the others share a fifth."""
+def pick_language(languages: Sequence[str], rng: random.Random) -> str:
+    """The first one mostly; the others share a fifth."""
     others = languages[1:]
     return rng.choice(others) if others and rng.random() < _CHINESE_SHARE else languages[0]
 
 
-def _python_rng(generator: torch.Generator) -> random.Random:
+def python_rng(generator: torch.Generator) -> random.Random:
+    """What draws edits and words: seeded by the generator, which it moves on by one number."""
     return random.Random(int(torch.randint(2**62, (), generator=generator)))

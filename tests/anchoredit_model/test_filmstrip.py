@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from anchoredit_model.errors import AnchorEditError
-from anchoredit_model.filmstrip import CAPTION_LINES, _font, _wrap, contact_sheet, filmstrip, thumbnail
+from anchoredit_model.filmstrip import CAPTION_LINES, _wrap, caption_font, contact_sheet, filmstrip, thumbnail
 
 LONG = "put a small red boat with a white sail on the lake, left of the island, and its reflection in the water"
 
@@ -57,7 +57,7 @@ def test_any_aspect(height, width):
     ],
 )
 def test_long_captions_end_in_an_ellipsis(text):
-    font = _font(text, 12)
+    font = caption_font(text, 12)
     lines = _wrap(text, font, 120)
     assert len(lines) == CAPTION_LINES and lines[-1].endswith("…")
     assert all(0 < font.getlength(line) <= 120 for line in lines)
@@ -65,7 +65,7 @@ def test_long_captions_end_in_an_ellipsis(text):
 
 
 def test_short_captions_are_kept_whole():
-    font = _font("", 12)
+    font = caption_font("", 12)
     assert _wrap("remove the boat", font, 400) == ["remove the boat"]
     assert " ".join(_wrap("remove the  boat ", font, 60)) == "remove the boat"
     assert _wrap("", font, 60) == []

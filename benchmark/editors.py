@@ -1,0 +1,219 @@
+"""Editors: what a benchmark measures. Each gets a source picture and then one instruction after the other.
+
+    pipeline       our pipeline with its memory, under any policy
+    previous-only  the same, but a turn sees nothing except the picture before it
+    chain-vae      single turns, the decoded picture of each being the source of the next: what people do today
+    truth          the drawing of what was asked, as nobody could do it better
+    return-input   the picture before, whatever was asked
+    shuffled       the faultless drawing of what another session was asked
+
+The last three need no model: they show what the judge accepts and what it does not.
+"""
+
+from __future__ import annotations
+
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anchoredit_model.config import MemoryPolicy
+from anchoredit_model.errors import AnchorEditError
+from anchoredit_model.pipeline import TINY, AnchorEditPipeline
+from train.render import render
+
+from .protocols import Trial
+
+PREVIOUS_ONLY = MemoryPolicy(anchor_frames=0, window=1)
+
+
+class Editor(ABC):
+    """An editor under test; another one is a subclass of this and a line in `EDITORS`."""
+
+    @abstractmethod
+    def start(self, picture: Tensor, session: int) -> None:
+        """A new session from a picture [3, H, W] in 0..1. `session` is its number, and the seed of all noise."""
+
+    @abstractmethod
+    def edit(self, instruction: str) -> Tensor:
+        """The next picture, [3, H, W] in 0..1 of the source's size; "" asks for nothing."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What its pictures depend on, as plain JSON values: an interrupted run goes on with the same only."""
+        return {}
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes that it holds in order to remember the session so far, pictures and latents not counted."""
+        return 0
+
+
+class PipelineEditor(Editor):
+    """Our pipeline: one memory per session, and nothing decoded is ever encoded again."""
+
+    def __init__(
+        self,
+        pipeline: AnchorEditPipeline,
+        policy: MemoryPolicy,
+        steps: int | None = None,
+        guidance: float | None = None,
+    ):
+        self.pipeline = pipeline
+        self.policy = policy
+        self.steps = steps
+        self.guidance = guidance
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        weight = next(self.pipeline.transformer.parameters())
+        return {
+            "model": self.pipeline.fingerprint[:16],
+            "policy": self.policy.to_json(),
+            "steps": self.steps,
+            "guidance": self.guidance,
+            "dtype": str(weight.dtype).removeprefix("torch."),
+            "device": weight.device.type,
+        }
+
+    @property
+    def cache_bytes(self) -> int:
+        return self.pipeline.store.nbytes
+
+    def start(self, picture: Tensor, session: int) -> None:
+        self._seed = session
+        self._memory = self.pipeline.start(picture, self.policy)
+
+    def edit(self, instruction: str) -> Tensor:
+        self._memory = self.pipeline.turn(self._memory, instruction, self._seed, self.steps, self.guidance)
+        return self.pipeline.picture(self._memory)
+
+
+class ChainVAEEditor(PipelineEditor):
+    """Single turns: every picture is decoded, encoded again and becomes an anchor of its own, with new noise."""
+
+    def start(self, picture: Tensor, session: int) -> None:
+        self._seeds = random.Random(session)
+        self._picture = picture
+
+    def edit(self, instruction: str) -> Tensor:
+        super().start(self._picture, self._seeds.getrandbits(32))
+        self._picture = super().edit(instruction)
+        return self._picture
+
+
+class TruthEditor(Editor):
+    """The drawings themselves."""
+
+    def __init__(self, trial: Trial):
+        self.trial = trial
+
+    def start(self, picture: Tensor, session: int) -> None:
+        self._session, self._turn, self._size = session, 0, picture.shape[-2:]
+
+    def edit(self, instruction: str) -> Tensor:
+        self._turn += 1
+        scenes = self.trial.sessions.scenes[self._turn]
+        return render(scenes[self._session : self._session + 1], *self._size)[0]
+
+
+class ReturnInputEditor(Editor):
+    """Does nothing, without fault."""
+
+    def start(self, picture: Tensor, session: int) -> None:
+        self._picture = picture
+
+    def edit(self, instruction: str) -> Tensor:
+        return self._picture
+
+
+class ShuffledEditor(Editor):
+    """Draws what the next session that was asked for something else is asked at the same turn."""
+
+    def __init__(self, trial: Trial):
+        self.trial = trial
+
+    def start(self, picture: Tensor, session: int) -> None:
+        self._scene = self.trial.sessions.scenes[0][session : session + 1]
+        self._session, self._turn, self._size = session, 0, picture.shape[-2:]
+
+    def edit(self, instruction: str) -> Tensor:
+        edits = self.trial.sessions.edits[self._turn]
+        facts = self._scene.facts[0].tolist()
+        wanted = edits[self._session].apply(facts)
+        others = [edit.apply(facts) for edit in (*edits[self._session + 1 :], *edits[: self._session])]
+        wrong = next((other for other in others if other != wanted), None)
+        if wrong is None:
+            raise AnchorEditError(
+                f"editor 'shuffled' finds no other instruction at turn {self._turn + 1} of session {self._session}: "
+                "ask for more --sessions, or for a --protocol that asks for something"
+            )
+        self._turn += 1
+        self._scene = self._scene.with_facts(torch.tensor([wrong]))
+        return render(self._scene, *self._size)[0]
+
+
+# ---------------------------------------------------------------- by name
+
+
+@dataclass(frozen=True)
+class EditorOptions:
+    """What the command line says about the editor; None: its default."""
+
+    model: Path | None = None
+    steps: int | None = None
+    guidance: float | None = None
+    dtype: str | None = None
+    device: str | None = None
+    window: int | None = None
+    anchor_frames: int | None = None
+    history: str | None = None
+
+
+def _pipeline(options: EditorOptions) -> AnchorEditPipeline:
+    dtype = getattr(torch, options.dtype or "float32")
+    return AnchorEditPipeline.from_pretrained(options.model or TINY, dtype, options.device or "cpu")
+
+
+def _remembering(options: EditorOptions, trial: Trial) -> Editor:
+    pipeline = _pipeline(options)
+    policy = pipeline.default_policy.with_options(**{name: getattr(options, name) for name in _POLICY_OPTIONS})
+    return PipelineEditor(pipeline, policy, options.steps, options.guidance)
+
+
+def _previous_only(options: EditorOptions, trial: Trial) -> Editor:
+    return PipelineEditor(_pipeline(options), PREVIOUS_ONLY, options.steps, options.guidance)
+
+
+def _chain_vae(options: EditorOptions, trial: Trial) -> Editor:
+    pipeline = _pipeline(options)
+    return ChainVAEEditor(pipeline, pipeline.default_policy, options.steps, options.guidance)
+
+
+_POLICY_OPTIONS = ("window", "anchor_frames", "history")
+_MODEL_OPTIONS = ("model", "steps", "guidance", "dtype", "device")
+# How an editor is made, and which options it takes.
+EDITORS: Mapping[str, tuple[Callable[[EditorOptions, Trial], Editor], tuple[str, ...]]] = {
+    "pipeline": (_remembering, (*_MODEL_OPTIONS, *_POLICY_OPTIONS)),
+    "previous-only": (_previous_only, _MODEL_OPTIONS),
+    "chain-vae": (_chain_vae, _MODEL_OPTIONS),
+    "truth": (lambda options, trial: TruthEditor(trial), ()),
+    "return-input": (lambda options, trial: ReturnInputEditor(), ()),
+    "shuffled": (lambda options, trial: ShuffledEditor(trial), ()),
+}
+
+
+def make_editor(name: str, options: EditorOptions, trial: Trial) -> Editor:
+    """The editor of this name; an option that it has no use for is an error, lest a table claim it."""
+    make, takes = EDITORS[name]
+    for option, value in asdict(options).items():
+        if value is not None and option not in takes:
+            flag = "--" + option.replace("_", "-")
+            fit = ", ".join(other for other, (_, taken) in EDITORS.items() if option in taken)
+            raise AnchorEditError(f"editor '{name}' does not take {flag} {value}: leave it out, or choose one of {fit}")
+    return make(options, trial)

@@ -1,0 +1,95 @@
+"""The folder of a run: what it was asked for, and every session as soon as it is finished.
+
+    DIR/settings.json
+    DIR/sessions/00017/source.png, turn1.png, turn2.png, ...
+    DIR/sessions/00017/session.json      written last: a session that has it is finished
+
+Every file is written whole or not at all, so a run that is killed goes on with its first unfinished session.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from anchoredit_model.errors import AnchorEditError
+from anchoredit_model.files import whole_file
+from anchoredit_model.images import load_image, save_image
+
+_RECORD = "session.json"
+
+
+class RunFolder:
+    """Opens the folder of a run or makes it; one that holds a run with other settings is an error."""
+
+    def __init__(self, path: Path, settings: dict[str, Any]):
+        self.path = path
+        self.settings = json.loads(json.dumps(settings))  # as they will be read: tuples become lists
+        stored = path / "settings.json"
+        if stored.exists():
+            self._check(_read(stored))
+        else:
+            write_json(self.settings, stored)
+
+    def is_finished(self, session: int) -> bool:
+        return (self._session(session) / _RECORD).exists()
+
+    def save(self, session: int, record: dict[str, Any], pictures: Sequence[Tensor]) -> None:
+        """Writes a finished session: its pictures [3, H, W], the source first, then its record."""
+        folder = self._session(session)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise AnchorEditError(
+                f"session folder '{folder}' cannot be made ({error.strerror}): choose another --out"
+            ) from None
+        for turn, picture in enumerate(pictures):
+            save_image(picture, folder / _picture_name(turn))
+        write_json(record, folder / _RECORD)
+
+    def record(self, session: int) -> dict[str, Any]:
+        return _read(self._session(session) / _RECORD)
+
+    def pictures(self, session: int) -> list[Tensor]:
+        """Pictures [3, H, W] of a finished session, the source first."""
+        turns = len(self.record(session)["turns"])
+        return [load_image(self._session(session) / _picture_name(turn)) for turn in range(turns + 1)]
+
+    def _session(self, number: int) -> Path:
+        return self.path / "sessions" / f"{number:05d}"
+
+    def _check(self, stored: Any) -> None:
+        for name, was, now in _differences(stored, self.settings):
+            raise AnchorEditError(
+                f"'{self.path}' holds a run with {name} {json.dumps(was)}, this one has {json.dumps(now)}: "
+                "choose another --out, or ask for the same to go on with it"
+            )
+
+
+def write_json(data: Any, path: Path) -> None:
+    with whole_file(path, "report", make_folder=True) as unfinished:
+        unfinished.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _picture_name(turn: int) -> str:
+    return f"turn{turn}.png" if turn else "source.png"
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise AnchorEditError(f"'{path}' cannot be read ({error}): delete it, and the run makes it again") from None
+
+
+def _differences(was: Any, now: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Names of the values that differ, with both."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        for key in {**was, **now}:
+            yield from _differences(was.get(key), now.get(key), f"{name}.{key}".lstrip("."))
+    elif was != now:
+        yield name, was, now

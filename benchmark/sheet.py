@@ -1,0 +1,82 @@
+"""The sheet of a run: its first sessions, each picture above the truth, with what was asked and what became of it.
+
+A green frame is a success; a red one says what failed; a grey one is of a turn that asked for what was so already.
+Instructions that no font of this machine can write are given by what they ask for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from anchoredit_model.filmstrip import BACKGROUND, caption_font, contact_sheet, thumbnail
+
+_THUMB = 144  # pixels, the side of a picture
+_COLUMNS = 13  # a source and twelve turns
+_FRAME = 3
+_GOOD, _BAD, _MOOT = (88, 196, 110), (236, 98, 84), (150, 150, 150)
+_UNKNOWN = "\U0010ffff"  # no character: what a font draws for those it lacks
+_FAILURES = {"followed": "not followed", "untouched": "touched", "identity": "identity"}
+
+
+def draw_sheet(sessions: Sequence[tuple[dict[str, Any], list[Tensor], list[Tensor]]]) -> Image.Image:
+    """A contact sheet per session, one below the other, from its record, pictures and truths ([3, H, W] each)."""
+    strips = [_strip(*session) for session in sessions]
+    sheet = Image.new("RGB", (max(s.width for s in strips), sum(s.height for s in strips)), BACKGROUND)
+    top = 0
+    for strip in strips:
+        sheet.paste(strip, (0, top))
+        top += strip.height
+    return sheet
+
+
+def _strip(record: dict[str, Any], pictures: list[Tensor], truths: list[Tensor]) -> Image.Image:
+    verdicts = [("", BACKGROUND), *map(_verdict, record["turns"])]
+    cells = [
+        _cell(thumbnail(picture, _THUMB), thumbnail(truth, _THUMB), *verdict)
+        for picture, truth, verdict in zip(pictures, truths, verdicts, strict=True)
+    ]
+    captions = [caption(turn) for turn in record["turns"]]
+    return contact_sheet(cells, captions, _THUMB, min(_COLUMNS, len(cells)))
+
+
+def caption(turn: dict[str, Any]) -> str:
+    """The instruction, if there is a font for it, else its kind and what it sets."""
+    if not turn["instruction"]:
+        return "(nothing)"
+    font = caption_font(turn["instruction"], _THUMB // 12)
+    if can_write(turn["instruction"], font):
+        return turn["instruction"]
+    asked = ", ".join(f"{fact}: {value}" for fact, value in turn["asked"].items())
+    return f"({turn['kind']}) {asked}"
+
+
+def can_write(text: str, font: ImageFont.FreeTypeFont) -> bool:
+    """Whether the font has every character of `text`, not a box for it."""
+    box = bytes(font.getmask(_UNKNOWN))
+    return all(bytes(font.getmask(character)) != box for character in text if not character.isspace())
+
+
+def _verdict(turn: dict[str, Any]) -> tuple[str, tuple[int, int, int]]:
+    """In words, and its colour."""
+    failed = [words for name, words in _FAILURES.items() if not turn[name]]
+    if turn["moot"]:
+        return "already so", _MOOT
+    return (", ".join(failed), _BAD) if failed else ("done", _GOOD)
+
+
+def _cell(picture: Image.Image, truth: Image.Image, words: str, colour: tuple[int, int, int]) -> Image.Image:
+    """The verdict, the picture in a frame of its colour, and the truth below."""
+    font = ImageFont.load_default(_THUMB // 12)
+    line = round(sum(font.getmetrics()) * 1.2)
+    width = picture.width + 2 * _FRAME
+    cell = Image.new("RGB", (width, line + picture.height + 3 * _FRAME + truth.height), BACKGROUND)
+    draw = ImageDraw.Draw(cell)
+    draw.text((_FRAME, 0), words, font=font, fill=colour)
+    draw.rectangle((0, line, width - 1, line + picture.height + 2 * _FRAME - 1), fill=colour)
+    cell.paste(picture, (_FRAME, line + _FRAME))
+    cell.paste(truth, (_FRAME, line + picture.height + 3 * _FRAME))
+    return cell

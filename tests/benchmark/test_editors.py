@@ -1,0 +1,99 @@
+"""Editors: what each remembers of a session, and what the ones without a model return."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from anchoredit_model.config import MemoryPolicy
+from anchoredit_model.errors import AnchorEditError
+from anchoredit_model.pipeline import AnchorEditPipeline
+from benchmark.editors import EDITORS, EditorOptions, make_editor
+from benchmark.protocols import Trial, make_trial
+from train.render import render
+from train.studio import held_out_generator
+
+SIZE, TURNS = 64, 3
+
+
+@pytest.fixture(scope="module")
+def trial() -> Trial:
+    return make_trial("chain", 6, TURNS, held_out_generator(1))
+
+
+@pytest.fixture(scope="module")
+def source(trial) -> torch.Tensor:
+    return render(trial.sessions.scenes[0], SIZE, SIZE)[4]
+
+
+def pictures(editor, trial: Trial, source: torch.Tensor, session: int = 4) -> list[torch.Tensor]:
+    editor.start(source, session)
+    return [editor.edit(texts[session]) for texts in trial.sessions.texts]
+
+
+@pytest.fixture(scope="module")
+def edited(small_model, trial, source):
+    """Makes an editor on the small model, with one step a turn; returns it and its pictures."""
+
+    def edit(name: str, **options):
+        editor = make_editor(name, EditorOptions(model=small_model, steps=1, **options), trial)
+        return editor, pictures(editor, trial, source)
+
+    return edit
+
+
+def test_pipeline_is_our_pipeline_under_the_policy_asked_for(small_model, trial, source, edited):
+    editor, made = edited("pipeline", window=1, history="refresh")
+    pipeline = AnchorEditPipeline.from_pretrained(small_model)
+    memory = pipeline.start(source, MemoryPolicy(1, 1, "refresh"))
+    for texts, picture in zip(trial.sessions.texts, made, strict=True):
+        memory = pipeline.turn(memory, texts[4], 4, 1)
+        assert torch.equal(pipeline.picture(memory), picture)
+    assert editor.settings["policy"] == {"anchor_frames": 1, "window": 1, "history": "refresh"}
+    assert editor.settings["model"] == pipeline.fingerprint[:16] and editor.settings["steps"] == 1
+    assert editor.cache_bytes == pipeline.store.nbytes > 0
+    assert all(map(torch.equal, made, pictures(editor, trial, source)))  # a second session starts afresh
+
+
+def test_previous_only_has_lost_the_anchor(edited):
+    editor, _ = edited("previous-only")
+    assert editor.settings["policy"] == {"anchor_frames": 0, "window": 1, "history": "stream"}
+
+
+def test_chain_vae_starts_every_turn_from_the_decoded_picture(trial, source, edited):
+    editor, made = edited("chain-vae")
+    editor.start(source, 4)
+    seeds = set()
+    for texts, before, picture in zip(trial.sessions.texts, [source, *made], made, strict=False):
+        assert torch.equal(editor.edit(texts[4]), picture)
+        assert torch.equal(editor._memory.picture, before) and len(editor._memory) == 2
+        seeds.add(editor._memory.turns[-1].seed)
+    assert len(seeds) == TURNS  # else every turn would add the same noise
+
+
+def test_editors_without_a_model(trial, source):
+    def edit(name: str) -> list[torch.Tensor]:
+        return pictures(make_editor(name, EditorOptions(), trial), trial, source)
+
+    truths = [render(scenes[4:5], SIZE, SIZE)[0] for scenes in trial.sessions.scenes[1:]]
+    assert all(map(torch.equal, edit("truth"), truths))
+    assert all(torch.equal(picture, source) for picture in edit("return-input"))
+    facts = trial.sessions.scenes[0].facts[4].tolist()
+    shuffled = edit("shuffled")
+    others = [edit.apply(facts) for n, edit in enumerate(trial.sessions.edits[0]) if n != 4]
+    drawn = [render(trial.sessions.scenes[0][4:5].with_facts(torch.tensor([o])), SIZE, SIZE)[0] for o in others]
+    assert not torch.equal(shuffled[0], truths[0]) and any(torch.equal(shuffled[0], other) for other in drawn)
+
+
+def test_shuffled_needs_something_else_to_be_asked():
+    trial = make_trial("no-op", 3, 1, held_out_generator(1))
+    editor = make_editor("shuffled", EditorOptions(), trial)
+    editor.start(torch.zeros(3, SIZE, SIZE), 0)
+    with pytest.raises(AnchorEditError, match="finds no other instruction at turn 1 of session 0"):
+        editor.edit("")
+
+
+@pytest.mark.parametrize("name", sorted(set(EDITORS) - {"pipeline"}))
+def test_an_option_that_an_editor_has_no_use_for_is_refused(name, trial):
+    with pytest.raises(AnchorEditError, match="does not take --anchor-frames 2.*pipeline"):
+        make_editor(name, EditorOptions(anchor_frames=2), trial)

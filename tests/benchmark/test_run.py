@@ -1,0 +1,158 @@
+"""A whole run: the same seeds say the same, also when it was stopped on the way."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import benchmark.run
+from anchoredit_model.errors import AnchorEditError
+from anchoredit_model.images import load_image
+from benchmark.__main__ import main as command
+from benchmark.editors import TruthEditor
+from benchmark.run import main
+from benchmark.sheet import can_write, caption
+from train.render import render
+
+TURNS, SESSIONS = 4, 3
+ASKED = ["--sessions", str(SESSIONS), "--turns", str(TURNS), "--size", "32"]
+
+
+@dataclass
+class Verdict:
+    followed: torch.Tensor
+    facts: torch.Tensor
+    damage: torch.Tensor
+
+    untouched = identity = likeness = property(lambda self: self.followed)
+
+
+class StrictJudge:
+    """Accepts only the drawing of what was believed with the edit done, and believes what it accepted."""
+
+    def __init__(self, thresholds, compiled):
+        pass
+
+    def judge(self, pictures, previous, believed, edits):
+        asked = torch.tensor([edit.apply(facts) for edit, facts in zip(edits, believed.facts.tolist(), strict=True)])
+        away = (render(believed.with_facts(asked), *pictures.shape[-2:]) - pictures).abs().mean(dim=(1, 2, 3))
+        right = away < 0.5 / 255
+        return Verdict(right, torch.where(right[:, None], asked, believed.facts), away)
+
+
+@pytest.fixture(autouse=True)
+def strict_judge(monkeypatch):
+    monkeypatch.setattr(benchmark.run, "Judge", StrictJudge)
+
+
+def run(out: Path, *options: str) -> dict:
+    assert main([*ASKED, "--out", str(out), *options]) == 0
+    report = json.loads((out / "report.json").read_text())
+    assert report.pop("cost")["seconds_per_turn"] > 0
+    return report
+
+
+def means(figures: list[dict]) -> list[float]:
+    return [figure["mean"] for figure in figures]
+
+
+def test_controls(tmp_path, capsys):
+    """The truth always succeeds; doing nothing and doing something else never do, null edits apart."""
+    truth = run(tmp_path / "truth", "--editor", "truth")
+    assert means(truth["success_by_turn"]) == means(truth["SR@k"]) == [1] * TURNS
+    assert truth["protocol"] == "chain" and truth["model"] is None and truth["first_failure"]["never"] == SESSIONS
+    with Image.open(tmp_path / "truth" / "sheet.png") as sheet:
+        assert sheet.width > TURNS * 144 and sheet.height > SESSIONS * 288
+    idle = run(tmp_path / "idle", "--editor", "return-input")
+    assert idle["overall"]["success_of_edits"]["mean"] == 0 and sum(idle["moot_by_turn"]) > 0  # "undo that": of what?
+    shuffled = run(tmp_path / "shuffled", "--editor", "shuffled")
+    assert means(shuffled["success_by_turn"]) == [0] * TURNS
+    assert "| success | 100.0% |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("stop_at", [1, TURNS + 3, SESSIONS * TURNS])
+def test_a_stopped_run_goes_on_where_it_was(tmp_path, monkeypatch, stop_at):
+    options = ("--protocol", "sanctioned", "--editor", "truth")
+    whole = run(tmp_path / "whole", *options)
+    edits = []
+
+    def edit(self, instruction, truly=TruthEditor.edit):
+        edits.append(instruction)
+        if len(edits) == stop_at:
+            raise KeyboardInterrupt
+        return truly(self, instruction)
+
+    monkeypatch.setattr(TruthEditor, "edit", edit)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "stopped", *options)
+    finished = (stop_at - 1) // TURNS
+    assert run(tmp_path / "stopped", *options) == whole
+    assert len(edits) - stop_at == (SESSIONS - finished) * TURNS
+    for session in range(SESSIONS):
+        names = [f"sessions/{session:05d}/{name}" for name in ("source.png", "turn1.png", f"turn{TURNS}.png")]
+        assert all((tmp_path / "stopped" / n).read_bytes() == (tmp_path / "whole" / n).read_bytes() for n in names)
+
+
+def test_a_session_without_a_record_is_made_again(tmp_path):
+    whole = run(tmp_path, "--editor", "truth")
+    folder = tmp_path / "sessions" / "00001"
+    (folder / "session.json").unlink()  # killed after the pictures ...
+    (folder / "turn2.png").write_bytes(b"")  # ... or while another program had one
+    assert run(tmp_path, "--editor", "truth") == whole
+    record = folder / "session.json"
+    record.write_text(record.read_text()[:-20])
+    with pytest.raises(AnchorEditError, match="session.json' cannot be read .*delete it"):
+        run(tmp_path, "--editor", "truth")
+
+
+def test_another_run_does_not_go_on_with_these_sessions(tmp_path, small_model, capsys):
+    model = ("--editor", "pipeline", "--model", str(small_model), "--steps", "1", "--size", "64", "--sessions", "1")
+    first = run(tmp_path, *model)
+    assert run(tmp_path, *model) == first
+    for options, words in (
+        (("--seed", "2"), "seed 1, this one has 2"),
+        (("--window", "3"), "editor_settings.policy.window 2, this one has 3"),
+    ):
+        with pytest.raises(AnchorEditError, match=words + ": choose another --out"):
+            run(tmp_path, *model, *options)
+    assert command(["run", *ASKED, "--editor", "truth", "--steps", "2", "--out", str(tmp_path / "new")]) == 2
+    assert "error: editor 'truth' does not take --steps 2" in capsys.readouterr().err
+
+
+def test_drift_is_measured_where_nothing_should_show(tmp_path, monkeypatch):
+    def lighter(self, instruction, truly=TruthEditor.edit):
+        return truly(self, instruction) * 0.9 + 0.1
+
+    truth = run(tmp_path / "truth", "--protocol", "a-b-a", "--editor", "truth")
+    assert all(figure["mean"] == 0 for figure in truth["drift_by_turn"]["delta_e"])
+    monkeypatch.setattr(TruthEditor, "edit", lighter)
+    drifted = run(tmp_path / "lighter", "--protocol", "a-b-a", "--editor", "truth")["drift_by_turn"]
+    assert all(figure["low"] > 1 for figure in drifted["dl"]) and all(abs(x) < 0.1 for x in means(drifted["shift"]))
+    for session in range(SESSIONS):  # at every second turn the whole picture is the source's: all of it is measured
+        folder = tmp_path / "lighter" / "sessions" / f"{session:05d}"
+        turns = json.loads((folder / "session.json").read_text())["turns"]
+        source, second = load_image(folder / "source.png"), load_image(folder / "turn2.png")
+        assert turns[1]["drift"]["l1"] == pytest.approx(float((second - source).abs().mean()), abs=1e-5)
+        assert 0 < turns[0]["drift"]["l1"] < 0.1  # and never the edit itself
+
+
+def test_a_picture_of_another_size_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(TruthEditor, "edit", lambda self, instruction: torch.zeros(3, 8, 8))
+    with pytest.raises(AnchorEditError, match=r"turn 1 is \[3, 8, 8\], the source \[3, 32, 32\]"):
+        run(tmp_path, "--editor", "truth")
+
+
+def test_a_caption_no_font_can_write_says_what_is_asked(monkeypatch):
+    turn = {"instruction": "\u628a\u5b83\u79fb\u5230\u5de6\u8fb9", "kind": "move", "asked": {"place": "left"}}
+    monkeypatch.setattr("benchmark.sheet.can_write", lambda text, font: False)
+    assert caption(turn) == "(move) place: left" and caption(turn | {"instruction": ""}) == "(nothing)"
+    monkeypatch.undo()
+    assert caption(turn | {"instruction": "move it to the left"}) == "move it to the left"
+    from PIL import ImageFont
+
+    assert not can_write(turn["instruction"], ImageFont.load_default(12))  # Latin only
