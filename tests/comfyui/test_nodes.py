@@ -127,23 +127,25 @@ def test_forgotten_keys_and_values_come_back_bit_by_bit(host, picture_file, hist
 
 
 def test_branches_share_storage_and_do_not_disturb_each_other(host, picture_file):
-    lines = {"left": "make it green", "right": "add a crown"}
+    lines = {"left": ("make it green", "add a crown"), "right": ("add a crown", "make it green")}
     seen = {}
     for order in (("left", "right"), ("right", "left")):
         graph = turns_graph(LINES[:2], "trunk", seed=13)
         graph["fresh"] = node("AnchorEditFresh", image=["image", 0], session=" ".join(order))
         graph["start"]["inputs"]["image"] = ["fresh", 0]
         for name in order:
-            graph[name] = turn(["turn2", 0], lines[name], seed=13)
-            graph[f"probe_{name}"] = probe(name, memory=[name, 0], image=[name, 1])
+            graph[f"{name}3"] = turn(["turn2", 0], lines[name][0], seed=13)
+            graph[f"{name}4"] = turn([f"{name}3", 0], lines[name][1], seed=13)  # which reads what turn 3 left behind
+            graph[f"probe_{name}"] = probe(name, memory=[f"{name}4", 0], image=[f"{name}4", 1])
             run = succeed(host, graph)
             trunk = ["turn1", "turn2"] if name == order[0] else []
-            assert [node for node in run.ran if node in ("turn1", "turn2", *order)] == [*trunk, name]
+            turns = [node for node in run.ran if node.startswith(("turn", *lines))]
+            assert turns == [*trunk, f"{name}3", f"{name}4"]
         seen[order[0]] = {name: read(host, name) for name in order}
-        succeed(host, graph | {"count": node("AnchorEditCount", name="count", one=["left", 0], two=["right", 0])})
+        succeed(host, graph | {"count": node("AnchorEditCount", name="count", one=["left4", 0], two=["right4", 0])})
         held = read_json(host, "count")
         print(held)
-        frames = 5  # the anchor, turns 1 and 2, and a turn of each branch
+        frames = 7  # the anchor, turns 1 and 2, and two turns of each branch
         assert held["latents"] == frames * held["latent"] == frames * 16 * 16 * 16 * 4
         assert held["picture"] == 3 * 128 * 128 * 4
         assert held["blocks"] == frames
