@@ -11,7 +11,7 @@ import sys
 sys.argv = ["main.py", "--cpu"]
 import comfy.options
 comfy.options.enable_args_parsing()
-import server  # first, as the host itself does
+import utils.extra_config  # before a folder with a module `utils` is added to the path, as the host itself does
 import importlib.util
 import comfy.patcher_extension
 del comfy.patcher_extension.WrappersMP.OUTER_SAMPLE
