@@ -38,9 +38,9 @@ def test_a_workflow_runs(host, path):
 def test_a_workflow_for_files_of_the_artist_lacks_nothing_but_these(host, name):
     answer = host.post("/prompt", {"prompt": read_workflow(host, WORKFLOWS / f"{name}.json")})
     lacking = {node["class_type"]: node["errors"] for node in answer["node_errors"].values()}
-    assert sorted(lacking) == sorted(NEED_FILES[name])
-    for errors in lacking.values():
-        assert [error["type"] for error in errors] in (["value_not_in_list"], ["custom_validation_failed"])
+    # 0.3.64 does not look into the lists of V3 nodes, so it says nothing of Load Model before that runs
+    assert lacking.keys() | {"AnchorEditLoadModel"} == set(NEED_FILES[name])
+    assert {error["type"] for errors in lacking.values() for error in errors} == {"value_not_in_list"}
 
 
 def read_workflow(host, path) -> dict:
