@@ -66,6 +66,27 @@ class TextContext:
     bias: Tensor | None
 
 
+@dataclass(frozen=True, eq=False)
+class EmbeddedText:
+    """Texts of B * F frames before any layer has read them: rows [B*F, T + 1, W], the last one standing for padding.
+
+    It stands for `repeats` rows, or counts by a `bias` as in `TextContext`. In training every layer reads it by
+    itself, so that its keys and values need not be kept between the layers' passes.
+    """
+
+    rows: Tensor
+    repeats: int
+    bias: Tensor | None
+
+    def key_value(self, attention: TextCrossAttention) -> tuple[Tensor, Tensor]:
+        """One layer's keys and values [B*F, T', H, D]."""
+        key, value = attention.key_value(self.rows)
+        return (key, value) if self.repeats == 1 else (self._repeated(key), self._repeated(value))
+
+    def _repeated(self, x: Tensor) -> Tensor:
+        return torch.cat([x[:, :-1], x[:, -1:].expand(-1, self.repeats, -1, -1)], dim=1)
+
+
 class CausalWanTransformer(nn.Module):
     """Predicts the flow (noise - clean) of every frame."""
 
@@ -122,6 +143,11 @@ class CausalWanTransformer(nn.Module):
         and alike, so one row is projected for all of them. It then counts by a bias or, with `expand`, is repeated:
         the same sum, and what flash attention on a GPU (the default there) wants, which takes no bias.
         """
+        embedded = self._embed(text, lengths, expand)
+        pairs = [block.read_text(embedded) for block in self.blocks]
+        return TextContext(tuple(key for key, _ in pairs), tuple(value for _, value in pairs), embedded.bias)
+
+    def _embed(self, text: Tensor, lengths: Tensor | None = None, expand: bool | None = None) -> EmbeddedText:
         batch, frames, rows, _ = text.shape
         total = self.config.text_len
         if lengths is None and rows > total:
@@ -129,14 +155,13 @@ class CausalWanTransformer(nn.Module):
         expand = text.device.type != "cpu" if expand is None else expand
         padded = F.pad(text.flatten(0, 1), (0, 0, 0, 1))  # [B*F, T + 1, E], the last row stands for all padding
         embedded = self.text_embedding(padded.to(self.patch_embedding.weight.dtype))
-        pairs = [block.cross_attn.key_value(embedded) for block in self.blocks]
-        bias = None
-        if lengths is not None or not expand:
-            bias = self._row_counts(batch, frames, rows, lengths, text.device).log()[:, None, None]
-            bias = bias if text.device.type == "cpu" else bias.to(embedded.dtype)  # GPUs want the queries' dtype
-        else:
-            pairs = [tuple(_repeat_last(x, rows, total - rows) for x in pair) for pair in pairs]
-        return TextContext(tuple(key for key, _ in pairs), tuple(value for _, value in pairs), bias)
+        if lengths is None and expand and rows < total:
+            return EmbeddedText(embedded, total - rows, None)
+        if lengths is None and expand:
+            return EmbeddedText(embedded[:, :-1], 1, None)
+        bias = self._row_counts(batch, frames, rows, lengths, text.device).log()[:, None, None]
+        # GPUs want the queries' dtype
+        return EmbeddedText(embedded, 1, bias if text.device.type == "cpu" else bias.to(embedded.dtype))
 
     def _row_counts(self, batch: int, frames: int, rows: int, lengths: Tensor | None, device) -> Tensor:
         """How often each of T + 1 rows counts, [B*F, T + 1]."""
@@ -155,20 +180,22 @@ class CausalWanTransformer(nn.Module):
         views = views or sequence_views(frames)
         if len(views) != frames or (memory is not None and (frames != 1 or len(views[0].frames) != len(memory))):
             raise ValueError(f"{len(views)} views for {frames} frames and {len(memory or ())} remembered blocks")
-        context = text if isinstance(text, TextContext) else self.embed_text(text)
+        text = text if isinstance(text, TextContext) else self._embed(text)
 
         # a sequence is embedded frame by frame, because the patch is one frame deep
         x = self.patch_embedding(latents.to(dtype))  # [B, W, F, h/2, w/2]
         x = x.flatten(3).permute(0, 2, 3, 1).contiguous()  # [B, F, L, W]
-        time = sinusoid(timesteps, self.config.freq_dim).to(dtype)  # [B, F, 256]
-        time = self.time_embedding(time)  # [B, F, W]
-        modulation = self.time_projection(time).unflatten(-1, (6, -1)).float()  # [B, F, 6, W]
+        with torch.autocast(x.device.type, enabled=False):  # times bear no rounding, as in Wan's own code
+            time = sinusoid(timesteps, self.config.freq_dim).to(dtype)  # [B, F, 256]
+            time = self.time_embedding(time)  # [B, F, W]
+            modulation = self.time_projection(time).unflatten(-1, (6, -1)).float()  # [B, F, 6, W]
 
         positions = Positions.of(self.config.head_dim, rows, columns, views, stride, memory is not None, x.device)
         keys, values = [], []
         for index, block in enumerate(self.blocks):
             past = [(seen.keys[index], seen.values[index]) for seen in memory or ()]
-            arguments = (x, modulation, context.keys[index], context.values[index], context.bias, positions, past)
+            read = (text.keys[index], text.values[index]) if isinstance(text, TextContext) else text
+            arguments = (x, modulation, read, text.bias, positions, past)
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 x, key, value = checkpoint(block, *arguments, use_reentrant=False)
             else:
@@ -242,14 +269,22 @@ class WanBlock(nn.Module):
         )
         self.modulation = nn.Parameter(torch.randn(1, 6, width) / width**0.5)
 
-    def forward(self, x, modulation, text_key, text_value, text_bias, positions: Positions, past):
-        """x [B, F, L, W] -> x, and the frames' own keys and values [B, F, L, H, D]."""
+    def forward(self, x, modulation, text, text_bias, positions: Positions, past):
+        """x [B, F, L, W] -> x, and the frames' own keys and values [B, F, L, H, D].
+
+        `text` is an `EmbeddedText`, or the keys and values that `read_text` made of one.
+        """
         shift1, scale1, gate1, shift2, scale2, gate2 = (modulation + self.modulation.float()).unbind(2)  # [B, F, W]
         y, key, value = self.self_attn(_modulate(self.norm1(x), shift1, scale1), positions, past)
         x = (x + y * gate1[:, :, None]).to(x.dtype)
+        text_key, text_value = text.key_value(self.cross_attn) if isinstance(text, EmbeddedText) else text
         x = x + self.cross_attn(self.norm3(x), text_key, text_value, text_bias)
         y = self.ffn(_modulate(self.norm2(x), shift2, scale2))
         return (x + y * gate2[:, :, None]).to(x.dtype), key, value
+
+    def read_text(self, text: EmbeddedText) -> tuple[Tensor, Tensor]:
+        """This layer's keys and values of the texts [B*F, T', H, D]."""
+        return text.key_value(self.cross_attn)
 
 
 class _Projections(nn.Module):
@@ -326,11 +361,6 @@ def sinusoid(timesteps: Tensor, dim: int) -> Tensor:
 def _modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """x [B, F, L, W] with shift and scale [B, F, W], in float32 and back."""
     return (x * (1 + scale[:, :, None]) + shift[:, :, None]).to(x.dtype)
-
-
-def _repeat_last(x: Tensor, rows: int, count: int) -> Tensor:
-    """[B*F, rows + 1, H, D] -> [B*F, rows + count, H, D], the last row `count` times."""
-    return torch.cat([x[:, :rows], x[:, rows:].expand(-1, count, -1, -1)], dim=1)
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:

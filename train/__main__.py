@@ -1,27 +1,83 @@
-"""python -m train {dataset,vae,text,pretrain,export}: each stage's own `--help` says what it takes."""
+"""The command line of training.
+
+    python -m train all      --config tiny --out runs/tiny
+    python -m train causal   --config wan-1.3b --set parts.transformer=models/wan2.1 --out runs/wan --dry-run
+    python -m train causal   --config my.yaml --set causal.batch=4 --out runs/mine --resume
+
+`all` makes everything in order; `dataset` renders studio sessions ahead and `data` makes and checks shards, each with
+options of its own. Several processes: see train/engine.py.
+"""
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import sys
+from pathlib import Path
 
 from anchoredit_model.errors import AnchorEditError
 
-STAGES = ("dataset", "vae", "text", "pretrain", "export")
+from .config import NAMES, Config
+from .settings import load_config
+
+ORDER = ("vae", "text", "pretrain", "causal", "distill", "export")
+TOOLS = ("dataset", "data")  # with command lines of their own
 
 
 def main(argv: list[str]) -> int:
-    if not argv or argv[0] not in STAGES:
+    commands = (*ORDER, "all", *TOOLS)
+    if not argv or argv[0] not in commands:
         asked = bool(argv) and argv[0] in ("-h", "--help")
         out = sys.stdout if asked else sys.stderr
-        print(f"usage: python -m train {{{','.join(STAGES)}}} [options]", file=out)
+        print(f"usage: python -m train {{{','.join(commands)}}} [options]", file=out)
+        print(__doc__, file=out)
         return 0 if asked else 2
+    command, rest = argv[0], argv[1:]
     try:
-        importlib.import_module(f"train.{argv[0]}").main(argv[1:])
+        if command in TOOLS:
+            importlib.import_module(f"train.{command}").main(rest)
+            return 0
+        options = _options(command, rest)
+        config = load_config(options.config, options.set)
+        if options.dry_run:
+            from .dry_run import report
+
+            print(report(command, config, options.out), flush=True)
+            return 0
+        steps = ORDER if command == "all" else (command,)
+        return 0 if all(run(step, config, options.out, options.resume, command == "all") for step in steps) else 130
     except AnchorEditError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return 0
+
+
+def run(command: str, config: Config, out: Path, resume: bool = False, skip_given: bool = False) -> bool:
+    """One step of a run; False if it was interrupted. `skip_given`: parts that the config gives are not trained."""
+    if command in ("vae", "text"):
+        given, own = getattr(config.parts, command), "vae" if command == "vae" else "text_encoder"
+        if skip_given and (given or (resume and (out / own / "config.json").is_file())):
+            return True
+        part = importlib.import_module(f"train.{command}")
+        part.run(getattr(config, command), out / own, Path(config.data.path) if config.data.path else None, resume)
+        return True
+    if command == "export":
+        from .export import run as export
+
+        export(config, out)
+        return True
+    from .curriculum import Curriculum
+
+    return Curriculum(config, out).run(command, resume)
+
+
+def _options(command: str, argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog=f"python -m train {command}")
+    parser.add_argument("--config", default="tiny", help=f"{', '.join(NAMES)}, or a YAML file (default: tiny)")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run")
+    parser.add_argument("--resume", action="store_true", help="go on where it was; what is finished is left alone")
+    parser.add_argument("--dry-run", action="store_true", help="print sizes, steps, memory and data, and train nothing")
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

@@ -1,45 +1,52 @@
-"""Puts trained parts together into one model folder, as `AnchorEditPipeline.from_pretrained` reads it.
+"""The finished model: trained parts put together, and the transformer as one file for ComfyUI.
 
-    python -m train export --transformer runs/pretrain/transformer.safetensors --vae runs/tiny/vae \\
-        --text runs/tiny/text_encoder --out anchoredit_model/tiny --dtype bfloat16
+    python -m train export --config tiny --out runs/tiny
+
+writes `model/`, a folder as `AnchorEditPipeline.from_pretrained` reads it, and `anchoredit.safetensors`, the
+transformer alone with Wan's keys and, in its metadata, how it edits and its sizes as ComfyUI reads them; the nodes,
+the pipeline and ComfyUI's own loader take it. A LoRA run also has its `lora.safetensors` beside the last stage.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
+import shutil
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from anchoredit_model.checkpoint import load_transformer
+from anchoredit_model.checkpoint import load_transformer, save_checkpoint
 from anchoredit_model.pipeline import AnchorEditPipeline
 from anchoredit_model.text import TextEncoder
 from anchoredit_model.vae import ImageVAE
-from train.studio import held_out_generator, sample_images
 
+from .config import Config
+from .curriculum import Curriculum
+from .engine import LORA
+from .studio import held_out_generator, sample_images
+
+FOLDER, FILE = "model", "anchoredit.safetensors"
 PREVIEW_PICTURES = 16
 PREVIEW_SIZE = 128  # pixels
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m train export", description=__doc__.split("\n")[0])
-    parser.add_argument("--transformer", type=Path, required=True)
-    parser.add_argument("--vae", type=Path, required=True)
-    parser.add_argument("--text", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="of the stored weights")
-    args = parser.parse_args(argv)
-
-    transformer, edit = load_transformer(args.transformer)
-    text_encoder = TextEncoder.from_pretrained(args.text, text_dim=transformer.config.text_dim)
-    pipeline = AnchorEditPipeline(transformer, ImageVAE.from_pretrained(args.vae), text_encoder, edit)
-    pipeline.save_pretrained(args.out, getattr(torch, args.dtype))
-    write_preview(args.out / "vae", pipeline.vae)
-    size = sum(file.stat().st_size for file in args.out.rglob("*") if file.is_file())
-    print(f"{args.out}: {size / 1e6:.1f} MB")
+def run(config: Config, out: Path) -> None:
+    """Export the newest stage's averaged weights, or those that the config names."""
+    curriculum = Curriculum(config, out)
+    path = Path(config.export.transformer) if config.export.transformer else curriculum.last_checkpoint()
+    dtype = getattr(torch, config.export.dtype)
+    transformer, edit = load_transformer(path)
+    save_checkpoint(out / FILE, transformer, transformer.config, edit, dtype)
+    if (path.parent / LORA).is_file():
+        shutil.copyfile(path.parent / LORA, out / LORA)
+    encoder = TextEncoder.from_pretrained(curriculum.text_folder(), text_dim=transformer.config.text_dim)
+    vae = ImageVAE.from_pretrained(curriculum.vae_folder())
+    AnchorEditPipeline(transformer, vae, encoder, edit).save_pretrained(out / FOLDER, dtype)
+    write_preview(out / FOLDER / "vae", vae)
+    size = sum(file.stat().st_size for file in (out / FOLDER).rglob("*") if file.is_file())
+    print(f"{path} -> {out / FILE}, {out / FOLDER} ({size / 1e6:.1f} MB)")
 
 
 def write_preview(folder: Path, vae: ImageVAE) -> None:
@@ -61,7 +68,3 @@ def latent_colours(latents: Tensor, pictures: Tensor, factor: int) -> tuple[list
     solved = torch.linalg.lstsq(F.pad(cells, (0, 1), value=1.0), colours).solution  # [C + 1, 3]
     rounded = [[round(number, 4) for number in row] for row in solved.tolist()]
     return rounded[:-1], rounded[-1]
-
-
-if __name__ == "__main__":
-    main()

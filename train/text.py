@@ -1,6 +1,6 @@
 """Train the small text encoder: its vocabulary, then states that spell out what an instruction asks.
 
-    python -m train text --out runs/tiny/text_encoder --seed 0        # about 2 minutes on two CPU cores
+    python -m train text --out runs/tiny --set text.seed=0        # about 2 minutes on two CPU cores
 
 umT5 is pretrained on text; two minutes cannot do that. The studio knows what each of its instructions asks (kind,
 object, colour, ...), so the encoder is pretrained by classification: linear heads must read every slot from the mean
@@ -12,11 +12,11 @@ Shapes: B texts, N tokens of the longest one, D = d_model, S slots, C classes of
 
 from __future__ import annotations
 
-import argparse
 import io
 import random
 import time
 from collections import Counter
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from anchoredit_model.errors import AnchorEditError
 from anchoredit_model.text import END_ID, PAD_ID, UNKNOWN_ID, TextEncoder
+from train.config import Text
 from train.studio import INSTRUCTION_SLOTS, sample_instructions
 
 VOCABULARY_SIZE = 1000  # 256 of them are the bytes that any text falls back on
@@ -221,16 +222,8 @@ def normalise(encoder: TextEncoder, texts: list[str]) -> float:
     return power.item()
 
 
-def main(argv: list[str] | None = None) -> int:
-    """`python -m train text`: draw instructions, build the vocabulary, train, measure, save."""
-    parser = argparse.ArgumentParser(prog="python -m train text", description="Train the small text encoder.")
-    parser.add_argument("--out", required=True, help="folder for config.json, model.safetensors, spiece.model")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=800)
-    parser.add_argument("--pool", type=int, default=POOL_SIZE, help="instructions drawn from the studio")
-    parser.add_argument("--floor", type=float, default=0.97, help="least accuracy on held-out texts")
-    options = parser.parse_args(argv)
-
+def run(options: Text, out: Path, data: Path | None = None, resume: bool = False) -> None:
+    """Draw instructions, build the vocabulary, train, measure, save in `out`. It needs no data, and no resuming."""
     torch.manual_seed(options.seed)
     texts, labels = sample_instructions(options.pool, torch.Generator().manual_seed(options.seed))
     rng = random.Random(options.seed)
@@ -254,13 +247,8 @@ def main(argv: list[str] | None = None) -> int:
     if overall < options.floor:
         raise AnchorEditError(
             f"the text encoder reads held-out instructions with accuracy {overall:.4f}, below {options.floor}: "
-            "raise --steps"
+            "raise text.steps"
         )
     power = normalise(encoder, sorted(set(seen)))
-    encoder.save_pretrained(options.out)
-    print(f"text: {encoder.pieces.get_piece_size()} pieces, mean square {power:.3f} -> 1, saved in {options.out}")
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+    encoder.save_pretrained(out)
+    print(f"text: {encoder.pieces.get_piece_size()} pieces, mean square {power:.3f} -> 1, saved in {out}")

@@ -1,6 +1,6 @@
 """Train the small VAE from scratch: Wan 2.1's shape at a sixth of its width, on pictures of the studio.
 
-    python -m train vae --out runs/tiny/vae --minutes 13 --seed 0      # two CPU cores with bf16; --resume goes on
+    python -m train vae --out runs/tiny --set vae.minutes=13      # two CPU cores with bf16; --resume goes on
 
 Training is 2-D (a picture is a one-frame video, see `anchoredit_model.vae`); the saved files are Wan's 3-D layout.
 The loss is L1 for flat colours, squared error for PSNR, the L1 of differences between neighbouring pixels for crisp
@@ -12,7 +12,6 @@ Shapes: B pictures, C = 16 latent channels, H and W height and width in pixels, 
 
 from __future__ import annotations
 
-import argparse
 import copy
 import math
 import time
@@ -25,6 +24,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from anchoredit_model.errors import AnchorEditError
 from anchoredit_model.files import whole_file
 from anchoredit_model.vae import ImageVAE, OneFrameConv, decode_frames, encode_moments, to_image_convolutions
+from train.config import Vae
 from train.dataset import load_chunk
 from train.studio import sample_images
 
@@ -135,13 +135,13 @@ def measure_psnr(vae: ImageVAE, pictures: Tensor) -> float:
 class Trainer:
     """Model, average and optimizer, and the clock that decides the learning rate; all of it goes into `state_file`."""
 
-    def __init__(self, options: argparse.Namespace):
-        self.options = options
+    def __init__(self, options: Vae, out: Path):
+        self.options, self.out = options, out
         self.started = time.monotonic()
         self.step = 0
         self.generator = torch.Generator().manual_seed(options.seed)
         stage = "decoder" if options.decoder_only else "training"
-        self.state_file = options.out.with_name(f"{options.out.name}-{stage}.pt")
+        self.state_file = out.with_name(f"{out.name}-{stage}.pt")
         self.model = self._finished_encoder() if options.decoder_only else build_model(options.base_dim)
         self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(EMA_DECAY))
         self.vae = ImageVAE(self.average.module)
@@ -160,7 +160,7 @@ class Trainer:
 
     def _finished_encoder(self) -> nn.Module:
         """The VAE in the output folder with its encoder frozen: every latent made so far stays valid."""
-        model = ImageVAE.from_pretrained(self.options.out).model.train()
+        model = ImageVAE.from_pretrained(self.out).model.train()
         for part in (model.encoder, model.quant_conv):
             part.requires_grad_(False)
         return model
@@ -195,7 +195,7 @@ class Trainer:
         state = torch.load(self.state_file, weights_only=True)
         if state["base_dim"] != self.options.base_dim:
             raise AnchorEditError(
-                f"'{self.state_file}' has base_dim {state['base_dim']}: give --base-dim {state['base_dim']}"
+                f"'{self.state_file}' has base_dim {state['base_dim']}: give --set vae.base_dim={state['base_dim']}"
             )
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
@@ -240,9 +240,9 @@ class Trainer:
                     measure_latents(self.vae, pool.sample(HELD_OUT))
                 with torch.autocast("cpu", torch.bfloat16):
                     psnr = measure_psnr(self.vae, held_out)
-                self.vae.save_pretrained(self.options.out)
+                self.vae.save_pretrained(self.out)
                 self.save_state()
-                print(f"vae: step {self.step} held-out PSNR {psnr:.2f} dB, saved in {self.options.out}", flush=True)
+                print(f"vae: step {self.step} held-out PSNR {psnr:.2f} dB, saved in {self.out}", flush=True)
                 saved_at = self.elapsed
         self.save_state()
 
@@ -256,25 +256,18 @@ def _as_matrix(kernel: Tensor) -> Tensor:
     return kernel.permute(0, 2, 3, 1).contiguous().view(len(kernel), -1)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """`python -m train vae`: train, measure the latents, choose the dtype to store, save."""
-    parser = argparse.ArgumentParser(prog="python -m train vae", description="Train the small VAE.")
-    parser.add_argument("--out", type=Path, required=True, help="folder for config.json and the safetensors")
-    parser.add_argument("--data", type=Path, help="rendered sessions of python -m train dataset (default: draw some)")
-    parser.add_argument("--minutes", type=float, default=13.0, help="of training; measuring takes about two more")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--base-dim", type=int, default=16)
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--decoder-only", action="store_true", help="train the decoder of the VAE in --out further")
-    parser.add_argument("--resume", action="store_true", help="go on from OUT-training.pt")
-    options = parser.parse_args(argv)
+def run(options: Vae, out: Path, data: Path | None = None, resume: bool = False) -> None:
+    """Train, measure the latents, choose the dtype to store, save in `out`.
 
+    `data` may be a folder of rendered sessions (python -m train dataset); without, pictures are drawn.
+    """
     torch.manual_seed(options.seed)
     held_out = sample_images(HELD_OUT, PICTURE_SIZE, PICTURE_SIZE, torch.Generator().manual_seed(options.seed + 1))
-    trainer = Trainer(options)
-    if options.resume:
+    trainer = Trainer(options, out)
+    if resume:
         trainer.load_state()
-    pool = PicturePool(options.data, trainer.generator)
+    rendered = data if data and any(data.glob("*.safetensors")) else None
+    pool = PicturePool(rendered, trainer.generator)
     print(f"vae: {len(pool.pictures)} pictures at hand, {trainer.elapsed:.0f} s", flush=True)
     trainer.train(pool, held_out)
 
@@ -285,10 +278,5 @@ def main(argv: list[str] | None = None) -> int:
     kept = trainer.model.encoder.parameters() if options.decoder_only else ()  # not a bit of it may change
     lossless = all(torch.equal(weight, weight.bfloat16().float()) for weight in kept)
     dtype = torch.bfloat16 if exact - rounded < FREE_LOSS_DB and lossless else torch.float32
-    trainer.vae.save_pretrained(options.out, dtype)
-    print(f"vae: held-out PSNR {exact:.2f} dB, {rounded:.2f} dB rounded to bfloat16; saved as {dtype} in {options.out}")
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+    trainer.vae.save_pretrained(out, dtype)
+    print(f"vae: held-out PSNR {exact:.2f} dB, {rounded:.2f} dB rounded to bfloat16; saved as {dtype} in {out}")

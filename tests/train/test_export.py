@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from anchoredit_model.pipeline import AnchorEditPipeline
-from train.export import latent_colours, main
+from train.export import latent_colours
+from train.export import run as run_export
+from train.settings import load_config
 
 
 def picture(folder: Path) -> torch.Tensor:
@@ -21,11 +23,10 @@ def picture(folder: Path) -> torch.Tensor:
 @pytest.fixture
 def exported(small_model, tmp_path):
     def run(dtype: str) -> Path:
-        out = tmp_path / dtype
-        parts = {"transformer": "transformer", "vae": "vae", "text": "text_encoder"}
-        asked = [word for name, part in parts.items() for word in (f"--{name}", str(small_model / part))]
-        main([*asked, "--out", str(out), "--dtype", dtype])
-        return out
+        changes = {"parts.vae": "vae", "parts.text": "text_encoder", "export.transformer": "transformer"}
+        asked = [f"{key}={small_model / part}" for key, part in changes.items()]
+        run_export(load_config("tiny", [*asked, f"export.dtype={dtype}"]), tmp_path / dtype)
+        return tmp_path / dtype / "model"
 
     return run
 

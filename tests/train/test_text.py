@@ -7,8 +7,9 @@ import random
 import torch
 
 from anchoredit_model.text import END_ID, TextEncoder
+from train.config import Text
 from train.studio import sample_instructions
-from train.text import lose_tokens, main, split_pool, type_carelessly
+from train.text import lose_tokens, run, split_pool, type_carelessly
 
 
 def test_held_out_texts_are_never_trained_on_and_made_of_known_words():
@@ -30,7 +31,7 @@ def test_careless_typing_and_lost_tokens_keep_what_counts():
 
 
 def test_from_instructions_to_a_saved_encoder(tmp_path, capsys):
-    main(["--out", str(tmp_path / "text"), "--steps", "15", "--floor", "0", "--pool", "600"])
+    run(Text(steps=15, floor=0, pool=600), tmp_path / "text")
     encoder = TextEncoder.from_pretrained(tmp_path / "text")
     texts, _ = sample_instructions(100, torch.Generator().manual_seed(0))
     states = torch.cat(encoder.encode(texts))[:, : encoder.model.config.d_model]

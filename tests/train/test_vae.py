@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,7 @@ import torch
 
 from anchoredit_model.errors import AnchorEditError
 from anchoredit_model.vae import ImageVAE
+from train.config import Vae
 from train.studio import sample_images
 from train.vae import Trainer, autoencoder_loss, build_model
 
@@ -18,9 +18,7 @@ BASE_DIM = 8
 
 def trainer(out: Path, **options) -> Trainer:
     torch.manual_seed(0)
-    return Trainer(
-        argparse.Namespace(**{"out": out, "seed": 0, "base_dim": BASE_DIM, "decoder_only": False, **options})
-    )
+    return Trainer(Vae(**{"base_dim": BASE_DIM, **options}), out)
 
 
 def train(it: Trainer, steps: int) -> list[float]:
@@ -55,7 +53,7 @@ def test_what_cannot_be_resumed_is_named(tmp_path):
     with pytest.raises(AnchorEditError, match="start without --resume"):
         trainer(tmp_path / "vae").load_state()
     trainer(tmp_path / "vae").save_state()
-    with pytest.raises(AnchorEditError, match="give --base-dim 8"):
+    with pytest.raises(AnchorEditError, match="give --set vae.base_dim=8"):
         trainer(tmp_path / "vae", base_dim=16).load_state()
 
 

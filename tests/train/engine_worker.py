@@ -1,0 +1,73 @@
+"""Runs stages of the curriculum in a process of its own, for test_engine.py:
+
+    engine_worker.py CONFIG OUT STAGE [--die-at STEP] [--parallel ddp fsdp]
+
+`--parallel` runs the stage once per kind, in OUT/<kind>, and asserts that the weights are spread as they should be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+from pathlib import Path
+
+import torch
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from train.curriculum import Curriculum
+from train.engine import Engine
+from train.settings import load_config
+
+
+def die_at(step: int) -> None:
+    """Kill this process, as nothing can prevent, when that many steps are done."""
+    train_step = Engine.train_step
+
+    def dying(self):
+        if self.step == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return train_step(self)
+
+    Engine.train_step = dying
+
+
+def spread_as(kind: str) -> None:
+    """Assert before the first step that all networks are sharded, or wrapped."""
+    train = Engine.train
+
+    def checked(self):
+        for network in self.stage.networks.values():
+            parameters = [*network.module.parameters(), *network.average.network.module.parameters()]
+            assert all(isinstance(parameter, DTensor) for parameter in parameters) == (kind == "fsdp")
+            assert isinstance(network.forward, DistributedDataParallel) == (kind == "ddp")
+        return train(self)
+
+    Engine.train = checked
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("config")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("stage")
+    parser.add_argument("--die-at", type=int)
+    parser.add_argument("--parallel", nargs="*")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if options.die_at:
+        die_at(options.die_at)
+    for kind in options.parallel or [None]:
+        changes = [f"engine.parallel={kind}"] if kind else []
+        if kind:
+            train = Engine.train
+            spread_as(kind)
+        curriculum = Curriculum(load_config(options.config, changes), options.out / (kind or ""))
+        assert curriculum.run(options.stage)
+        if kind:
+            Engine.train = train
+
+
+if __name__ == "__main__":
+    main()

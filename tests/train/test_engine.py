@@ -1,0 +1,212 @@
+"""The engine: processes learn as one, a killed run goes on as if it had not been, stages hand over, LoRA works."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("accelerate")
+pytest.importorskip("webdataset")
+pytest.importorskip("tensorboard")
+
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from anchoredit_model.checkpoint import load_transformer
+from anchoredit_model.errors import AnchorEditError
+from train.__main__ import main
+from train.curriculum import Curriculum
+from train.engine import Engine
+from train.settings import load_config
+
+ROOT = Path(__file__).resolve().parents[2]
+WORKER = Path(__file__).with_name("engine_worker.py")
+
+
+@pytest.fixture(scope="session")
+def config(small_model, tmp_path_factory) -> str:
+    """A YAML file: the smallest curriculum, on sessions of the studio that are encoded once for all tests."""
+    folder = tmp_path_factory.mktemp("engine")
+    path = folder / "small.yaml"
+    path.write_text(
+        f"""
+base: tiny
+model: {{dim: 32, ffn_dim: 32, num_heads: 2, num_layers: 2, freq_dim: 16, text_dim: 32}}
+edit: {{area: 64, area_step: 64, num_steps: 2}}
+parts: {{vae: {small_model / "vae"}, text: {small_model / "text_encoder"}}}
+data: {{cache: {folder / "cache"}, stars: 12, star_turns: 2, chains: 12, chain_turns: 3, shown: 2}}
+engine: {{compile: false, precision: float32, log_steps: 1, sample_steps: 0}}
+pretrain: {{steps: 20, minutes: 0, batch: 2, micro_batches: 2}}
+causal: {{steps: 20, minutes: 0, batch: 2, micro_batches: 2, rollout_start: 0.0, rollout_steps: 1}}
+distill:
+  consistency: {{steps: 3, minutes: 0, batch: 2, micro_batches: 2}}
+  matching: {{steps: 6, minutes: 0, batch: 2, micro_batches: 2}}
+""",
+        encoding="utf-8",
+    )
+    return str(path)
+
+
+def train(config: str, out: Path, stage: str, *changes: str, resume: bool = False) -> bool:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in the worker: sums are taken in the same order
+    try:
+        return Curriculum(load_config(config, changes), out).run(stage, resume)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def worker(*arguments: object, processes: int = 1) -> subprocess.CompletedProcess:
+    launch = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--standalone"] if processes > 1 else []
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    program = [sys.executable, *launch, str(WORKER), *map(str, arguments)]
+    return subprocess.run(program, env=environment, capture_output=True, text=True, timeout=600)
+
+
+def losses(folder: Path) -> torch.Tensor:
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
+    return torch.tensor([value for row in rows for name, value in row.items() if name.startswith("loss")])
+
+
+def test_two_processes_learn_as_one(config, tmp_path):
+    """By DDP and by FSDP2, the latter with all weights as DTensors: the same 20 losses on the same global batch."""
+    assert train(config, tmp_path / "one", "causal", "causal.init=" + start(config, tmp_path))
+    settings = tmp_path / "two.yaml"
+    settings.write_text(Path(config).read_text(encoding="utf-8"), encoding="utf-8")
+    text = settings.read_text(encoding="utf-8").replace("causal: {", f"causal: {{init: {tmp_path / 'start'}, ")
+    settings.write_text(text.replace(str(tmp_path / "start"), start(config, tmp_path)), encoding="utf-8")
+    done = worker(settings, tmp_path / "two", "causal", "--parallel", "ddp", "fsdp", processes=2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    one = losses(tmp_path / "one" / "causal")
+    assert len(one) == 20
+    for kind in ("ddp", "fsdp"):
+        torch.testing.assert_close(losses(tmp_path / "two" / kind / "causal"), one, atol=0, rtol=1e-4)
+    ours, _ = load_transformer(tmp_path / "one" / "causal" / "transformer.safetensors")
+    theirs, _ = load_transformer(tmp_path / "two" / "fsdp" / "causal" / "transformer.safetensors")
+    for name, tensor in ours.state_dict().items():
+        torch.testing.assert_close(theirs.state_dict()[name], tensor, atol=1e-3, rtol=1e-3)
+
+
+def start(config: str, folder: Path) -> str:
+    """A first stage of two steps: the file that it leaves."""
+    path = folder / "first" / "pretrain" / "transformer.safetensors"
+    if not path.exists():
+        assert train(config, folder / "first", "pretrain", "pretrain.steps=2")
+    return str(path)
+
+
+def test_a_killed_run_goes_on_as_if_it_had_not_been(config, tmp_path):
+    """SIGKILL at step 30 of 60, the last state being that of step 20: bit for bit the same in the end."""
+    changed = Path(config).read_text(encoding="utf-8").replace("steps: 20", "steps: 60", 1)
+    settings = tmp_path / "sixty.yaml"
+    settings.write_text(changed.replace("engine: {", "engine: {save_steps: 20, "), encoding="utf-8")
+    assert train(str(settings), tmp_path / "whole", "pretrain")
+    done = worker(settings, tmp_path / "killed", "pretrain", "--die-at", 30)
+    assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]
+    folder = tmp_path / "killed" / "pretrain"
+    assert [path.name for path in (folder / "state").iterdir()] == ["step-00000020"]
+    with pytest.raises(AnchorEditError, match="--resume"):
+        train(str(settings), tmp_path / "killed", "pretrain")
+    assert train(str(settings), tmp_path / "killed", "pretrain", resume=True)
+    weights = [load_file(path / "transformer.safetensors") for path in (folder, tmp_path / "whole" / "pretrain")]
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+    states = [path / "state/step-00000060/__0_0.distcp" for path in (folder, tmp_path / "whole" / "pretrain")]
+    assert states[0].read_bytes() == states[1].read_bytes()  # trained weights, average and optimisers
+    assert torch.equal(losses(folder), losses(tmp_path / "whole" / "pretrain"))
+    assert train(str(settings), tmp_path / "killed", "pretrain", resume=True)  # finished: nothing left to do
+
+
+def test_ctrl_c_saves_and_a_full_disk_leaves_the_state_before(config, tmp_path, monkeypatch, largest_file, capsys):
+    train_step = Engine.train_step
+
+    def interrupted(self):
+        if self.step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return train_step(self)
+
+    monkeypatch.setattr(Engine, "train_step", interrupted)
+    handler = signal.getsignal(signal.SIGINT)
+    assert not train(config, tmp_path, "pretrain")
+    assert signal.getsignal(signal.SIGINT) is handler and "--resume" in capsys.readouterr().out
+    folder = tmp_path / "pretrain"
+    assert [path.name for path in (folder / "state").iterdir()] == ["step-00000004"]
+    before = (folder / "transformer.safetensors").read_bytes()
+    monkeypatch.setattr(Engine, "train_step", train_step)
+    with largest_file(20_000), pytest.raises(AnchorEditError, match="cannot be written"):
+        train(config, tmp_path, "pretrain", resume=True)
+    assert [path.name for path in (folder / "state").iterdir()] == ["step-00000004"]
+    assert (folder / "transformer.safetensors").read_bytes() == before
+
+
+def test_the_whole_curriculum_and_its_export(config, tmp_path, monkeypatch):
+    """`all` goes through every stage in bfloat16, hands weights over and exports what nodes and ComfyUI read."""
+    monkeypatch.chdir(tmp_path)
+    changes = ["engine.precision=bfloat16", "pretrain.steps=4", "causal.steps=4", "engine.sample_steps=4"]
+    asked = [word for change in changes for word in ("--set", change)]
+    assert main(["all", "--config", config, *asked, "--out", "run"]) == 0
+    run = tmp_path / "run"
+    samplers = {}
+    for stage in ("pretrain", "causal", "distill/consistency", "distill/matching"):
+        assert losses(run / stage).isfinite().all()
+        samplers[stage] = load_transformer(run / stage / "transformer.safetensors")[1].sampler
+    assert list(samplers.values()) == ["euler", "euler", "renoise", "renoise"]
+    with safe_open(run / "anchoredit.safetensors", framework="pt") as file:
+        metadata, names = file.metadata(), set(file.keys())
+    assert json.loads(metadata["config"])["transformer"]["dim"] == 32 and "blocks.0.self_attn.q.weight" in names
+    exported, edit = load_transformer(run / "anchoredit.safetensors")
+    last, _ = load_transformer(run / "distill" / "matching" / "transformer.safetensors")
+    assert edit.sampler == "renoise" and edit.guidance == 1
+    for name, tensor in last.state_dict().items():
+        assert torch.equal(exported.state_dict()[name], tensor.bfloat16().float()), name
+    assert (run / "model" / "model_index.json").is_file()
+
+
+def test_adapters_alone_learn_and_both_files_say_the_same(config, tmp_path):
+    """The merged checkpoint is the base plus what the LoRA file says, by the rule of those who load it."""
+    base, _ = load_transformer(start(config, tmp_path))
+    lora = ["lora.rank=4", "lora.alpha=8", "pretrain.optimiser.kind=adamw", "pretrain.steps=6"]
+    assert train(config, tmp_path / "lora", "pretrain", *lora, "pretrain.init=" + start(config, tmp_path))
+    merged, _ = load_transformer(tmp_path / "lora" / "pretrain" / "transformer.safetensors")
+    adapters = load_file(tmp_path / "lora" / "pretrain" / "lora.safetensors")
+    layers = {name.rpartition(".lora_A")[0] for name in adapters if ".lora_A" in name}
+    assert len(layers) == 2 * (2 * 4 + 2)
+    adapted = {f"{name.removeprefix('diffusion_model.')}.weight": name for name in layers}
+    for name, tensor in base.state_dict().items():
+        expected = tensor
+        if name in adapted:
+            up, down = (adapters[f"{adapted[name]}.lora_{part}.weight"] for part in "BA")
+            assert up.abs().max() > 0
+            expected = tensor + adapters[f"{adapted[name]}.alpha"] / 4 * up @ down
+        torch.testing.assert_close(merged.state_dict()[name], expected, atol=1e-6, rtol=1e-5)
+
+
+def test_a_dry_run_says_what_there_is_and_writes_nothing(config, tmp_path, capsys):
+    assert main(["all", "--config", config, "--out", str(tmp_path / "none"), "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    for part in ("weights", "20 steps", "memory of a process", "activations", "12 chains of 3 edits", "starts anew"):
+        assert part in said, part
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (["pretrain.steps=0"], "has no budget"),
+        (["data.path=nowhere"], "no training data"),
+        (["parts.transformer="], "no weights to start from"),
+        (["parts.vae=nowhere"], "is not there"),
+        (["pretrain.init=nowhere"], "nowhere"),
+    ],
+)
+def test_what_is_missing_is_named(config, tmp_path, capsys, change, said):
+    asked = [word for setting in change for word in ("--set", setting)]
+    assert main(["pretrain", "--config", config, *asked, "--out", str(tmp_path / "out")]) == 2
+    assert said in (error := capsys.readouterr().err) and error.strip().splitlines()[-1].startswith("error: ")

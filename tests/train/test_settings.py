@@ -1,0 +1,62 @@
+"""Configs: names, YAML files, single settings; what is wrong is said in a line that helps."""
+
+from __future__ import annotations
+
+import pytest
+
+from anchoredit_model.errors import AnchorEditError
+from train.config import NAMES, Optimiser
+from train.settings import load_config, to_yaml
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_named_config_survives_a_file(name, tmp_path):
+    config = load_config(name)
+    (tmp_path / "all.yaml").write_text(to_yaml(config), encoding="utf-8")
+    assert load_config(str(tmp_path / "all.yaml")) == config
+
+
+def test_a_file_changes_its_base_and_settings_change_the_file(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("base: wan-1.3b\ncausal: {steps: 7, times: {own: [1000, 500]}}\n", encoding="utf-8")
+    config = load_config(str(path), ["causal.optimiser.lr=1e-4", "causal.steps=9", "engine.compile=false"])
+    assert config.model == load_config("wan-1.3b").model and config.causal.steps == 9
+    assert config.causal.times.own == (1000.0, 500.0) and config.causal.optimiser.lr == 1e-4
+    assert config.engine.compile is False and config.pretrain == load_config("wan-1.3b").pretrain
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("pretrain.step=3", "did you mean 'pretrain.steps'"),
+        ("pretrian.steps=3", "did you mean 'pretrain'"),
+        ("causal.lr=3", "did you mean 'causal.optimiser.lr'"),
+        ("wholly_unlike=3", "choose one of model, "),
+        ("pretrain=3", "set one of its parts"),
+        ("pretrain.steps=many", "give a whole number"),
+        ("pretrain.steps=1.5", "give a whole number"),
+        ("engine.compile=1", "give true or false"),
+        ("pretrain.optimiser.betas=[0.9]", "give 2"),
+        ("engine.parallel=magic", "choose one of ddp, fsdp"),
+        ("pretrain.batch=0", "set both to 1 or more"),
+        ("pretrain.steps", "write it as key=value"),
+        ("pretrain.steps=[", "is not YAML"),
+    ],
+)
+def test_what_is_wrong_is_said_with_its_remedy(change, said):
+    with pytest.raises(AnchorEditError) as error:
+        load_config("tiny", [change])
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["small", "missing.yaml"])
+def test_an_unknown_config_is_an_error(name):
+    with pytest.raises(AnchorEditError, match="name|choose"):
+        load_config(name)
+
+
+def test_the_learning_rate_rises_stays_and_falls_to_zero():
+    rate = Optimiser(lr=1.0, decay=0.4).rate
+    assert rate(0) == 0 and rate(1) == 0
+    assert rate(0.3) == 1 and abs(rate(0.8) - 0.5) < 1e-9
+    assert Optimiser(lr=1.0, warm_up=0).rate(0) == Optimiser(lr=1.0).rate(1) == 1

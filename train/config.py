@@ -1,0 +1,410 @@
+"""Everything a training run can be told, as small frozen dataclasses, and the named configs.
+
+    tiny            our own small model, from nothing, on whatever machine there is
+    wan-1.3b        Wan 2.1 1.3B, all weights
+    wan-1.3b-lora   the same through low-rank adapters, on one GPU
+    wan-14b         Wan 2.1 14B, all weights, sharded over many GPUs
+
+`train.settings` merges a YAML file and `--set key=value` into one of them. Learning rates, momenta and grids of the
+larger ones are those of the published code (https://github.com/xuhang07/AnchorEdit).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from anchoredit_model.config import EditConfig, TransformerConfig
+from anchoredit_model.errors import AnchorEditError
+
+from .degrade import Degradations
+from .timesteps import TimeSampling
+
+_FOUR_STEPS = (1000.0, 750.0, 500.0, 250.0)
+
+
+@dataclass(frozen=True)
+class Data:
+    """Where the sessions come from.
+
+    path     folder of shards (`python -m train data`) or of rendered sessions (`python -m train dataset`), relative
+             to where the command is run; empty: the studio, drawn as the settings below say
+    cache    folder of encoded sessions, which several runs may share; empty: under --out
+    limit    use only this many files of `path`; 0: all
+    workers  processes that read pictures while they are encoded
+    stars    sessions in which every edit, one of `star_turns`, starts from the source: for stage 1
+    chains   sessions in which each of `chain_turns` edits starts from the picture before: for stages 2 and 3
+    shown    sessions that samples are drawn of, of which none is trained on
+    compile  draw by compiled loops where many sessions are to be drawn
+    seed     of the studio and of the order of all data
+    """
+
+    path: str = ""
+    cache: str = ""
+    limit: int = 0
+    workers: int = 0
+    stars: int = 19_456
+    star_turns: int = 3
+    chains: int = 12_288
+    chain_turns: int = 5
+    shown: int = 16
+    compile: bool = True
+    seed: int = 1
+
+
+@dataclass(frozen=True)
+class Vae:
+    """The small VAE. `decoder_only` goes on with the decoder of a finished one, so that all latents stay valid."""
+
+    minutes: float = 13.0
+    decoder_only: bool = False
+    base_dim: int = 16
+    batch_size: int = 8
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Text:
+    """The small text encoder; `floor` is the least accuracy on held-out texts, over all slots, that is accepted."""
+
+    steps: int = 800
+    pool: int = 20_000
+    floor: float = 0.97
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Finished parts. A VAE and a text encoder that are not given are those that this run trains under --out.
+
+    transformer  where the first stage starts: any file or folder that `anchoredit_model` reads, or "random"
+    vae          folder with a diffusers AutoencoderKLWan
+    text         folder with a umT5 encoder and its spiece.model
+    """
+
+    transformer: str = ""
+    vae: str = ""
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """How training runs, the same for all stages.
+
+    seed             of the random start, of the order of the data and of every draw
+    precision        "bfloat16": matrices are multiplied in it, weights and optimisers stay float32; or "float32"
+    parallel         what several processes do: "ddp" each holds everything, "fsdp" they share it out
+    compile          block by block, one short compilation for all of them
+    checkpointing    compute activations again in the backward pass instead of keeping them
+    save_minutes     between training states; save_steps as well, if not 0
+    log_steps        between lines of the log
+    sample_steps     between grids of samples; 0: none
+    sample_sessions  rows of such a grid
+    """
+
+    seed: int = 1
+    precision: str = "bfloat16"
+    parallel: str = "ddp"
+    compile: bool = True
+    checkpointing: bool = False
+    save_minutes: float = 5.0
+    save_steps: int = 0
+    log_steps: int = 20
+    sample_steps: int = 500
+    sample_sessions: int = 4
+
+    def __post_init__(self):
+        _one_of("engine.precision", self.precision, ("bfloat16", "float32"))
+        _one_of("engine.parallel", self.parallel, ("ddp", "fsdp"))
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters (https://arxiv.org/abs/2106.09685) in place of all weights; rank 0: none."""
+
+    rank: int = 0
+    alpha: float = 32.0
+    targets: tuple[str, ...] = ("q", "k", "v", "o", "ffn.0", "ffn.2")
+
+
+@dataclass(frozen=True)
+class Optimiser:
+    """`kind` "muon" takes the matrices of the blocks by Muon (https://kellerjordan.github.io/posts/muon/), the rest
+    by AdamW; "adamw" takes all by AdamW.
+
+    The learning rate rises over the first `warm_up` of the budget, stays, and falls to zero over the last `decay`.
+    """
+
+    kind: str = "adamw"
+    lr: float = 1e-5
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    clip: float = 10.0
+    warm_up: float = 0.01
+    decay: float = 0.0
+
+    def __post_init__(self):
+        _one_of("optimiser.kind", self.kind, ("muon", "adamw"))
+
+    def rate(self, progress: float) -> float:
+        """The learning rate after a share `progress` of the budget."""
+        rising = progress / self.warm_up if self.warm_up else 1.0
+        falling = (1 - progress) / self.decay if self.decay else 1.0
+        return self.lr * min(1.0, rising, max(0.0, falling))
+
+
+@dataclass(frozen=True)
+class StageSettings:
+    """What all stages of the curriculum have.
+
+    init           weights to start from; empty: those of the stage before
+    steps, minutes the budget, whichever is over first; 0: not limited by it. Schedules run over it.
+    batch          sessions in one forward of one process
+    micro_batches  such batches per step, shared out among the processes: their number divides it
+    ema            decay of the average that is kept; the first steps are forgotten sooner
+    """
+
+    init: str = ""
+    steps: int = 0
+    minutes: float = 0.0
+    batch: int = 1
+    micro_batches: int = 1
+    ema: float = 0.999
+    optimiser: Optimiser = field(default_factory=Optimiser)
+
+    def __post_init__(self):
+        if self.batch < 1 or self.micro_batches < 1:
+            raise AnchorEditError(
+                f"batch {self.batch} times micro_batches {self.micro_batches} is no work: set both to 1 or more"
+            )
+
+
+@dataclass(frozen=True)
+class Pretrain(StageSettings):
+    """Stage 1: one edit of a source at a time.
+
+    times           of the noisy edits
+    identity        how often the instruction is null and the target the source itself
+    dropout         how often the instruction alone is null, for guidance
+    change_weight   extra weight of the positions that an edit changes
+    """
+
+    times: TimeSampling = field(default_factory=TimeSampling)
+    identity: float = 0.1
+    dropout: float = 0.05
+    change_weight: float = 0.0
+
+
+@dataclass(frozen=True)
+class Causal(StageSettings):
+    """Stage 2: whole sessions, each turn behind a history as it will meet it.
+
+    forcing            "teacher": every noisy turn behind a history at t = 0, all in one forward; "diffusion": one
+                       sequence of noisy frames, some of which stand behind a history at t = 0
+    clean_history      in diffusion forcing, how often that is
+    times              of the noisy turns
+    first_turns, turns sessions grow from so many turns to so many, the last count being reached at `turns_end`
+    turn_weight        alpha: turn number p of 0..1 weighs 1 + alpha * p
+    change_weight      extra weight of the positions that an edit changes
+    dropout            how often an instruction is null, for guidance
+    degrade            whether histories are damaged, by `degradations`
+    rollout            the form of self-rollout: "cached", as inference does it, "one_pass" or "none"
+    rollout_peak       probability that a frame of the history is the model's own, from `rollout_end` on; none
+                       before `rollout_start`, both shares of the budget
+    rollout_share      of the steps in which there is any
+    rollout_steps      of the sampler
+    """
+
+    forcing: str = "teacher"
+    clean_history: float = 0.5
+    times: TimeSampling = field(default_factory=TimeSampling)
+    first_turns: int = 2
+    turns: int = 5
+    turns_end: float = 0.3
+    turn_weight: float = 1.0
+    change_weight: float = 0.0
+    dropout: float = 0.05
+    degrade: bool = True
+    degradations: Degradations = field(default_factory=Degradations)
+    rollout: str = "cached"
+    rollout_start: float = 0.1
+    rollout_end: float = 0.6
+    rollout_peak: float = 0.8
+    rollout_share: float = 0.5
+    rollout_steps: int = 4
+
+    def __post_init__(self):
+        super().__post_init__()
+        _one_of("causal.forcing", self.forcing, ("teacher", "diffusion"))
+        _one_of("causal.rollout", self.rollout, ("cached", "one_pass", "none"))
+
+
+@dataclass(frozen=True)
+class Consistency(StageSettings):
+    """Stage 3a: consistency distillation along a grid of `grid` steps with `shift`, the teacher guided.
+
+    `change_weight` is the extra weight of the positions that an edit changes.
+    """
+
+    turns: int = 5
+    change_weight: float = 0.0
+    grid: int = 48
+    shift: float = 5.0
+    guidance: float = 3.0
+
+
+@dataclass(frozen=True)
+class Matching(StageSettings):
+    """Stage 3b: distribution matching behind the model's own histories.
+
+    guidance        of the real score
+    times           at which the scores look
+    every           the generator learns in every such step, the fake score in all of them
+    critic          the fake score's optimiser
+    """
+
+    turns: int = 5
+    guidance: float = 3.0
+    times: TimeSampling = field(default_factory=lambda: TimeSampling(low=20, high=980))
+    every: int = 5
+    critic: Optimiser = field(default_factory=lambda: Optimiser(lr=5e-6, betas=(0.0, 0.999)))
+
+
+@dataclass(frozen=True)
+class Distill:
+    """Stage 3: first 3a, then 3b. Both are taught by `teacher`; empty: the second stage's weights."""
+
+    teacher: str = ""
+    consistency: Consistency = field(default_factory=Consistency)
+    matching: Matching = field(default_factory=Matching)
+
+
+@dataclass(frozen=True)
+class Export:
+    """The model that is put together: `transformer` (empty: the last stage's), its dtype and its LoRA file if any."""
+
+    transformer: str = ""
+    dtype: str = "bfloat16"
+
+    def __post_init__(self):
+        _one_of("export.dtype", self.dtype, ("float32", "bfloat16"))
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run. `model` are the transformer's sizes, `edit` is how the trained checkpoint edits.
+
+    Checkpoints of stages 1 and 2 are sampled by Euler with `edit.num_steps`, `edit.shift` and `edit.guidance`;
+    those of stage 3 by re-noising at `edit.steps`, without guidance.
+    """
+
+    model: TransformerConfig
+    edit: EditConfig = field(default_factory=EditConfig)
+    data: Data = field(default_factory=Data)
+    parts: Parts = field(default_factory=Parts)
+    engine: Engine = field(default_factory=Engine)
+    lora: Lora = field(default_factory=Lora)
+    vae: Vae = field(default_factory=Vae)
+    text: Text = field(default_factory=Text)
+    pretrain: Pretrain = field(default_factory=Pretrain)
+    causal: Causal = field(default_factory=Causal)
+    distill: Distill = field(default_factory=Distill)
+    export: Export = field(default_factory=Export)
+
+    def undistilled(self) -> EditConfig:
+        """How the checkpoints of stages 1 and 2 are sampled."""
+        return replace(self.edit, sampler="euler")
+
+    def distilled(self) -> EditConfig:
+        """How the checkpoints of stage 3 are sampled."""
+        return replace(self.edit, sampler="renoise", guidance=1.0)
+
+
+def named(name: str) -> Config:
+    """One of `NAMES`."""
+    if name not in _NAMED:
+        raise AnchorEditError(f"there is no config {name!r}: choose one of {', '.join(NAMES)} or give a YAML file")
+    return _NAMED[name]()
+
+
+def _tiny() -> Config:
+    """Muon at a high rate, a small batch, weight on what an edit changes: the recipe that a CPU needs."""
+    muon = Optimiser("muon", lr=1.5e-3, betas=(0.9, 0.99), clip=1.0, decay=0.4)
+    # more than half of the times are those that the distilled sampler will ask for
+    times = TimeSampling(own=_FOUR_STEPS, own_weights=(0.4, 0.25, 0.2, 0.15), own_share=0.6)
+    return Config(
+        model=TransformerConfig.named("tiny"),
+        edit=EditConfig(area=128, area_step=128, area_ratio=1.0, turns=6, num_steps=8, shift=3.0, guidance=1.0),
+        parts=Parts(transformer="random"),
+        pretrain=Pretrain(minutes=40, batch=20, optimiser=muon, times=times, change_weight=3.0),
+        causal=Causal(
+            minutes=40, batch=10, optimiser=replace(muon, lr=7e-4), times=times, turn_weight=0.5, change_weight=3.0
+        ),
+        distill=Distill(
+            consistency=Consistency(
+                minutes=15,
+                batch=10,
+                optimiser=replace(muon, lr=2e-4, warm_up=0.02),
+                guidance=1.5,
+                change_weight=3.0,
+            ),
+            matching=Matching(
+                minutes=15,
+                batch=8,
+                guidance=1.5,
+                optimiser=Optimiser(lr=2e-5, betas=(0.0, 0.99), clip=1.0, decay=0.4),
+                critic=Optimiser(lr=5e-5, betas=(0.0, 0.99), clip=1.0),
+            ),
+        ),
+    )
+
+
+def _wan(size: str) -> Config:
+    """The published schedule. Many small budgets make no sense at this size, so these are in steps."""
+    edit = EditConfig(shift=5.0, guidance=5.0)
+    times = TimeSampling(shift=5.0)
+    adamw = Optimiser(lr=1e-5)
+    matching = Optimiser(lr=1e-6, betas=(0.0, 0.999))
+    return Config(
+        model=TransformerConfig.named(size),
+        edit=edit,
+        data=Data(path="runs/shards"),
+        engine=Engine(parallel="fsdp", checkpointing=True, save_minutes=30),
+        pretrain=Pretrain(steps=10_000, micro_batches=64, optimiser=adamw, times=times),
+        causal=Causal(steps=10_000, micro_batches=64, optimiser=adamw, times=times),
+        distill=Distill(
+            consistency=Consistency(steps=5_000, micro_batches=64, optimiser=Optimiser(lr=5e-6)),
+            matching=Matching(steps=2_000, micro_batches=64, optimiser=matching),
+        ),
+    )
+
+
+def _wan_lora(size: str) -> Config:
+    """Adapters learn at a higher rate and fit one GPU."""
+    config = _wan(size)
+    adamw = Optimiser(lr=1e-4, clip=1.0)
+    matching = replace(config.distill.matching, micro_batches=8, optimiser=replace(adamw, lr=1e-5, betas=(0.0, 0.999)))
+    return replace(
+        config,
+        lora=Lora(rank=32),
+        engine=replace(config.engine, parallel="ddp"),
+        pretrain=replace(config.pretrain, micro_batches=8, optimiser=adamw),
+        causal=replace(config.causal, micro_batches=8, optimiser=adamw),
+        distill=Distill(
+            consistency=replace(config.distill.consistency, micro_batches=8, optimiser=replace(adamw, lr=5e-5)),
+            matching=replace(matching, critic=replace(matching.critic, lr=5e-5)),
+        ),
+    )
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise AnchorEditError(f"{name} {value!r} is unknown: choose one of {', '.join(allowed)}")
+
+
+_NAMED = {
+    "tiny": _tiny,
+    "wan-1.3b": lambda: _wan("1.3B"),
+    "wan-1.3b-lora": lambda: _wan_lora("1.3B"),
+    "wan-14b": lambda: _wan("14B"),
+}
+NAMES = tuple(_NAMED)

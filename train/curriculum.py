@@ -1,0 +1,162 @@
+"""A run of the curriculum in one folder: which stage starts from what, and where everything lies.
+
+OUT/vae, OUT/text_encoder        the small VAE and text encoder, if this run trains them
+OUT/cache                        encoded sessions
+OUT/pretrain, OUT/causal,
+OUT/distill/consistency,
+OUT/distill/matching             of each stage: transformer.safetensors (the averaged weights, ready to use),
+                                 state/ (what training goes on from), log.jsonl and TensorBoard's files
+OUT/model, OUT/anchoredit.safetensors
+                                 the exported model: a folder for the pipeline, one file for ComfyUI
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from anchoredit_model.errors import AnchorEditError
+
+from .cache import Encoders
+from .causal import Causal
+from .config import Config, StageSettings
+from .distill import Consistency, Matching
+from .engine import CHECKPOINT, Engine, make_accelerator
+from .networks import Builder, Start, file_start, random_start
+from .pretrain import Pretrain
+from .sources import Source, open_source
+from .stage import Stage, StageParts
+from .state import newest
+
+STAGES: dict[str, tuple[type[Stage], ...]] = {
+    "pretrain": (Pretrain,),
+    "causal": (Causal,),
+    "distill": (Consistency, Matching),
+}
+_BEFORE = {"causal": "pretrain", "distill.consistency": "causal", "distill.matching": "distill.consistency"}
+_NEEDS_TEACHER = ("distill.consistency", "distill.matching")
+
+
+class Curriculum:
+    """The stages of one config in the folder `out`."""
+
+    def __init__(self, config: Config, out: Path):
+        self.config, self.out = config, out
+
+    def run(self, command: str, resume: bool = False) -> bool:
+        """Train the stages of a command; False if it was interrupted. With `resume`, what is finished is left alone."""
+        return all(self._train(kind, resume) for kind in STAGES[command] if self._wanted(kind))
+
+    def settings(self, name: str) -> StageSettings:
+        """The part of the config that belongs to a stage, by its dotted name."""
+        found = self.config
+        for part in name.split("."):
+            found = getattr(found, part)
+        return found
+
+    def folder(self, name: str) -> Path:
+        return self.out / Path(*name.split("."))
+
+    def vae_folder(self) -> Path:
+        return self._part(self.config.parts.vae, "vae", "a VAE", "vae")
+
+    def text_folder(self) -> Path:
+        return self._part(self.config.parts.text, "text_encoder", "a text encoder", "text")
+
+    def encoders(self, device: str | torch.device) -> Encoders:
+        """VAE and text encoder, loaded when they are needed."""
+        half = torch.device(device).type != "cpu" and self.config.engine.precision == "bfloat16"
+        dtype = torch.bfloat16 if half else torch.float32
+        return Encoders(self.vae_folder(), self.text_folder(), device, dtype)
+
+    def cache(self) -> Path:
+        return Path(self.config.data.cache) if self.config.data.cache else self.out / "cache"
+
+    def source(self, kind: type[Stage], encoders: Encoders) -> Source:
+        """The stage's data, encoded."""
+        config = self.config
+        settings, cache = self.settings(kind.name), self.cache()
+        return open_source(config.data, settings, config.edit, kind.layouts, encoders, cache, self.accelerator)
+
+    def start(self, name: str, text_dim: int) -> Start:
+        """What a stage's main network is built from."""
+        sizes = replace(self.config.model, text_dim=text_dim)
+        if given := self.settings(name).init:
+            return file_start(given, sizes)
+        if name in _BEFORE:
+            return file_start(str(self._checkpoint(_BEFORE[name], f"{name}.init")), sizes)
+        if self.config.parts.transformer == "random":
+            return random_start(sizes, self.config.engine.seed)
+        if not self.config.parts.transformer:
+            raise AnchorEditError(
+                "the first stage has no weights to start from: --set parts.transformer=FILE_OR_FOLDER of Wan 2.1, or "
+                "=random"
+            )
+        return file_start(self.config.parts.transformer, sizes)
+
+    def teacher(self, text_dim: int) -> Start:
+        """The undistilled model."""
+        sizes = replace(self.config.model, text_dim=text_dim)
+        given = self.config.distill.teacher
+        return file_start(given or str(self._checkpoint("causal", "distill.teacher")), sizes)
+
+    def last_checkpoint(self) -> Path:
+        """Of the stage that went furthest."""
+        for name in ("distill.matching", "distill.consistency", "causal", "pretrain"):
+            path = self.folder(name) / CHECKPOINT
+            if path.is_file():
+                return path
+        raise AnchorEditError(
+            f"'{self.out}' has no trained transformer: train a stage, or --set export.transformer=FILE"
+        )
+
+    @cached_property
+    def accelerator(self) -> Accelerator:
+        return make_accelerator()
+
+    def _train(self, kind: type[Stage], resume: bool) -> bool:
+        folder = self.folder(kind.name)
+        resumed = newest(folder / "state") is not None
+        if resumed and not resume:
+            raise AnchorEditError(f"'{folder}' has a training state: go on with --resume, or give another --out")
+        engine = self._engine(kind)
+        if resumed:
+            engine.resume()
+        return engine.train()
+
+    def _engine(self, kind: type[Stage]) -> Engine:
+        torch._dynamo.config.recompile_limit = 64  # sessions of several lengths, with and without a gradient
+        name = kind.name
+        encoders = self.encoders(self.accelerator.device)
+        source = self.source(kind, encoders)
+        text_dim = source.data.texts.states[""].shape[1]
+        teacher = self.teacher(text_dim) if name in _NEEDS_TEACHER else None
+        parts = StageParts(
+            self.config, self.start(name, text_dim), teacher, encoders.vae, Builder(self.config, self.accelerator)
+        )
+        stage = kind(self.settings(name), parts)
+        return Engine(stage, source, self.folder(name), self.config, self.accelerator, encoders.vae)
+
+    def _wanted(self, kind: type[Stage]) -> bool:
+        """A part of a stage may be left out by giving it no budget at all."""
+        settings = self.settings(kind.name)
+        return len(STAGES.get(kind.name.split(".")[0], ())) == 1 or settings.steps > 0 or settings.minutes > 0
+
+    def _checkpoint(self, name: str, setting: str) -> Path:
+        path = self.folder(name) / CHECKPOINT
+        if not path.is_file():
+            raise AnchorEditError(f"no '{path}': train {name} first, or --set {setting}=FILE")
+        return path
+
+    def _part(self, given: str, own: str, what: str, command: str) -> Path:
+        folder = Path(given) if given else self.out / own
+        if not folder.is_dir():
+            raise AnchorEditError(
+                f"{what} is needed and '{folder}' is not there: train it with python -m train {command}, or --set "
+                f"parts.{command}=FOLDER"
+            )
+        return folder

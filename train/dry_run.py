@@ -1,0 +1,176 @@
+"""What a run would do and need, without doing it: sizes, steps, memory, data.
+
+Memory is counted, not guessed, as far as it can be: weights, gradients, optimisers and averages from the networks'
+shapes, activations from what a forward of one and of two layers saves for its backward pass, run on tensors that
+have a shape and no memory. What the figure lacks: the allocator's waste, attention's and the communication's buffers.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from anchoredit_model.config import TransformerConfig
+from anchoredit_model.errors import AnchorEditError
+from anchoredit_model.transformer import CausalWanTransformer
+from anchoredit_model.vae import ImageVAE
+
+from .config import Config, Lora
+from .curriculum import STAGES, Curriculum
+from .networks import adapted
+from .sources import find_parts
+from .state import newest
+
+_FLOAT, _HALF = 4, 2  # bytes
+_ROWS = 32  # of a text, typically
+_GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes in one process."""
+
+    weights: float
+    gradients: float
+    optimiser: float
+    average: float
+    frozen: float
+    activations: float
+
+    @property
+    def total(self) -> float:
+        return sum(vars(self).values())
+
+
+def report(command: str, config: Config, out: Path) -> str:
+    """Lines on what `command` would do."""
+    curriculum = Curriculum(config, out)
+    sizes, edit = config.model, config.edit
+    total, learnt, _ = parameters(sizes, config.lora)
+    side = edit.area // ImageVAE.spatial_factor
+    lines = [
+        f"model: {total / 1e6:.1f} M weights, {learnt / 1e6:.1f} M trained; {sizes.num_layers} layers of {sizes.dim}, "
+        f"{sizes.num_heads} heads",
+        f"pictures: {edit.area}x{edit.area}, latents {side}x{side}, {tokens(config)} tokens a frame",
+    ]
+    stages = STAGES if command == "all" else {command: STAGES[command]} if command in STAGES else {}
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    for kinds in stages.values():
+        for kind in kinds:
+            settings = curriculum.settings(kind.name)
+            budget = [f"{settings.steps} steps"] if settings.steps else []
+            budget += [f"{settings.minutes:g} minutes"] if settings.minutes else []
+            sessions = settings.batch * settings.micro_batches
+            lines.append(
+                f"{kind.name}: {' or '.join(budget) or 'no budget'}, {sessions} sessions a step "
+                f"({settings.micro_batches} micro-batches of {settings.batch}, {world} processes), "
+                f"{settings.optimiser.kind} at {settings.optimiser.lr:g}"
+            )
+            memory = estimate(kind.name, config, world)
+            parts = ", ".join(f"{name} {value / _GIB:.2f}" for name, value in vars(memory).items())
+            lines.append(f"  memory of a process: {memory.total / _GIB:.2f} GiB ({parts})")
+            lines.append(f"  data: {_data(config, kind.layouts)}")
+            lines.append(f"  {_state(curriculum, kind.name)}")
+    return "\n".join(lines)
+
+
+def tokens(config: Config) -> int:
+    """Tokens of one frame."""
+    side = config.edit.area // ImageVAE.spatial_factor
+    return (side // config.model.patch_size[1]) * (side // config.model.patch_size[2])
+
+
+def parameters(sizes: TransformerConfig, lora: Lora) -> tuple[int, int, int]:
+    """How many weights there are, how many are trained, and how many of those are the blocks' matrices."""
+    with torch.device("meta"):
+        module = adapted(CausalWanTransformer(sizes), lora)
+    learnt = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    inside = [parameter for parameter in module.blocks.parameters() if parameter.requires_grad]
+    matrices = [parameter for parameter in inside if parameter.ndim == 2]
+    return tuple(sum(part.numel() for part in parts) for parts in (list(module.parameters()), learnt, matrices))
+
+
+def estimate(name: str, config: Config, world: int) -> Memory:
+    """Bytes of one of `world` processes in the stage of this name."""
+    settings = Curriculum(config, Path()).settings(name)
+    total, learnt, matrices = parameters(config.model, config.lora)
+    trained = 2 if name == "distill.matching" else 1  # the fake score learns as well
+    teachers = 1 if name.startswith("distill") else 0
+    shared = world if config.engine.parallel == "fsdp" else 1
+    half = _HALF if config.engine.precision == "bfloat16" else _FLOAT
+    moments = 2 * learnt if settings.optimiser.kind == "adamw" else 2 * (learnt - matrices) + matrices
+    moments += 2 * learnt * (trained - 1)
+    return Memory(
+        weights=_FLOAT * total * trained / shared,
+        gradients=_FLOAT * learnt * trained / shared,
+        optimiser=_FLOAT * moments / shared,
+        average=_FLOAT * total / shared,
+        frozen=half * total * teachers / shared,
+        activations=activations(config, settings.batch, frames(name, config)),
+    )
+
+
+def frames(name: str, config: Config) -> int:
+    """Frames in the stage's largest forward."""
+    if name == "pretrain":
+        return 1 + (1 if config.data.path else config.data.star_turns)
+    turns = Curriculum(config, Path()).settings(name).turns
+    if name == "distill.matching":
+        return turns + 1
+    diffusion = name == "causal" and config.causal.forcing == "diffusion"
+    return turns + 1 if diffusion else 2 * turns
+
+
+def activations(config: Config, batch: int, count: int) -> float:
+    """Bytes that a forward of `count` frames leaves for its backward pass."""
+    model, checkpointing = config.model, config.engine.checkpointing
+    one, two = (_saved(replace(model, num_layers=n), config, batch, count, checkpointing) for n in (1, 2))
+    again = 0  # what one layer leaves when it is computed again
+    if checkpointing:
+        again = _saved(replace(model, num_layers=1), config, batch, count, False) - one
+    return one + (model.num_layers - 1) * (two - one) + again
+
+
+def _saved(sizes: TransformerConfig, config: Config, batch: int, count: int, checkpointing: bool) -> int:
+    seen: dict[int, int] = {}
+    side = config.edit.area // ImageVAE.spatial_factor
+    half = config.engine.precision == "bfloat16"
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            seen[storage._cdata] = storage.nbytes()
+        return tensor
+
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.autocast("cpu", torch.bfloat16, half, cache_enabled=False):
+        module = CausalWanTransformer(sizes)
+        module.gradient_checkpointing = checkpointing
+        weights = {parameter.untyped_storage()._cdata for parameter in module.parameters()}
+        latents = torch.zeros(batch, sizes.in_channels, count, side, side)
+        text = torch.zeros(batch, count, _ROWS, sizes.text_dim)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            flow = module(latents, torch.zeros(batch, count), text)
+        del flow
+    return sum(seen.values())
+
+
+def _data(config: Config, layouts: tuple[str, ...]) -> str:
+    """What data is there, found without opening it."""
+    try:
+        parts, star = find_parts(config.data, config.edit, layouts)
+    except AnchorEditError as error:
+        return f"none: {error}"
+    layout = "stars" if star else "chains"
+    if not config.data.path:
+        count = config.data.stars if star else config.data.chains
+        return f"the studio, {count} {layout} of {config.data.star_turns if star else config.data.chain_turns} edits"
+    return f"{len(parts)} files of {layout} in '{config.data.path}'"
+
+
+def _state(curriculum: Curriculum, name: str) -> str:
+    found = newest(curriculum.folder(name) / "state")
+    return f"goes on from '{found}' with --resume" if found else "starts anew"

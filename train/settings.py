@@ -1,0 +1,140 @@
+"""A config out of a name or a YAML file and `--set key=value`, with types from the dataclasses.
+
+A YAML file holds the same tree as `train.config.Config`; its `base` names the config that it changes (default:
+tiny). Keys are checked level by level, and one that does not exist is an error that says which one is near.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from anchoredit_model.errors import AnchorEditError
+
+from .config import Config, named
+
+T = TypeVar("T")
+
+
+def load_config(name: str, changes: Sequence[str] = ()) -> Config:
+    """The config called `name`, or that of the YAML file `name`, with `changes` "key=value" done to it in order."""
+    config = _from_file(Path(name)) if name.endswith((".yaml", ".yml")) else named(name)
+    for change in changes:
+        key, equals, text = change.partition("=")
+        if not equals:
+            raise AnchorEditError(f"--set {change!r} says no value: write it as key=value")
+        tree: Any = _parse(text, f"--set {change}")
+        for part in reversed(key.strip().split(".")):
+            tree = {part: tree}
+        config = merge(config, tree)
+    return config
+
+
+def merge(settings: T, changes: Mapping[str, Any], path: str = "") -> T:
+    """A copy of a dataclass with a tree of changes in it; raises AnchorEditError for unknown keys and wrong types."""
+    hints = typing.get_type_hints(type(settings))
+    known = [field.name for field in fields(settings)]
+    values = {}
+    for key, value in changes.items():
+        whole = f"{path}{key}"
+        if key not in known:
+            raise AnchorEditError(f"there is no setting {whole!r}: {_nearest(settings, path, whole)}")
+        current = getattr(settings, key)
+        if is_dataclass(current):
+            if not isinstance(value, Mapping):
+                inside = ", ".join(field.name for field in fields(current))
+                raise AnchorEditError(f"{whole} = {value!r} is no single value: set one of its parts ({inside})")
+            values[key] = merge(current, value, f"{whole}.")
+        else:
+            values[key] = _typed(value, hints[key], whole)
+    return replace(settings, **values)
+
+
+def to_yaml(config: Config) -> str:
+    """The whole tree, to be read by people and by `load_config`."""
+    import yaml
+
+    return yaml.safe_dump(_plain(asdict(config)), sort_keys=False, allow_unicode=True)
+
+
+def keys(settings: Any, path: str = "") -> list[str]:
+    """Every setting's full name."""
+    found = []
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        found += keys(value, f"{path}{field.name}.") if is_dataclass(value) else [f"{path}{field.name}"]
+    return found
+
+
+def _from_file(path: Path) -> Config:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise AnchorEditError(f"config '{path}' cannot be read ({error}): give a name or a YAML file") from None
+    tree = _parse(text, f"config '{path}'")
+    if not isinstance(tree, dict):
+        raise AnchorEditError(f"config '{path}' holds no settings: write it as `key: value` lines")
+    base = tree.pop("base", "tiny")
+    return merge(named(base), tree)
+
+
+def _parse(text: str, source: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise AnchorEditError(f"{source} is not YAML ({reason}): correct it there") from None
+
+
+def _nearest(settings: Any, path: str, wanted: str) -> str:
+    """What to say about a key that is not there: the nearest of the same level, else of what lies below it."""
+    below = keys(settings, path)
+    level = [f"{path}{field.name}" for field in fields(settings)]
+    near = [key for key in below if key.endswith(f".{wanted.removeprefix(path)}")][:1]  # "lr" for "optimiser.lr"
+    near = near or difflib.get_close_matches(wanted, level, n=1) or difflib.get_close_matches(wanted, below, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(level)}"
+
+
+def _typed(value: Any, hint: Any, name: str) -> Any:
+    """`value` as YAML gave it, as the type that the field declares."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        hint = next(argument for argument in arguments if argument is not type(None))
+        return _typed(value, hint, name)
+    if origin is tuple:
+        items = value if isinstance(value, (list, tuple)) else [value]
+        kinds = [arguments[0]] * len(items) if arguments[-1] is Ellipsis else arguments
+        if len(kinds) != len(items):
+            raise AnchorEditError(f"{name} = {value!r} has {len(items)} parts: give {len(kinds)}")
+        return tuple(_typed(item, kind, name) for item, kind in zip(items, kinds))
+    if hint is float and isinstance(value, str):  # YAML reads 1e-4 as text
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint is str and value is None:  # an empty value
+        return ""
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise AnchorEditError(f"{name} = {value!r} is of the wrong kind: give {_KINDS[hint]}")
+    return value
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, for YAML."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (tuple, list)) else value
+
+
+_KINDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
