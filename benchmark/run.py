@@ -36,8 +36,8 @@ def main(argv: list[str]) -> int:
     trial = make_trial(args.protocol, args.sessions, args.turns, held_out_generator(args.seed), args.languages)
     options = {field.name: getattr(args, field.name) for field in fields(EditorOptions)}
     editor = make_editor(args.editor, EditorOptions(**options), trial)
-    judge = Judge(Thresholds(), args.compile)
-    asked = ("suite", "protocol", "turns", "sessions", "seed", "languages", "size", "editor", "compile")
+    judge = Judge(Thresholds())
+    asked = ("suite", "protocol", "turns", "sessions", "seed", "languages", "size", "editor")
     settings = {name: getattr(args, name) for name in asked}
     settings |= {"editor_settings": editor.settings, "thresholds": asdict(Thresholds())}
     folder = RunFolder(args.out, settings)
@@ -69,7 +69,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=1, help="of the held-out scenes, which training never meets")
     parser.add_argument("--size", type=int, default=128, help="side of a scene in pixels")
     parser.add_argument("--languages", nargs="+", choices=LANGUAGES, default=list(LANGUAGES), metavar="en|zh")
-    parser.add_argument("--compile", action="store_true", help="the judge draws faster, after minutes of compiling")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; a stopped one goes on")
     model = parser.add_argument_group("the model", "of the editors pipeline, previous-only and chain-vae")
     model.add_argument("--model", type=Path, help="folder or weights file (default: the bundled one)")

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .instructions import Edit
-from .render import LAYERS, Layer, compiled_layers
+from .render import LAYERS, render
 from .scene import COLUMN, FACTS, LOOK, SUBJECT_TRAITS, TRAIT, Scenes
 
 _ON_TOP = (*(name for name in FACTS if "top" in name or "bottom" in name), "sign", *LOOK)  # drawn after the subject
@@ -41,7 +41,7 @@ class Thresholds:
     half_way: float = 0.5  # of the way from the old drawing to the wanted one
     clearly: float = 0.85  # a fact reads as another value if that is nearer by this factor
     margin: int = 3  # pixels around what an edit shows that may differ as well
-    damage: float = 0.03  # where nothing should change, on the whole
+    damage: float = 0.04  # where nothing should change, on the whole
     damage_in_block: float = 0.15  # and in the worst block
     block: int = 16  # pixels, the side of a block
     shift: float = 0.5  # pixels
@@ -66,11 +66,10 @@ class Verdict:
 
 
 class Judge:
-    """Judges pictures one by one. `compiled` draws several times faster after a minute of compilation."""
+    """Judges pictures one by one."""
 
-    def __init__(self, thresholds: Thresholds = Thresholds(), compiled: bool = False):
+    def __init__(self, thresholds: Thresholds = Thresholds()):
         self.limits = thresholds
-        self.layers: tuple[Layer, ...] = compiled_layers() if compiled else LAYERS
 
     def judge(self, pictures: Tensor, previous: Tensor, believed: Scenes, edits: Sequence[Edit]) -> Verdict:
         """`pictures`, `previous` [N, 3, H, W]: the new one and the editor's own one before; `believed`: N scenes with
@@ -80,7 +79,7 @@ class Judge:
 
     def read(self, picture: Tensor, scene: Scenes, names: Sequence[str]) -> Tensor:
         """Facts [F] of a picture [3, H, W]: those of `scene` [1], but `names` as the picture shows them."""
-        drawings = self._alternatives(scene, names, picture.shape[-2:])
+        drawings = _alternatives(scene, names, picture.shape[-2:])
         facts = scene.facts[0].clone()
         for name, drawn in drawings.items():
             now = int(scene.fact(name)[0])
@@ -95,7 +94,7 @@ class Judge:
         size = picture.shape[-2:]
         named = {change.fact: change.new for change in edit.changes}
         wanted = before.with_facts(torch.tensor([edit.apply(before.facts[0].tolist())], device=before.facts.device))
-        old, new = self._draw(Scenes(torch.cat([before.facts, wanted.facts]), before.identity.repeat(2, 1)), size)
+        old, new = render(Scenes(torch.cat([before.facts, wanted.facts]), before.identity.repeat(2, 1)), *size)
 
         shown = ((new - old).abs().amax(dim=0) > self.limits.shows).float()  # [H, W]
         facts = self.read(picture, wanted, list(named))
@@ -136,35 +135,28 @@ class Judge:
         strangers = scene.identity.repeat(1 + len(_STRANGERS), 1)
         columns = torch.tensor([TRAIT[name] for name in SUBJECT_TRAITS], device=strangers.device)
         strangers[1:, columns] = _STRANGERS.to(strangers.device)
-        drawn = self._draw(Scenes(scene.facts.repeat(len(strangers), 1), strangers), picture.shape[-2:])
+        drawn = render(Scenes(scene.facts.repeat(len(strangers), 1), strangers), *picture.shape[-2:])
         shown = ((drawn[1:] - drawn[:1]).abs().amax(dim=1) > self.limits.shows).float()  # [V, H, W]
         away = (drawn - picture).abs().mean(dim=1)  # [1 + V, H, W]
         own, theirs = (away[:1] * shown).sum(dim=(1, 2)), (away[1:] * shown).sum(dim=(1, 2))  # [V]
         return float((1 - own / theirs.clamp(min=1e-6)).mean())
 
-    def _draw(self, scenes: Scenes, size: Sequence[int]) -> Tensor:
-        image = torch.ones(len(scenes), 3, *size, device=scenes.identity.device)
-        for layer in self.layers:
+
+def _alternatives(scene: Scenes, names: Sequence[str], size: Sequence[int]) -> dict[str, Tensor]:
+    """The scene [1] drawn with every value of each of the facts `names`: [V, 3, H, W] each.
+
+    The subject below is drawn once for all facts that lie above it.
+    """
+    on_top = [name for name in names if name in _ON_TOP]
+    drawn = {name: render(_with_every_value(scene, name), *size) for name in names if name not in _ON_TOP}
+    below = render(scene, *size, LAYERS[:_BELOW]) if on_top else None
+    for name in on_top:
+        scenes = _with_every_value(scene, name)
+        image = below.expand(len(scenes), -1, -1, -1)
+        for layer in LAYERS[_BELOW:]:
             image = layer(image, scenes)
-        return image
-
-    def _alternatives(self, scene: Scenes, names: Sequence[str], size: Sequence[int]) -> dict[str, Tensor]:
-        """The scene [1] drawn with every value of each of the facts `names`: [V, 3, H, W] each.
-
-        The subject below is drawn once for all facts that lie above it.
-        """
-        on_top = [name for name in names if name in _ON_TOP]
-        drawn = {name: self._draw(_with_every_value(scene, name), size) for name in names if name not in _ON_TOP}
-        below = torch.ones(1, 3, *size, device=scene.identity.device)
-        for layer in self.layers[:_BELOW] if on_top else ():
-            below = layer(below, scene)
-        for name in on_top:
-            scenes = _with_every_value(scene, name)
-            image = below.expand(len(scenes), -1, -1, -1)
-            for layer in self.layers[_BELOW:]:
-                image = layer(image, scenes)
-            drawn[name] = image
-        return drawn
+        drawn[name] = image
+    return drawn
 
 
 def _with_every_value(scene: Scenes, name: str) -> Scenes:

@@ -184,9 +184,10 @@ def _paint_mark(image, inside, u, v, radius, scenes: Scenes, number: int) -> Ten
 def _paint_face(image: Tensor, u: Tensor, v: Tensor, radius: Tensor, scenes: Scenes) -> Tensor:
     spacing = 0.28 + 0.12 * _column(scenes, "eye_spacing")
     size = 0.18 + 0.06 * _column(scenes, "eye_size")
+    bare = 1 - _is(scenes, "glasses", 1)  # dark glasses hide the eyes, whatever their size
     # one eye stands in the middle and is large, three stand side by side and are small
     for count, scale, sides in ((0, 1.35, (0,)), (1, 1.0, (-1, 1)), (2, 0.8, (-1.3, 0, 1.3))):
-        there = _is(scenes, "eyes", count)
+        there = _is(scenes, "eyes", count) * bare
         for side in sides if _occurs(there) else ():
             eye = _ellipse(u - side * spacing, v + 0.24, size * scale, size * scale * 1.1) * radius
             pupil = _ellipse(u - side * spacing * 0.96, v + 0.22, size * scale * 0.5, size * scale * 0.6) * radius

@@ -49,7 +49,7 @@ def test_pipeline_is_our_pipeline_under_the_policy_asked_for(small_model, trial,
     for texts, picture in zip(trial.sessions.texts, made, strict=True):
         memory = pipeline.turn(memory, texts[4], 4, 1)
         assert torch.equal(pipeline.picture(memory), picture)
-    assert editor.settings["policy"] == {"anchor_frames": 1, "window": 1, "history": "refresh"}
+    assert editor.settings["policy"] == MemoryPolicy(1, 1, "refresh").to_json()
     assert editor.settings["model"] == pipeline.fingerprint[:16] and editor.settings["steps"] == 1
     assert editor.cache_bytes == pipeline.store.nbytes > 0
     assert all(map(torch.equal, made, pictures(editor, trial, source)))  # a second session starts afresh
@@ -57,7 +57,7 @@ def test_pipeline_is_our_pipeline_under_the_policy_asked_for(small_model, trial,
 
 def test_previous_only_has_lost_the_anchor(edited):
     editor, _ = edited("previous-only")
-    assert editor.settings["policy"] == {"anchor_frames": 0, "window": 1, "history": "stream"}
+    assert editor.settings["policy"] == MemoryPolicy(0, 1).to_json()
 
 
 def test_chain_vae_starts_every_turn_from_the_decoded_picture(trial, source, edited):

@@ -35,7 +35,7 @@ class Verdict:
 class StrictJudge:
     """Accepts only the drawing of what was believed with the edit done, and believes what it accepted."""
 
-    def __init__(self, thresholds, compiled):
+    def __init__(self, thresholds):
         pass
 
     def judge(self, pictures, previous, believed, edits):

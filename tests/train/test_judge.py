@@ -9,7 +9,7 @@ import torch
 
 from anchoredit_model.pipeline import TINY
 from anchoredit_model.vae import ImageVAE
-from train.instructions import KINDS, Edit, sample_edit
+from train.instructions import KINDS, Change, Edit, sample_edit
 from train.judge import Judge, Thresholds
 from train.render import render
 from train.scene import COLUMN, FACTS, SUBJECT_TRAITS, TRAIT, Scenes
@@ -97,7 +97,8 @@ def test_an_earlier_failure_is_not_counted_again():
     facts = scenes.facts.clone()
     facts[:, COLUMN["headwear"]], facts[:, COLUMN["background"]] = 0, 1
     bare = scenes.with_facts(facts)
-    hat, background = (Edit("add", (("headwear", 0, 1),)), Edit("background", (("background", 1, 4),)))
+    hat = Edit("add", (Change("headwear", 0, 1),))
+    background = Edit("background", (Change("background", 1, 4),))
     judge, source = Judge(), render(bare, SIDE, SIDE)
     first = judge.judge(source, source, bare, [hat] * len(bare))
     assert not first.followed.any() and torch.equal(first.facts, facts)
