@@ -21,7 +21,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
-from anchoredit_model.checkpoint import read_checkpoint
+from anchoredit_model.checkpoint import load_transformer, read_checkpoint
 from anchoredit_model.config import TransformerConfig
 from anchoredit_model.errors import AnchorEditError
 from anchoredit_model.transformer import CausalWanTransformer
@@ -261,9 +261,8 @@ def file_start(path: str, sizes: TransformerConfig) -> Start:
 
     Columns of the text embedding beyond `sizes.text_dim` are left out: they only ever meet zeros.
     """
-    found = read_checkpoint(path)  # tensors stay on disk until they are used
-    wanted = replace(found.transformer_config, text_dim=sizes.text_dim)
-    for name in ("dim", "ffn_dim", "num_heads", "num_layers", "text_dim"):
+    wanted = read_checkpoint(path).transformer_config  # the weights stay on disk
+    for name in ("dim", "ffn_dim", "num_heads", "num_layers"):
         if getattr(wanted, name) != getattr(sizes, name):
             raise AnchorEditError(
                 f"'{path}' has {name} {getattr(wanted, name)}, the config asks for {getattr(sizes, name)}: "
@@ -271,7 +270,7 @@ def file_start(path: str, sizes: TransformerConfig) -> Start:
             )
 
     def weights() -> dict[str, Tensor]:
-        state = {name: tensor.float() for name, tensor in found.state_dict.items()}
+        state = load_transformer(path)[0].state_dict()
         first = state["text_embedding.0.weight"]
         if first.shape[1] < sizes.text_dim:
             raise AnchorEditError(
