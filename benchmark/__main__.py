@@ -1,4 +1,4 @@
-"""python -m benchmark {run,speed,patch}: how well and how fast turns are made; `--help` of each says more."""
+"""python -m benchmark {run,judge,speed,patch}: how well and how fast turns are made; `--help` of each says more."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 
 from anchoredit_model.errors import AnchorEditError
 
-COMMANDS = ("run", "speed", "patch")
+COMMANDS = ("run", "judge", "speed", "patch")
 
 
 def main(argv: list[str]) -> int:
@@ -18,6 +18,8 @@ def main(argv: list[str]) -> int:
     try:
         if argv[0] == "speed":
             from .speed import main as command
+        elif argv[0] == "judge":
+            from .judge_check import main as command
         elif argv[0] == "patch":
             from .patch import main as command
         else:
