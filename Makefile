@@ -23,7 +23,7 @@ CHECK_EXTRAS = $(TEST_EXTRAS),comfyui
 LINT_EXTRAS = dev
 
 DEMO_IMAGE = anchoredit_model/assets/sample.png
-DEMO_EDITS = -i "put a crown on it" -i "change the background to pink" -i "make the creature yellow"
+DEMO_EDITS = -i "change the background to blue" -i "write OK on the sign" -i "make it black and white"
 PYTEST_ARGS = -q
 
 RUN = .venv/bin/python

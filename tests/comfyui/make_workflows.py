@@ -37,8 +37,9 @@ The small model that comes with AnchorEdit edits its own sample picture: no down
 
 Look at what was *not* asked for: it should stay as it is.
 
-The small model knows simple drawings of 128x128 pixels and instructions such as *make it red*, *add a crown*, \
-*remove the crown*, *move it to the left*, *change the background to green*. For photographs see **Wan 2.1 set-up**.
+The small model knows simple drawings of 128x128 pixels and instructions such as *change the background to \
+blue*, *write OK on the sign*, *make it black and white*, \
+*bring the colours back*, *make it night*. For photographs see **Wan 2.1 set-up**.
 """
 TEN_TURNS = """\
 ## Ten turns
@@ -203,8 +204,8 @@ def turn(sheet: Sheet, box: tuple, title: str, instruction: str, memory: Wire, w
 def first_edit(sheet: Sheet) -> None:
     sheet.note(FIRST_EDIT, (0, 400, 660, 220))
     tiny, start, wires = bundled(sheet)
-    one = turn(sheet, (760, 80, 340, 300), "Turn 1", "make it blue", start[0], wires)
-    two = turn(sheet, (1140, 80, 340, 300), "Turn 2", "add a crown", one[0], wires)
+    one = turn(sheet, (760, 80, 340, 300), "Turn 1", "change the background to blue", start[0], wires)
+    two = turn(sheet, (1140, 80, 340, 300), "Turn 2", "write OK on the sign", one[0], wires)
     strip = sheet.add("AnchorEditFilmstrip", (760, 510, 720, 420), vae=tiny[2], memory=two[0])
     sheet.group("1  A picture", GREY, tiny, start)
     sheet.group("2  Edits", BLUE, one, two)
@@ -212,9 +213,9 @@ def first_edit(sheet: Sheet) -> None:
 
 
 def ten_turns(sheet: Sheet) -> None:
-    lines = ["make it blue", "add a crown", "change the background to pink", "make it green", "make it smaller"]
-    lines += ["change the background to white", "make it red", "move it to the left"]
-    lines += ["change the background to yellow", "make it purple"]
+    lines = ["change the background to blue", "write OK on the sign", "make it black and white"]
+    lines += ["bring the colours back", "change the light to sunset", "draw a heart on the sign"]
+    lines += ["change the light to day", "change the background to yellow", "clear the sign", "undo the last change"]
     sheet.note(TEN_TURNS, (0, 560, 660, 200))
     policy = sheet.add("AnchorEditMemoryPolicy", (0, 270, 300, 190), anchor_frames=1, window=2)
     tiny, start, wires = bundled(sheet, policy=policy[0])
@@ -230,9 +231,12 @@ def ten_turns(sheet: Sheet) -> None:
 def branches(sheet: Sheet) -> None:
     sheet.note(BRANCHES, (0, 800, 660, 190))
     tiny, start, wires = bundled(sheet)
-    one = turn(sheet, (0, 400, 310, 300), "Turn 1", "make it blue", start[0], wires)
-    two = turn(sheet, (350, 400, 310, 300), "Turn 2", "add a crown", one[0], wires)
-    ways = [("One way", PINK, 80, "change the background to pink"), ("The other way", GREEN, 590, "make it green")]
+    one = turn(sheet, (0, 400, 310, 300), "Turn 1", "change the background to blue", start[0], wires)
+    two = turn(sheet, (350, 400, 310, 300), "Turn 2", "write OK on the sign", one[0], wires)
+    ways = [
+        ("One way", PINK, 80, "change the light to sunset"),
+        ("The other way", GREEN, 590, "make it black and white"),
+    ]
     for title, color, y, instruction in ways:
         three = turn(sheet, (760, y, 310, 400), f"Turn 3: {title.lower()}", instruction, two[0], wires)
         strip = sheet.add("AnchorEditFilmstrip", (1110, y, 760, 400), vae=tiny[2], memory=three[0])
@@ -244,7 +248,9 @@ def branches(sheet: Sheet) -> None:
 def native_sampler(sheet: Sheet) -> None:
     sheet.note(NATIVE_SAMPLER, (0, 400, 660, 210))
     tiny, start, wires = bundled(sheet)
-    words = sheet.add("PrimitiveStringMultiline", (760, 80, 300, 110), "Instruction", value="make it blue")
+    words = sheet.add(
+        "PrimitiveStringMultiline", (760, 80, 300, 110), "Instruction", value="change the background to blue"
+    )
     text = sheet.add("CLIPTextEncode", (760, 250, 300, 90), clip=wires["clip"], text=words[0])
     apply = sheet.add(
         "AnchorEditApplyMemory", (760, 420, 300, 190), model=wires["model"], memory=start[0], positive=text[0], seed=7

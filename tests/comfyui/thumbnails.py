@@ -52,8 +52,8 @@ def first_edit(card: Card, strip: list[Image.Image]) -> None:
     card.picture(source, 30, 96, 146)
     card.picture(first, 30, 258, 146)
     card.picture(second, 192, 96, 308 - 18)
-    card.text("make it blue", 103, 428)
-    card.text("add a crown", 337, 428)
+    card.text("blue background", 103, 428)
+    card.text("write OK on the sign", 337, 428)
 
 
 def ten_turns(card: Card, strip: list[Image.Image]) -> None:
