@@ -198,15 +198,16 @@ def bundled(sheet: Sheet, **start) -> tuple[Node, Node, dict]:
 
 
 def turn(sheet: Sheet, box: tuple, title: str, instruction: str, memory: Wire, wires: dict) -> Node:
+    """A turn, whose box should leave room for the preview that appears in it."""
     return sheet.add("AnchorEditTurn", box, title, **wires, memory=memory, instruction=instruction, seed=7)
 
 
 def first_edit(sheet: Sheet) -> None:
     sheet.note(FIRST_EDIT, (0, 400, 660, 220))
     tiny, start, wires = bundled(sheet)
-    one = turn(sheet, (760, 80, 340, 300), "Turn 1", "change the background to blue", start[0], wires)
-    two = turn(sheet, (1140, 80, 340, 300), "Turn 2", "write OK on the sign", one[0], wires)
-    strip = sheet.add("AnchorEditFilmstrip", (760, 510, 720, 420), vae=tiny[2], memory=two[0])
+    one = turn(sheet, (760, 80, 340, 450), "Turn 1", "change the background to blue", start[0], wires)
+    two = turn(sheet, (1140, 80, 340, 450), "Turn 2", "write OK on the sign", one[0], wires)
+    strip = sheet.add("AnchorEditFilmstrip", (760, 660, 720, 420), vae=tiny[2], memory=two[0])
     sheet.group("1  A picture", GREY, tiny, start)
     sheet.group("2  Edits", BLUE, one, two)
     sheet.group("3  Look", GREEN, strip)
@@ -220,26 +221,26 @@ def ten_turns(sheet: Sheet) -> None:
     policy = sheet.add("AnchorEditMemoryPolicy", (0, 270, 300, 190), anchor_frames=1, window=2)
     tiny, start, wires = bundled(sheet, policy=policy[0])
     chain = sheet.add(
-        "AnchorEditChain", (760, 80, 900, 410), **wires, memory=start[0], instructions="\n".join(lines), seed=7
+        "AnchorEditChain", (760, 80, 900, 450), **wires, memory=start[0], instructions="\n".join(lines), seed=7
     )
-    strip = sheet.add("AnchorEditFilmstrip", (760, 620, 900, 550), vae=tiny[2], memory=chain[0], size=160)
+    strip = sheet.add("AnchorEditFilmstrip", (760, 660, 900, 550), vae=tiny[2], memory=chain[0], size=160)
     sheet.group("1  A picture, and what turns may see", GREY, policy, tiny, start)
     sheet.group("2  Edits", BLUE, chain)
     sheet.group("3  Look", GREEN, strip)
 
 
 def branches(sheet: Sheet) -> None:
-    sheet.note(BRANCHES, (0, 800, 660, 190))
+    sheet.note(BRANCHES, (0, 960, 660, 190))
     tiny, start, wires = bundled(sheet)
-    one = turn(sheet, (0, 400, 310, 300), "Turn 1", "change the background to blue", start[0], wires)
-    two = turn(sheet, (350, 400, 310, 300), "Turn 2", "write OK on the sign", one[0], wires)
+    one = turn(sheet, (0, 400, 310, 450), "Turn 1", "change the background to blue", start[0], wires)
+    two = turn(sheet, (350, 400, 310, 450), "Turn 2", "write OK on the sign", one[0], wires)
     ways = [
         ("One way", PINK, 80, "change the light to sunset"),
-        ("The other way", GREEN, 590, "make it black and white"),
+        ("The other way", GREEN, 660, "make it black and white"),
     ]
     for title, color, y, instruction in ways:
-        three = turn(sheet, (760, y, 310, 400), f"Turn 3: {title.lower()}", instruction, two[0], wires)
-        strip = sheet.add("AnchorEditFilmstrip", (1110, y, 760, 400), vae=tiny[2], memory=three[0])
+        three = turn(sheet, (760, y, 310, 470), f"Turn 3: {title.lower()}", instruction, two[0], wires)
+        strip = sheet.add("AnchorEditFilmstrip", (1110, y, 760, 470), vae=tiny[2], memory=three[0])
         sheet.group(title, color, three, strip)
     sheet.group("A picture", GREY, tiny, start)
     sheet.group("What both ways share", BLUE, one, two)
