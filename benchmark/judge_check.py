@@ -25,7 +25,7 @@ from torch import Tensor
 from anchoredit_model.pipeline import TINY
 from anchoredit_model.vae import ImageVAE
 from train.instructions import Edit, sample_edit
-from train.judge import Judge
+from train.judge import Judge, Thresholds
 from train.render import render
 from train.scene import SUBJECT_TRAITS, TRAIT, Scenes
 from train.studio import Sessions, held_out_generator, python_rng, sample_sessions
@@ -34,7 +34,6 @@ from .run_folder import write_json
 
 _SIZE = 128  # pixels
 _SHIFT = 2  # pixels
-_SHOWS = 0.04  # difference of two drawings at a pixel that an edit changes
 _OPAQUE = 0.7  # of the paint
 
 
@@ -99,6 +98,6 @@ def _other_edits(before: Scenes, after: Scenes, edits: list[Edit], generator: to
 
 def _painted(source: Tensor, truth: Tensor) -> Tensor:
     """The whole picture under a coat of the mean colour that the changed part should have."""
-    changed = ((source - truth).abs().amax(dim=1, keepdim=True) > _SHOWS).float()
+    changed = ((source - truth).abs().amax(dim=1, keepdim=True) > Thresholds().shows).float()
     colour = (truth * changed).sum(dim=(2, 3), keepdim=True) / changed.sum(dim=(2, 3), keepdim=True).clamp(min=1)
     return _OPAQUE * colour + (1 - _OPAQUE) * source.mean(dim=1, keepdim=True)

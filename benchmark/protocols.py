@@ -25,7 +25,7 @@ from anchoredit_model.errors import AnchorEditError
 from train.instructions import (
     KINDS,
     LANGUAGES,
-    NUMBERS,
+    MOST_UNDONE,
     POINTING_BACK,
     Change,
     Edit,
@@ -46,7 +46,6 @@ _SANCTIONED = {  # the fact that changes, and the kinds of instruction that chan
     "headwear": ("add", "remove", "replace"),
 }
 _NEAREST_UNDO = 3  # edits; the last ones an editor may still see
-_FARTHEST_UNDO = len(NUMBERS) - 1  # edits that the instructions have a number for
 
 
 @dataclass(frozen=True)
@@ -199,7 +198,7 @@ def _undo(draft: _Draft, turns: int) -> None:
         del draft.history[1:], draft.edits[:]
         draft.fill(turns - 1)
         states = range(turns - 1)
-        far = [state for state in states if not state or _NEAREST_UNDO <= turns - 1 - state <= _FARTHEST_UNDO]
+        far = [state for state in states if not state or _NEAREST_UNDO <= turns - 1 - state <= MOST_UNDONE]
         ways = possible_edits("undo", draft.history, far)
     draft.add_one_of(ways)
     undo = draft.edits[-1]

@@ -36,7 +36,7 @@ KINDS = (
 )
 POINTING_BACK = ("back to colour", "bring back", "undo")  # these need an earlier state than the one before
 LANGUAGES = ("en", "zh")
-NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+MOST_UNDONE = 12  # edits that people take back by number; the phrasings have a word for each
 _PLACES = (*WORN, *CORNERS)  # where a thing can be
 _UNDO_ALL_SHARE = 0.25  # of undos that go back to the first picture
 

@@ -27,9 +27,9 @@ from torch import Tensor
 
 from .instructions import Edit
 from .render import LAYERS, render
-from .scene import COLUMN, FACTS, LOOK, SUBJECT_TRAITS, TRAIT, Scenes
+from .scene import COLUMN, CORNERS, FACTS, LOOK, SUBJECT_TRAITS, TRAIT, Scenes
 
-_ON_TOP = (*(name for name in FACTS if "top" in name or "bottom" in name), "sign", *LOOK)  # drawn after the subject
+_ON_TOP = (*CORNERS, "sign", *LOOK)  # drawn after the subject
 _BELOW = 2  # layers that these facts leave as they are
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .instructions import KINDS, LANGUAGES, NUMBERS, Edit, phrase, sample_edit
+from .instructions import KINDS, LANGUAGES, MOST_UNDONE, Edit, phrase, sample_edit
 from .render import render
 from .scene import FACTS, Scenes, sample_scenes
 
@@ -25,7 +25,7 @@ INSTRUCTION_SLOTS: dict[str, int] = {
     "kind": len(KINDS),
     **{name: len(values) for name, values in FACTS.items()},
     "old object": max(len(values) for values in FACTS.values()),
-    "undone": len(NUMBERS) + 1,
+    "undone": MOST_UNDONE + 2,  # none to most, or all
 }
 _SAYS_ITS_VALUE = (  # kinds whose words name the new value of their fact
     *("recolour", "background", "move", "resize", "expression", "count", "sign", "lighting", "style", "add"),
@@ -99,7 +99,7 @@ def sample_instructions(count: int, generator: torch.Generator) -> tuple[list[st
     sessions = sample_sessions(-(-count // turns), turns, generator)
     pairs = [pair for edits, texts in zip(sessions.edits, sessions.texts) for pair in zip(edits, texts)][:count]
     for index in range(0, len(pairs), _UNDO_EVERY):  # sessions seldom undo several, never more than they may see
-        edit = Edit("undo", undone=rng.randrange(2, len(NUMBERS)))
+        edit = Edit("undo", undone=rng.randint(2, MOST_UNDONE))
         pairs[index] = edit, phrase(edit, rng, pick_language(LANGUAGES, rng))
     return [text for _, text in pairs], torch.tensor([_labels(edit) for edit, _ in pairs])
 
