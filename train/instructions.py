@@ -147,10 +147,8 @@ def phrase(edit: Edit, rng: random.Random, language: str = "en") -> str:
         fact, old, new = edit.changes[0]
         if edit.kind == "add":
             template = "add worn" if fact in WORN else "add object"
-        if edit.kind == "sign":
-            template = {0: "sign blank", FACTS["sign"].index("heart"): "sign heart"}.get(new, "sign")
-        if edit.kind == "style" and new == START_STYLE:
-            template = "style plain"
+        if (special := f"{edit.kind} {FACTS[fact][new]}") in said["phrases"]:
+            template = special
         name = FACTS[fact][old if edit.kind == "remove" or edit.kind == "replace" else new]
         words = {
             "thing": said["names"].get(name, name),
