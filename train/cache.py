@@ -42,6 +42,7 @@ from .stream import split, stream
 _FORMAT = 1  # of the files; another number is another cache
 _PIXELS = 4 * 1024 * 1024  # per forward of the VAE: four pictures of the largest work size
 _TEXTS_PER_FILE = 4096
+_COMPILED_FROM = 8  # parts of a source from which on a minute of compiling pays
 _READ_BY_ENCODER = ("encoder.", "quant_conv.")  # a VAE of which only the decoder was trained on keeps its latents
 _ID_LENGTH = 16  # hex digits of a hash in a name
 
@@ -49,22 +50,37 @@ _ID_LENGTH = 16  # hex digits of a hash in a name
 class Encoders:
     """A VAE and a text encoder by their folders, loaded only if something is not in the cache yet.
 
-    `dtype` is what they compute in; what they make is kept in bfloat16 always.
+    `dtype` is what they compute in, but texts stay in float32 on a CPU, as the pipeline reads them there; what they
+    make is kept in bfloat16 always. `compile`: encode many pictures by compiled loops.
     """
 
     def __init__(
-        self, vae: str | Path, text: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+        self,
+        vae: str | Path,
+        text: str | Path,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        compile: bool = False,
     ):
         self.vae_folder, self.text_folder = Path(vae), Path(text)
-        self.device, self.dtype = device, dtype
+        self.device, self.dtype, self.compile = torch.device(device), dtype, compile
+        self.text_dtype = torch.float32 if self.device.type == "cpu" else dtype
 
     @cached_property
     def vae(self) -> ImageVAE:
         return ImageVAE.from_pretrained(self.vae_folder, self.device, self.dtype)
 
+    def vae_for(self, parts: int) -> ImageVAE:
+        """The VAE to encode so many parts of a source with: one of its own if it pays to compile it."""
+        if not self.compile or parts < _COMPILED_FROM:
+            return self.vae
+        vae = ImageVAE.from_pretrained(self.vae_folder, self.device, self.dtype)
+        vae.model.encoder.compile()
+        return vae
+
     @cached_property
     def text(self) -> TextEncoder:
-        return TextEncoder.from_pretrained(self.text_folder, device=self.device, dtype=self.dtype)
+        return TextEncoder.from_pretrained(self.text_folder, device=self.device, dtype=self.text_dtype)
 
     @cached_property
     def vae_fingerprint(self) -> str:
@@ -80,7 +96,7 @@ class Encoders:
         """Of what makes text states: the weights, the configuration, the vocabulary, the dtype."""
         folder, vocabulary = find_encoder(self.text_folder)
         weights = [fingerprint(_weights(path)) for path in sorted(folder.glob("*.safetensors"))]
-        return _id(weights, _content(folder / "config.json"), _content(vocabulary), self.dtype)
+        return _id(weights, _content(folder / "config.json"), _content(vocabulary), self.text_dtype)
 
 
 def encode_pictures(vae: ImageVAE, pictures: Tensor) -> Tensor:
@@ -139,7 +155,10 @@ def prepare(
 
 def _encode_parts(jobs: list[tuple[Part, Path]], encoders: Encoders, sizes: WorkSizes, workers: int, report) -> None:
     """Makes the file of every part. A part is encoded by itself, so its file does not depend on the others."""
-    encoding: dict[int, _PartEncoder] = defaultdict(lambda: _PartEncoder(encoders.vae))
+    if not jobs:
+        return
+    vae = encoders.vae_for(len(jobs))
+    encoding: dict[int, _PartEncoder] = defaultdict(lambda: _PartEncoder(vae))
     for number, item in stream([part for part, _ in jobs], sizes, workers):
         if isinstance(item, EditSession):
             encoding[number].add(item)

@@ -34,7 +34,8 @@ class Data:
     stars    sessions in which every edit, one of `star_turns`, starts from the source: for stage 1
     chains   sessions in which each of `chain_turns` edits starts from the picture before: for stages 2 and 3
     shown    sessions that samples are drawn of, of which none is trained on
-    compile  draw by compiled loops where many sessions are to be drawn
+    compile  draw, and on a CPU encode, by compiled loops where there is much of it
+    english  how often a session that is in several languages is read in English; the others share the rest
     seed     of the studio and of the order of all data
     """
 
@@ -48,6 +49,7 @@ class Data:
     chain_turns: int = 5
     shown: int = 16
     compile: bool = True
+    english: float = 0.8
     seed: int = 1
 
 

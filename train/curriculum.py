@@ -69,9 +69,9 @@ class Curriculum:
 
     def encoders(self, device: str | torch.device) -> Encoders:
         """VAE and text encoder, loaded when they are needed."""
-        half = torch.device(device).type != "cpu" and self.config.engine.precision == "bfloat16"
-        dtype = torch.bfloat16 if half else torch.float32
-        return Encoders(self.vae_folder(), self.text_folder(), device, dtype)
+        dtype = torch.bfloat16 if self.config.engine.precision == "bfloat16" else torch.float32
+        compile = self.config.data.compile and torch.device(device).type == "cpu"
+        return Encoders(self.vae_folder(), self.text_folder(), device, dtype, compile)
 
     def cache(self) -> Path:
         return Path(self.config.data.cache) if self.config.data.cache else self.out / "cache"

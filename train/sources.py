@@ -67,6 +67,7 @@ class Source:
         star: bool = False,
         seed: int = 1,
         shown: EncodedSessions | None = None,
+        english: float = 0.5,
     ):
         self.data, self.star = data, star
         self.shown_data = shown or data
@@ -75,7 +76,9 @@ class Source:
             len(states) for table in (data.texts, self.shown_data.texts) for states in table.states.values()
         )
         self._loaders = [
-            Loader(data, settings.batch, seed, micro, settings.micro_batches, text_rows=self.rows)
+            Loader(
+                data, settings.batch, seed, micro, settings.micro_batches, _shares_of(data, english), text_rows=self.rows
+            )
             for micro in range(settings.micro_batches)
         ]
         self._reading: dict[int, tuple[int, Iterator[dict], Batch]] = {}  # micro-batch -> step, what follows, its batch
@@ -170,7 +173,13 @@ def open_source(
     shown = None
     if not data.path and data.shown:
         shown = prepared(list(_studio(data, edit, star, data.shown, data.seed + _SHOWN_SEED, device)))
-    return Source(found, settings, star, data.seed, shown)
+    return Source(found, settings, star, data.seed, shown, data.english)
+
+
+def _shares_of(data: EncodedSessions, english: float) -> dict[str, float]:
+    """How often each of the data's languages is chosen where a session has several."""
+    others = {name for number in range(len(data)) for name in data.languages(number)} - {"en"}
+    return {"en": english, **{name: (1 - english) / len(others) for name in sorted(others)}}
 
 
 def _studio(data: Data, edit: EditConfig, star: bool, count: int, seed: int, device: str) -> Sequence[Part]:

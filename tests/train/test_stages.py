@@ -17,7 +17,7 @@ from train.config import Consistency as ConsistencySettings
 from train.config import Matching as MatchingSettings
 from train.degrade import Degradations
 from train.distill import Consistency, Matching
-from train.networks import initialise
+from train.networks import CompiledGelu, initialise
 from train.sources import Batch
 from train.stage import Draws
 
@@ -59,6 +59,13 @@ def draws(step: int = 0, micro: int = 0) -> Draws:
 
 def learnt(module) -> list[str]:
     return [name for name, parameter in module.named_parameters() if parameter.grad is not None]
+
+
+def test_the_gelu_that_is_compiled_is_the_models_own():
+    x = torch.linspace(-9, 9, 999, dtype=torch.float32, requires_grad=True)
+    plain, fast = (gelu(x) for gelu in (torch.nn.GELU(approximate="tanh"), CompiledGelu()))
+    slopes = [torch.autograd.grad(out.sum(), x)[0] for out in (plain, fast)]
+    assert torch.allclose(fast, plain, atol=2e-6) and torch.allclose(slopes[1], slopes[0], atol=2e-6)
 
 
 @pytest.mark.parametrize("forcing", ["teacher", "diffusion"])
