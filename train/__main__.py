@@ -4,8 +4,8 @@
     python -m train causal   --config wan-1.3b --set parts.transformer=models/wan2.1 --out runs/wan --dry-run
     python -m train causal   --config my.yaml --set causal.batch=4 --out runs/mine --resume
 
-`all` makes everything in order; `dataset` renders studio sessions ahead and `data` makes and checks shards, each with
-options of its own. Several processes: see train/engine.py.
+`all` makes everything in order; `data`, with options of its own, makes and checks shards. Several processes: see
+train/engine.py.
 """
 
 from __future__ import annotations
@@ -21,11 +21,10 @@ from .config import NAMES, Config
 from .settings import load_config
 
 ORDER = ("vae", "text", "pretrain", "causal", "distill", "export")
-TOOLS = ("dataset", "data")  # with command lines of their own
 
 
 def main(argv: list[str]) -> int:
-    commands = (*ORDER, "all", *TOOLS)
+    commands = (*ORDER, "all", "data")
     if not argv or argv[0] not in commands:
         asked = bool(argv) and argv[0] in ("-h", "--help")
         out = sys.stdout if asked else sys.stderr
@@ -34,8 +33,8 @@ def main(argv: list[str]) -> int:
         return 0 if asked else 2
     command, rest = argv[0], argv[1:]
     try:
-        if command in TOOLS:
-            importlib.import_module(f"train.{command}").main(rest)
+        if command == "data":
+            importlib.import_module("train.data").main(rest)
             return 0
         options = _options(command, rest)
         config = load_config(options.config, options.set)
@@ -58,7 +57,7 @@ def run(command: str, config: Config, out: Path, resume: bool = False, skip_give
         if skip_given and (given or (resume and (out / own / "config.json").is_file())):
             return True
         part = importlib.import_module(f"train.{command}")
-        part.run(getattr(config, command), out / own, Path(config.data.path) if config.data.path else None, resume)
+        part.run(getattr(config, command), out / own, resume)
         return True
     if command == "export":
         from .export import run as export

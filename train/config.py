@@ -26,8 +26,8 @@ _FOUR_STEPS = (1000.0, 750.0, 500.0, 250.0)
 class Data:
     """Where the sessions come from.
 
-    path     folder of shards (`python -m train data`) or of rendered sessions (`python -m train dataset`), relative
-             to where the command is run; empty: the studio, drawn as the settings below say
+    path     folder of shards (`python -m train data`), relative to where the command is run; empty: the studio,
+             drawn as the settings below say
     cache    folder of encoded sessions, which several runs may share; empty: under --out
     limit    use only this many files of `path`; 0: all
     workers  processes that read pictures while they are encoded
@@ -55,9 +55,13 @@ class Data:
 
 @dataclass(frozen=True)
 class Vae:
-    """The small VAE. `decoder_only` goes on with the decoder of a finished one, so that all latents stay valid."""
+    """The small VAE, learnt from `pool` pictures.
+
+    `decoder_only` goes on with the decoder of a finished one, so that all latents stay valid.
+    """
 
     minutes: float = 13.0
+    pool: int = 16_384
     decoder_only: bool = False
     base_dim: int = 16
     batch_size: int = 8

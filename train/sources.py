@@ -3,8 +3,7 @@
 The same step and micro-batch have the same sessions whoever asks, so a position in the data is a number, and neither
 the count of processes nor an interruption changes what is learnt.
 
-Three kinds of data: shards (`*.tar`) in `data.path`, files that `python -m train dataset` rendered there, or, without
-a path, the studio itself. All are encoded once, see `cache`.
+The data are shards (`*.tar`) in `data.path` or, without a path, the studio itself. Both are encoded once, see `cache`.
 
 Shapes: B sessions, T edits, C latent channels, h w latent size, rows E text.
 """
@@ -24,10 +23,9 @@ from anchoredit_model.errors import AnchorEditError
 
 from .cache import Encoders, prepare
 from .config import Data, StageSettings
-from .dataset import load_chunk
 from .encoded import EncodedSessions
 from .loader import Loader
-from .sessions import EditSession, Part, Problems, WorkSizes
+from .sessions import Part, WorkSizes
 from .shards import shard_parts
 from .studio_source import StudioSettings, studio_parts
 
@@ -75,10 +73,9 @@ class Source:
         self.rows = max(
             len(states) for table in (data.texts, self.shown_data.texts) for states in table.states.values()
         )
+        languages = _shares_of(data, english)
         self._loaders = [
-            Loader(
-                data, settings.batch, seed, micro, settings.micro_batches, _shares_of(data, english), text_rows=self.rows
-            )
+            Loader(data, settings.batch, seed, micro, settings.micro_batches, languages, self.rows)
             for micro in range(settings.micro_batches)
         ]
         self._reading: dict[int, tuple[int, Iterator[dict], Batch]] = {}  # micro-batch -> step, what follows, its batch
@@ -112,40 +109,16 @@ class Source:
         return Batch(loaded["latents"].float(), loaded["texts"].float(), self.star)
 
 
-@dataclass(frozen=True)
-class RenderedPart:
-    """One file of `python -m train dataset`."""
-
-    path: Path
-
-    @property
-    def name(self) -> str:
-        return self.path.stem
-
-    @property
-    def fingerprint(self) -> str:
-        status = self.path.stat()
-        return f"{self.path.name} {status.st_size} {status.st_mtime_ns}"
-
-    def sessions(self, problems: Problems) -> Iterator[EditSession]:
-        pictures, texts, _ = load_chunk(self.path)
-        for number, (shown, said) in enumerate(zip(pictures, texts)):
-            yield EditSession(f"{self.name}_{number:05d}", shown, tuple({"en": text} for text in said))
-
-
 def find_parts(data: Data, edit: EditConfig, layouts: Sequence[str], device: str = "cpu") -> tuple[list[Part], bool]:
     """The parts of the data in the first of `layouts` that there is, and whether they are stars."""
     if not data.path:
         star = layouts[0] == "star"
         return list(_studio(data, edit, star, data.stars if star else data.chains, data.seed, device)), star
     folder = Path(data.path)
-    for layout in layouts:
-        if rendered := sorted(folder.glob(f"{layout}_*.safetensors")):
-            return [RenderedPart(path) for path in rendered[: data.limit or None]], layout == "star"
     if not folder.is_file() and not any(folder.glob("*.tar")):
         raise AnchorEditError(
-            f"no training data in '{folder}': give a folder of shards (python -m train data), of rendered sessions "
-            "(python -m train dataset), or --set data.path= for the studio"
+            f"no training data in '{folder}': give a folder of shards (python -m train data), or --set data.path= "
+            "for the studio"
         )
     return list(shard_parts(folder)[: data.limit or None]), False
 

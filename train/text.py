@@ -222,8 +222,8 @@ def normalise(encoder: TextEncoder, texts: list[str]) -> float:
     return power.item()
 
 
-def run(options: Text, out: Path, data: Path | None = None, resume: bool = False) -> None:
-    """Draw instructions, build the vocabulary, train, measure, save in `out`. It needs no data, and no resuming."""
+def run(options: Text, out: Path, resume: bool = False) -> None:
+    """Draw instructions, build the vocabulary, train, measure, save in `out`; too short to be resumed."""
     torch.manual_seed(options.seed)
     texts, labels = sample_instructions(options.pool, torch.Generator().manual_seed(options.seed))
     rng = random.Random(options.seed)

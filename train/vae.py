@@ -25,14 +25,14 @@ from anchoredit_model.errors import AnchorEditError
 from anchoredit_model.files import whole_file
 from anchoredit_model.vae import ImageVAE, OneFrameConv, decode_frames, encode_moments, to_image_convolutions
 from train.config import Vae
-from train.dataset import load_chunk
-from train.studio import sample_images
+from train.render import compiled_layers, render
+from train.studio import sample_images, sample_sessions
 
 LATENT_CHANNELS = 16
 PICTURE_SIZE = 128
 CROP_SIZE, CROP_SHARE = 64, 0.75  # quarter pictures for the first part of the time: four times as many steps
-POOL_SIZE = 2000  # pictures drawn without rendered sessions, and to measure the latents' statistics on
-MAX_CHUNKS = 8  # of rendered sessions: more variety than the time allows to see
+DRAWN_AT_ONCE = 64
+MEASURED = 2000  # pictures for the latents' statistics
 HELD_OUT = 64
 PEAK_LEARNING_RATE = 5e-3
 WARM_UP_STEPS = 30
@@ -44,20 +44,16 @@ FREE_LOSS_DB = 0.05  # what storing in bfloat16 may cost
 
 
 class PicturePool:
-    """Pictures kept as bytes [N, 3, H, W]: those of rendered sessions, or drawn here when there are none."""
+    """Pictures of the studio, in every look, drawn by compiled loops and kept as bytes [N, 3, H, W]."""
 
-    def __init__(self, data: Path | None, generator: torch.Generator):
+    def __init__(self, count: int, generator: torch.Generator):
         self.generator = generator
-        if data is None:
-            batches = [sample_images(16, PICTURE_SIZE, PICTURE_SIZE, generator) for _ in range(POOL_SIZE // 16)]
-            self.pictures = (torch.cat(batches) * 255).round().byte()
-            return
-        chunks = sorted(data.glob("*.safetensors"))
-        if not chunks:
-            raise AnchorEditError(
-                f"no rendered sessions in '{data}': make some with python -m train dataset --out {data}"
-            )
-        self.pictures = torch.cat([load_chunk(path)[0].flatten(0, 1) for path in chunks[:MAX_CHUNKS]])
+        layers = compiled_layers()
+        batches = []
+        for _ in range(-(-count // DRAWN_AT_ONCE)):
+            scenes = sample_sessions(DRAWN_AT_ONCE, 2, generator).scenes[-1]
+            batches.append((render(scenes, PICTURE_SIZE, PICTURE_SIZE, layers) * 255).round().byte())
+        self.pictures = torch.cat(batches)
 
     def draw(self, count: int, side: int) -> Tensor:
         """Crops [count, 3, side, side] in 0..1, each mirrored or not."""
@@ -256,23 +252,18 @@ def _as_matrix(kernel: Tensor) -> Tensor:
     return kernel.permute(0, 2, 3, 1).contiguous().view(len(kernel), -1)
 
 
-def run(options: Vae, out: Path, data: Path | None = None, resume: bool = False) -> None:
-    """Train, measure the latents, choose the dtype to store, save in `out`.
-
-    `data` may be a folder of rendered sessions (python -m train dataset); without, pictures are drawn.
-    """
+def run(options: Vae, out: Path, resume: bool = False) -> None:
+    """Train, measure the latents, choose the dtype to store, save in `out`."""
     torch.manual_seed(options.seed)
     held_out = sample_images(HELD_OUT, PICTURE_SIZE, PICTURE_SIZE, torch.Generator().manual_seed(options.seed + 1))
     trainer = Trainer(options, out)
     if resume:
         trainer.load_state()
-    rendered = data if data and any(data.glob("*.safetensors")) else None
-    pool = PicturePool(rendered, trainer.generator)
-    print(f"vae: {len(pool.pictures)} pictures at hand, {trainer.elapsed:.0f} s", flush=True)
+    pool = PicturePool(options.pool, trainer.generator)
     trainer.train(pool, held_out)
 
     if not options.decoder_only:
-        measure_latents(trainer.vae, pool.sample(POOL_SIZE))
+        measure_latents(trainer.vae, pool.sample(MEASURED))
     exact = measure_psnr(trainer.vae, held_out)
     rounded = measure_psnr(ImageVAE(copy.deepcopy(trainer.vae.model).bfloat16().float()), held_out)
     kept = trainer.model.encoder.parameters() if options.decoder_only else ()  # not a bit of it may change
