@@ -132,11 +132,12 @@ def _kind(path: Path) -> str:
         if not whole:
             raise _damaged(path, "its end is missing")
         return "zip"
-    if start.startswith(b"\x80"):
-        return "pickle"
-    # https://github.com/huggingface/safetensors#format: length of the header, then the header, which is JSON
+    # https://github.com/huggingface/safetensors#format: length of the header, then the header, which is JSON. This
+    # comes before pickles, because such a length may begin as they do.
     if len(start) == 9 and int.from_bytes(start[:8], "little") <= 100_000_000 and start[8:] == b"{":
         return "safetensors"
+    if start.startswith(b"\x80"):
+        return "pickle"
     raise AnchorEditError(f"{path} is neither safetensors nor a PyTorch checkpoint: give a Wan 2.1 checkpoint")
 
 
