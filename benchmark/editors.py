@@ -2,6 +2,7 @@
 
     pipeline       our pipeline with its memory, under any policy
     previous-only  the same, but a turn sees nothing except the picture before it
+    bidirectional  every frame sees every other, so nothing is remembered; for weights that were trained like that
     chain-vae      single turns, the decoded picture of each being the source of the next: what people do today
     truth          the drawing of what was asked, as nobody could do it better
     return-input   the picture before, whatever was asked
@@ -21,10 +22,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from anchoredit_model.config import MemoryPolicy
 from anchoredit_model.errors import AnchorEditError
+from anchoredit_model.memory import Turn
 from anchoredit_model.pipeline import TINY, AnchorEditPipeline
+from anchoredit_model.sampling import PredictFlow, guided, sample, with_steps
+from anchoredit_model.views import bidirectional_views
+from train.forcing import sequence_predictor
 from train.render import render
 
 from .protocols import Trial
@@ -92,6 +98,35 @@ class PipelineEditor(Editor):
     def edit(self, instruction: str) -> Tensor:
         self._memory = self.pipeline.turn(self._memory, instruction, self._seed, self.steps, self.guidance)
         return self.pipeline.picture(self._memory)
+
+
+class BidirectionalEditor(PipelineEditor):
+    """Attention in both directions: the history sees the frame that is being made, so every step computes all of it."""
+
+    def edit(self, instruction: str) -> Tensor:
+        pipeline, memory = self.pipeline, self._memory
+        edit = with_steps(pipeline.edit, self.steps)
+        guidance = edit.guidance if self.guidance is None else self.guidance
+        text, null = pipeline.text_encoder.encode([instruction, ""])
+        predict = guided(self._predictor(text), self._predictor(null), guidance)
+        shape = memory.turns[0].latent.shape
+        latent = sample(predict, shape, edit, self._seed, len(memory), device=pipeline.device)
+        self._memory = memory.commit(Turn(latent, instruction, text))
+        return pipeline.picture(self._memory)
+
+    def _predictor(self, text: Tensor) -> PredictFlow:
+        pipeline, memory = self.pipeline, self._memory
+        seen = [memory.turns[frame] for frame in memory.view().frames]
+        history = torch.stack([turn.latent for turn in seen])[None].to(pipeline.device)  # [1, n, C, h, w]
+        texts = pad_sequence([*(turn.text for turn in seen), text.cpu()], batch_first=True)[None].to(pipeline.device)
+        views = bidirectional_views(len(seen) + 1)
+        sequence = sequence_predictor(pipeline.transformer, history, texts, views, pipeline.edit.stride)
+
+        def predict(x: Tensor, time: float) -> Tensor:
+            with torch.no_grad():
+                return sequence(x[None, None], torch.full((1, 1), time, device=x.device))[0, 0]
+
+        return predict
 
 
 class ChainVAEEditor(PipelineEditor):
@@ -181,9 +216,17 @@ def _pipeline(options: EditorOptions) -> AnchorEditPipeline:
 
 
 def _remembering(options: EditorOptions, trial: Trial) -> Editor:
+    return _with_policy(PipelineEditor, options)
+
+
+def _bidirectional(options: EditorOptions, trial: Trial) -> Editor:
+    return _with_policy(BidirectionalEditor, options)
+
+
+def _with_policy(kind: type[PipelineEditor], options: EditorOptions) -> Editor:
     pipeline = _pipeline(options)
     policy = pipeline.default_policy.with_options(**{name: getattr(options, name) for name in _POLICY_OPTIONS})
-    return PipelineEditor(pipeline, policy, options.steps, options.guidance)
+    return kind(pipeline, policy, options.steps, options.guidance)
 
 
 def _previous_only(options: EditorOptions, trial: Trial) -> Editor:
@@ -201,6 +244,7 @@ _MODEL_OPTIONS = ("model", "steps", "guidance", "dtype", "device")
 EDITORS: Mapping[str, tuple[Callable[[EditorOptions, Trial], Editor], tuple[str, ...]]] = {
     "pipeline": (_remembering, (*_MODEL_OPTIONS, *_POLICY_OPTIONS)),
     "previous-only": (_previous_only, _MODEL_OPTIONS),
+    "bidirectional": (_bidirectional, (*_MODEL_OPTIONS, "window", "anchor_frames")),
     "chain-vae": (_chain_vae, _MODEL_OPTIONS),
     "truth": (lambda options, trial: TruthEditor(trial), ()),
     "return-input": (lambda options, trial: ReturnInputEditor(), ()),

@@ -4,8 +4,8 @@
     python -m train causal   --config wan-1.3b --set parts.transformer=models/wan2.1 --out runs/wan --dry-run
     python -m train causal   --config my.yaml --set causal.batch=4 --out runs/mine --resume
 
-`all` makes everything in order; `data`, with options of its own, makes and checks shards. Several processes: see
-train/engine.py.
+`all` makes everything in order; `variants` trains it without one component each, to compare; `data`, with options of
+its own, makes and checks shards. Several processes: see train/engine.py.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ORDER = ("vae", "text", "pretrain", "causal", "distill", "export")
 
 
 def main(argv: list[str]) -> int:
-    commands = (*ORDER, "all", "data")
+    commands = (*ORDER, "all", "variants", "data")
     if not argv or argv[0] not in commands:
         asked = bool(argv) and argv[0] in ("-h", "--help")
         out = sys.stdout if asked else sys.stderr
@@ -43,6 +43,10 @@ def main(argv: list[str]) -> int:
 
             print(report(command, config, options.out), flush=True)
             return 0
+        if command == "variants":
+            from .variants import run as train_variants
+
+            return 0 if train_variants(config, options.out, options.only, options.resume) else 130
         steps = ORDER if command == "all" else (command,)
         return 0 if all(run(step, config, options.out, options.resume, command == "all") for step in steps) else 130
     except AnchorEditError as error:
@@ -75,6 +79,8 @@ def _options(command: str, argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     parser.add_argument("--resume", action="store_true", help="go on where it was; what is finished is left alone")
+    if command == "variants":
+        parser.add_argument("--only", action="append", default=[], metavar="NAME", help="this variant; may be repeated")
     parser.add_argument("--dry-run", action="store_true", help="print sizes, steps, memory and data, and train nothing")
     return parser.parse_args(argv)
 

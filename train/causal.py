@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from anchoredit_model.config import EditConfig
+from anchoredit_model.views import bidirectional_views
 
 from .degrade import degrade
 from .forcing import sequence_predictor, turns_predictor
@@ -42,6 +43,8 @@ class Causal(Stage):
         batch = batch.first(turns)
         shape = (len(batch.latents), turns)
         batch = replace(batch, text=without(batch.text, draws.often(shape, settings.dropout)))
+        if settings.forcing == "bidirectional":
+            return self._bidirectional(batch.first(draws.number(1, turns + 1)), draws)
         form = self._rollout_form(turns, draws, progress)
         return (self._teacher if settings.forcing == "teacher" else self._diffusion)(batch, draws, progress, form)
 
@@ -85,6 +88,19 @@ class Causal(Stage):
         before = torch.cat([latents[:, :1], latents[:, :-1]], dim=1)
         emphasis = change_weight(latents, before, settings.change_weight)
         return flow_matching_loss(flow, latents, noise, weights, emphasis)
+
+    def _bidirectional(self, batch: Batch, draws: Draws) -> Tensor:
+        """The last turn alone, as all frames see each other: it must not be seen by turns that are still to be made."""
+        settings = self.settings
+        history, target = batch.latents[:, :-1], batch.latents[:, -1:]
+        times = sample_times(target.shape[:2], settings.times, draws.own)
+        sigma, noise = sigma_of(times), draws.noise(target.shape)
+        views = bidirectional_views(batch.latents.shape[1])
+        damaged = self._damaged(history, draws)
+        predict = sequence_predictor(self.main.forward, damaged, batch.text, views, self.stride)
+        flow = predict(add_noise(target, noise, sigma), times)
+        emphasis = change_weight(target, history[:, -1:], settings.change_weight)
+        return flow_matching_loss(flow, target, noise, emphasis=emphasis)
 
     def _rollout_form(self, turns: int, draws: Draws, progress: float) -> str:
         """The form of self-rollout in this step, which all processes agree on."""

@@ -205,7 +205,8 @@ class Causal(StageSettings):
     """Stage 2: whole sessions, each turn behind a history as it will meet it.
 
     forcing            "teacher": every noisy turn behind a history at t = 0, all in one forward; "diffusion": one
-                       sequence of noisy frames, some of which stand behind a history at t = 0
+                       sequence of noisy frames, some of which stand behind a history at t = 0; "bidirectional": one
+                       noisy turn behind a history that sees it, as in Wan's own model, only to compare
     clean_history      in diffusion forcing, how often that is
     times              of the noisy turns
     first_turns, turns sessions grow from so many turns to so many, the last count being reached at `turns_end`
@@ -240,8 +241,13 @@ class Causal(StageSettings):
 
     def __post_init__(self):
         super().__post_init__()
-        _one_of("causal.forcing", self.forcing, ("teacher", "diffusion"))
+        _one_of("causal.forcing", self.forcing, ("teacher", "diffusion", "bidirectional"))
         _one_of("causal.rollout", self.rollout, ("cached", "one_pass", "none"))
+        if self.forcing == "bidirectional" and self.rollout != "none":
+            raise AnchorEditError(
+                f"causal.rollout {self.rollout!r} reads what a causal model remembers, and causal.forcing is "
+                "'bidirectional': set causal.rollout=none"
+            )
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import torch
 from anchoredit_model.config import MemoryPolicy
 from anchoredit_model.errors import AnchorEditError
 from anchoredit_model.pipeline import AnchorEditPipeline
+from anchoredit_model.views import sequence_views
 from benchmark.editors import EDITORS, EditorOptions, make_editor
 from benchmark.protocols import Trial, make_trial
 from train.render import render
@@ -71,6 +72,18 @@ def test_chain_vae_starts_every_turn_from_the_decoded_picture(trial, source, edi
     assert len(seeds) == TURNS  # else every turn would add the same noise
 
 
+def test_bidirectional_differs_from_the_pipeline_by_its_views_alone(trial, source, edited, monkeypatch):
+    """With causal views it computes, without remembering anything, what the pipeline does."""
+    _, remembered = edited("pipeline", guidance=2.0)
+    editor, both_ways = edited("bidirectional", guidance=2.0)
+    assert editor.cache_bytes == 0
+    assert all((one - other).abs().max() > 1e-3 for one, other in zip(remembered, both_ways))
+    monkeypatch.setattr("benchmark.editors.bidirectional_views", sequence_views)
+    _, causal = edited("bidirectional", guidance=2.0)
+    for one, other in zip(remembered, causal):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
+
+
 def test_editors_without_a_model(trial, source):
     def edit(name: str) -> list[torch.Tensor]:
         return pictures(make_editor(name, EditorOptions(), trial), trial, source)
@@ -93,7 +106,7 @@ def test_shuffled_needs_something_else_to_be_asked():
         editor.edit("")
 
 
-@pytest.mark.parametrize("name", sorted(set(EDITORS) - {"pipeline"}))
+@pytest.mark.parametrize("name", sorted(set(EDITORS) - {"pipeline", "bidirectional"}))
 def test_an_option_that_an_editor_has_no_use_for_is_refused(name, trial):
     with pytest.raises(AnchorEditError, match="does not take --anchor-frames 2.*pipeline"):
         make_editor(name, EditorOptions(anchor_frames=2), trial)

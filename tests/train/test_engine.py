@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ from train.__main__ import main
 from train.curriculum import Curriculum
 from train.engine import Engine
 from train.settings import load_config
+from train.variants import VARIANTS
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKER = Path(__file__).with_name("engine_worker.py")
@@ -167,6 +169,27 @@ def test_the_whole_curriculum_and_its_export(config, tmp_path, monkeypatch):
     for name, tensor in last.state_dict().items():
         assert torch.equal(exported.state_dict()[name], tensor.bfloat16().float()), name
     assert (run / "model" / "model_index.json").is_file()
+
+
+def test_variants_have_one_budget_and_one_start(config, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    asked = ["--config", config, "--out", "run"]
+    for change in ("pretrain.steps=2", "causal.steps=9", "distill.consistency.steps=3", "distill.matching.steps=2"):
+        asked += ["--set", change]
+    assert main(["variants", *asked]) == 0
+    run, steps = tmp_path / "run", {}
+    for name in VARIANTS:
+        assert (run / name / "model" / "model_index.json").is_file()
+        logs = (run / name).glob("causal/log.jsonl"), (run / name).glob("distill/*/log.jsonl")
+        logs = [*chain(*logs), *((run / name).glob("pretrain/log.jsonl") if name == "stage 1" else ())]
+        steps[name] = sum(len(log.read_text(encoding="utf-8").splitlines()) for log in logs)
+    assert set(steps.values()) == {9}
+    own = [name for name in VARIANTS if (run / name / "pretrain").is_dir()]
+    assert own == ["stage 1", "without identity mapping"] and len(losses(run / "shared" / "pretrain")) == 2
+    made = [path.read_bytes() for path in sorted(run.glob("*/anchoredit.safetensors"))]
+    assert len(made) == len(set(made)) == len(VARIANTS)
+    assert main(["variants", *asked, "--only", "stage 4"]) == 2
+    assert "there is no variant 'stage 4': choose of 'stage 1'" in capsys.readouterr().err
 
 
 def test_adapters_alone_learn_and_both_files_say_the_same(config, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 from types import SimpleNamespace
 
 import pytest
@@ -68,8 +69,10 @@ def test_the_gelu_that_is_compiled_is_the_models_own():
     assert torch.allclose(fast, plain, atol=2e-6) and torch.allclose(slopes[1], slopes[0], atol=2e-6)
 
 
-@pytest.mark.parametrize("forcing", ["teacher", "diffusion"])
-@pytest.mark.parametrize("rollout", ["cached", "one_pass", "none"])
+@pytest.mark.parametrize(
+    ("forcing", "rollout"),
+    [*product(("teacher", "diffusion"), ("cached", "one_pass", "none")), ("bidirectional", "none")],
+)
 def test_every_weight_learns_behind_every_kind_of_history(forcing, rollout):
     """Also under autocast, whose cache would keep what a rollout casts without a gradient."""
     stage = causal(forcing=forcing, rollout=rollout, rollout_peak=1.0)
