@@ -70,9 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--size", type=int, default=128, help="side of a scene in pixels")
     parser.add_argument("--languages", nargs="+", choices=LANGUAGES, default=list(LANGUAGES), metavar="en|zh")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; a stopped one goes on")
-    model = parser.add_argument_group(
-        "the model", "of the editors that have one"
-    )
+    model = parser.add_argument_group("the model", "of the editors that have one")
     model.add_argument("--model", type=Path, help="folder or weights file (default: the bundled one)")
     model.add_argument("--steps", type=int, help="sampler steps per turn (default: the model's)")
     model.add_argument("--guidance", type=float)

@@ -71,8 +71,8 @@ def _budget(whole: StageSettings, *parts: StageSettings) -> dict[str, float]:
     left = {name: getattr(whole, name) - sum(getattr(part, name) for part in parts) for name in ("steps", "minutes")}
     if min(left.values()) < 0 or not any(left.values()):
         raise AnchorEditError(
-            "the third stage's budget is part of the second's, of which it leaves nothing: raise that of causal, or lower "
-            "those of distill.consistency and distill.matching"
+            "the third stage's budget is part of the second's, of which it leaves nothing: raise that of causal, or "
+            "lower those of distill.consistency and distill.matching"
         )
     return left
 
