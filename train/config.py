@@ -292,12 +292,18 @@ class Distill:
 
 @dataclass(frozen=True)
 class Export:
-    """The model that is put together: `transformer` (empty: the last stage's), its dtype and its LoRA file if any."""
+    """The model that is put together, with its LoRA file if any.
+
+    transformer  empty: the last stage's
+    sampler      "renoise" or "euler"; empty: the one that the transformer was trained for
+    """
 
     transformer: str = ""
     dtype: str = "bfloat16"
+    sampler: str = ""
 
     def __post_init__(self):
+        _one_of("export.sampler", self.sampler, ("", "renoise", "euler"))
         _one_of("export.dtype", self.dtype, ("float32", "bfloat16"))
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -38,6 +39,7 @@ def run(config: Config, out: Path) -> None:
     path = Path(config.export.transformer) if config.export.transformer else curriculum.last_checkpoint()
     dtype = getattr(torch, config.export.dtype)
     transformer, edit = load_transformer(path)
+    edit = replace(edit, sampler=config.export.sampler or edit.sampler)
     save_checkpoint(out / FILE, transformer, transformer.config, edit, dtype)
     if (path.parent / LORA).is_file():
         shutil.copyfile(path.parent / LORA, out / LORA)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,10 +23,11 @@ def picture(folder: Path) -> torch.Tensor:
 
 @pytest.fixture
 def exported(small_model, tmp_path):
-    def run(dtype: str) -> Path:
+    def run(dtype: str, sampler: str = "") -> Path:
         changes = {"parts.vae": "vae", "parts.text": "text_encoder", "export.transformer": "transformer"}
         asked = [f"{key}={small_model / part}" for key, part in changes.items()]
-        run_export(load_config("tiny", [*asked, f"export.dtype={dtype}"]), tmp_path / dtype)
+        asked += [f"export.dtype={dtype}", f"export.sampler={sampler}"]
+        run_export(load_config("tiny", asked), tmp_path / dtype)
         return tmp_path / dtype / "model"
 
     return run
@@ -45,6 +47,12 @@ def test_an_export_is_the_same_model(exported, small_model, tmp_path):
     names = [sorted(str(file.relative_to(folder)) for file in folder.rglob("*")) for folder in (whole, small_model)]
     assert set(names[0]) - set(names[1]) == {"vae/preview.json"}  # which only an export writes
     assert set(names[1]) <= set(names[0])
+
+
+def test_an_export_may_be_sampled_otherwise(exported, small_model):
+    trained = AnchorEditPipeline.from_pretrained(small_model).edit
+    other = {"renoise": "euler", "euler": "renoise"}[trained.sampler]
+    assert AnchorEditPipeline.from_pretrained(exported("float32", other)).edit == replace(trained, sampler=other)
 
 
 def test_preview_colours_are_the_linear_map_of_a_linear_vae():
