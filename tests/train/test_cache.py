@@ -152,7 +152,7 @@ def test_other_weights_pictures_and_sizes_never_meet_old_latents(encoders, tmp_p
     save_file({name: weight + 1 for name, weight in weights.items()}, other / "model.safetensors")
     assert encoded(text=other) == texts
     assert encoded(sizes=WorkSizes(16, 16, 1.0)) == latents
-    assert encoded(dtype=torch.bfloat16) == latents + texts
+    assert encoded(dtype=torch.bfloat16) == latents  # texts stay in float32 on a CPU
     assert encoded(parts=[PARTS[0], FakePart(1, fingerprint="two")]) == ["encoded part-1"]
     assert encoded() == []
     with pytest.raises(AnchorEditError, match="given twice"):
