@@ -370,7 +370,7 @@ def _tiny() -> Config:
             turn_weight=0.5,
             change_weight=6.0,
             dropout=0.005,
-            degradations=Degradations(p_round_trip=0.02, p_jpeg=0.02),  # the VAE would take as long as the rest
+            degradations=Degradations(p_round_trip=0.02, p_jpeg=0.02),  # the VAE is slow on a CPU
             rollout_steps=2,
         ),
         distill=Distill(
