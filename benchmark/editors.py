@@ -20,7 +20,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -36,6 +36,9 @@ from train.forcing import sequence_predictor
 from train.render import render
 
 from .protocols import Trial
+
+if TYPE_CHECKING:
+    from .suite import Suite
 
 PREVIOUS_ONLY = MemoryPolicy(anchor_frames=0, window=1)
 DEFAULT_SERVER = "http://127.0.0.1:8188"
@@ -238,11 +241,11 @@ def _pipeline(options: EditorOptions) -> AnchorEditPipeline:
     return AnchorEditPipeline(pipeline.transformer, pipeline.vae, pipeline.text_encoder, edit)
 
 
-def _remembering(options: EditorOptions, trial: Trial) -> Editor:
+def _remembering(options: EditorOptions, suite: Suite) -> Editor:
     return _with_policy(PipelineEditor, options)
 
 
-def _bidirectional(options: EditorOptions, trial: Trial) -> Editor:
+def _bidirectional(options: EditorOptions, suite: Suite) -> Editor:
     return _with_policy(BidirectionalEditor, options)
 
 
@@ -252,11 +255,11 @@ def _with_policy(kind: type[PipelineEditor], options: EditorOptions) -> Editor:
     return kind(pipeline, policy, *_sampling(options))
 
 
-def _previous_only(options: EditorOptions, trial: Trial) -> Editor:
+def _previous_only(options: EditorOptions, suite: Suite) -> Editor:
     return PipelineEditor(_pipeline(options), PREVIOUS_ONLY, *_sampling(options))
 
 
-def _chain_vae(options: EditorOptions, trial: Trial) -> Editor:
+def _chain_vae(options: EditorOptions, suite: Suite) -> Editor:
     pipeline = _pipeline(options)
     return ChainVAEEditor(pipeline, pipeline.default_policy, *_sampling(options))
 
@@ -265,38 +268,38 @@ def _sampling(options: EditorOptions) -> tuple[int | None, float | None, int]:
     return options.steps, options.guidance, options.sampling_seed or 0
 
 
-def _comfyui(options: EditorOptions, trial: Trial) -> Editor:
+def _comfyui(options: EditorOptions, suite: Suite) -> Editor:
     from .comfyui import ComfyUIEditor
 
     workflow = options.workflow or TINY_WORKFLOW
     return ComfyUIEditor.open(options.server or DEFAULT_SERVER, workflow, options.sampling_seed or 0)
 
 
-def _folder(options: EditorOptions, trial: Trial) -> Editor:
+def _folder(options: EditorOptions, suite: Suite) -> Editor:
     from .make import FolderEditor
 
     if options.pictures is None:
         raise AnchorEditError("editor 'folder' needs pictures: give --pictures DIR, which `benchmark make` has written")
-    return FolderEditor(options.pictures)
+    return FolderEditor(options.pictures, suite.names)
 
 
 _POLICY_OPTIONS = ("window", "anchor_frames", "history")
 _MODEL_OPTIONS = ("model", "steps", "guidance", "dtype", "device", "sampling_seed")
 # How an editor is made, and which options it takes.
-EDITORS: Mapping[str, tuple[Callable[[EditorOptions, Trial], Editor], tuple[str, ...]]] = {
+EDITORS: Mapping[str, tuple[Callable[[EditorOptions, Suite], Editor], tuple[str, ...]]] = {
     "pipeline": (_remembering, (*_MODEL_OPTIONS, *_POLICY_OPTIONS, "slots")),
     "previous-only": (_previous_only, _MODEL_OPTIONS),
     "bidirectional": (_bidirectional, (*_MODEL_OPTIONS, "window", "anchor_frames")),
     "chain-vae": (_chain_vae, _MODEL_OPTIONS),
     "comfyui": (_comfyui, ("server", "workflow", "sampling_seed")),
     "folder": (_folder, ("pictures",)),
-    "truth": (lambda options, trial: TruthEditor(trial), ()),
-    "return-input": (lambda options, trial: ReturnInputEditor(), ()),
-    "shuffled": (lambda options, trial: ShuffledEditor(trial), ()),
+    "truth": (lambda options, suite: TruthEditor(suite.trial), ()),
+    "return-input": (lambda options, suite: ReturnInputEditor(), ()),
+    "shuffled": (lambda options, suite: ShuffledEditor(suite.trial), ()),
 }
 
 
-def make_editor(name: str, options: EditorOptions, trial: Trial) -> Editor:
+def make_editor(name: str, options: EditorOptions, suite: Suite) -> Editor:
     """The editor of this name; an option that it has no use for is an error, lest a table claim it."""
     make, takes = EDITORS[name]
     for option, value in asdict(options).items():
@@ -304,4 +307,4 @@ def make_editor(name: str, options: EditorOptions, trial: Trial) -> Editor:
             flag = "--" + option.replace("_", "-")
             fit = ", ".join(other for other, (_, taken) in EDITORS.items() if option in taken)
             raise AnchorEditError(f"editor '{name}' does not take {flag} {value}: leave it out, or choose one of {fit}")
-    return make(options, trial)
+    return make(options, suite)

@@ -2,68 +2,62 @@
 
     python -m benchmark make --protocol chain --turns 12 --sessions 60 --out sessions
     python -m benchmark run --protocol chain --turns 12 --sessions 60 --editor folder --pictures sessions --out mine
+    python -m benchmark make --suite photos --photos DIR --out sessions
 
-DIR/00017/source.png is a session's first picture and DIR/00017/instructions.json lists what is asked, "" being nothing.
+DIR/00017/source.png is a session's first picture and DIR/00017/instructions.json lists what is asked, "" being nothing;
+of photos the folder has the picture's name, and turns of which more is known are objects (`benchmark/photos.py`).
 Whoever edits puts DIR/00017/turn1.png, turn2.png ... beside them, each of the source's size, and the second command,
-asked for the same sessions, judges them.
+asked for the same sessions, judges them. This is the layout of LME-Bench, and of DIR/sessions of every run.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor
 
 from anchoredit_model.errors import AnchorEditError
-from anchoredit_model.images import load_image, save_image
-from train.instructions import LANGUAGES
-from train.studio import held_out_generator
+from anchoredit_model.images import load_image
 
 from .editors import Editor
-from .protocols import PROTOCOLS, make_trial
-from .run_folder import write_json
-from .runner import truths
+from .suites import add_suite_options, make_suite
 
 _SAME = 1.5 / 255  # a source may have been through another 8-bit file
 
 
 def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
-    trial = make_trial(args.protocol, args.sessions, args.turns, held_out_generator(args.seed), args.languages)
-    for session in range(args.sessions):
-        folder = session_folder(args.out, session)
+    suite = make_suite(args)
+    for session, name in enumerate(suite.names):
+        folder = args.out / name
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise AnchorEditError(f"'{folder}' cannot be made ({error.strerror}): choose another --out") from None
-        save_image(truths(trial, session, args.size)[0], folder / "source.png")
-        write_json([row[session] for row in trial.sessions.texts], folder / "instructions.json")
-    print(f"{args.sessions} sessions of {args.turns} turns in {args.out}")
+        suite.write(session, folder)
+    print(f"{len(suite.names)} sessions of {suite.settings['turns']} turns in {args.out}")
     return 0
-
-
-def session_folder(root: Path, session: int) -> Path:
-    return root / f"{session:05d}"
 
 
 class FolderEditor(Editor):
     """Pictures that somebody has made of the sessions which `make` wrote."""
 
-    def __init__(self, pictures: Path):
-        self.pictures = pictures
+    def __init__(self, pictures: Path, names: Sequence[str]):
+        self.pictures, self.names = pictures, names
 
     @property
     def settings(self) -> dict[str, str]:
         return {"pictures": self.pictures.resolve().name}
 
     def start(self, picture: Tensor, session: int) -> None:
-        self._folder, self._turn = session_folder(self.pictures, session), 0
+        self._folder, self._turn = self.pictures / self.names[session], 0
         source = self._read("source.png")
         if source.shape != picture.shape or (source - picture).abs().max() > _SAME:
             raise AnchorEditError(
                 f"'{self._folder / 'source.png'}' is of other sessions than those that are asked for: give the "
-                "protocol, turns, sessions, seed, size and languages that it was made with"
+                "options that it was made with: protocol, turns, sessions, seed, size, languages, photos, area"
             )
 
     def edit(self, instruction: str) -> Tensor:
@@ -77,20 +71,10 @@ class FolderEditor(Editor):
         return load_image(path)
 
 
-def add_trial_options(parser: argparse.ArgumentParser) -> None:
-    """Which sessions: `make` and `run` have to be asked for the same."""
-    parser.add_argument("--protocol", choices=tuple(PROTOCOLS), default="chain")
-    parser.add_argument("--turns", type=int, default=12)
-    parser.add_argument("--sessions", type=int, default=60)
-    parser.add_argument("--seed", type=int, default=1, help="of the held-out scenes, which training never meets")
-    parser.add_argument("--size", type=int, default=128, help="side of a scene in pixels")
-    parser.add_argument("--languages", nargs="+", choices=LANGUAGES, default=list(LANGUAGES), metavar="en|zh")
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmark make", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add_trial_options(parser)
+    add_suite_options(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder of the sessions")
     return parser

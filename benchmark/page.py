@@ -25,10 +25,23 @@ _PLOTS = {  # figure -> title, and the span of its axis
     "identity": ("identity kept", _SHARE),
     "persistence": ("earlier edits that still show", _SHARE),
     "SR@k": ("all turns so far succeeded", _SHARE),
-    "drift: delta_e": ("colour drift where nothing was asked (delta E)", _AMOUNT),
+    "drift: delta_e": ("colour drift where nothing should have changed (delta E)", _AMOUNT),
     "drift: sharpness": ("sharpness gained or lost there", _CHANGE),
     "drift: shift": ("shift there (pixels)", _AMOUNT),
+    "change": ("what a turn changes (delta E)", _AMOUNT),
+    "perceptual": ("perceptual distance from the source", _AMOUNT),
+    "dino": ("likeness to the source (DINO)", _CHANGE),
+    "clip": ("likeness to the source (CLIP)", _CHANGE),
+    "face": ("likeness of the face to the source's", _CHANGE),
     "seconds": ("seconds per turn", _AMOUNT),
+}
+_NOTES = {
+    "studio": "In percent of the turns that count, with 95 % intervals over sessions (bootstrap). Success: what was "
+    "asked is there, the rest is untouched, and the creature is still the anchor's. SR@k: the first k turns all "
+    "succeeded.",
+    "photos": "Drift is measured where a picture must be as it was: after a change was taken back, where nothing was "
+    "asked, or outside an edit's mask; with 95 % intervals over pictures (bootstrap). 0 is no drift, a delta E of 2 "
+    "can just be seen. An editor that changes nothing has no drift either: see what a turn changes.",
 }
 _FILMS = 3  # sessions shown
 _COLUMNS = 13  # pictures of a session: the source and up to twelve turns
@@ -53,9 +66,7 @@ def draw_page(trials: Sequence[Trial], table: Callable[[Trial], Table]) -> str:
         parts.append(f"<h2>{escape(trial.title)}</h2>")
         parts.append(_table(*table(trial)))
         parts.append(
-            '<p class="note">In percent of the turns that count, with 95 % intervals over sessions (bootstrap). '
-            "Success: what was asked is there, the rest is untouched, and the creature is still the anchor's. "
-            "SR@k: the first k turns all succeeded. Bands in the plots are the same intervals.</p>"
+            f'<p class="note">{_NOTES[trial.settings["suite"]]} Bands in the plots are the same intervals.</p>'
         )
         parts.append(f'<div class="plots">{_plots(trial)}</div>')
         parts += [_film(trial, session) for session in range(min(_FILMS, trial.settings["sessions"]))]
@@ -82,12 +93,13 @@ def _plots(trial: Trial) -> str:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    rows = -(-len(_PLOTS) // 2)
+    plots = {name: plot for name, plot in _PLOTS.items() if name == "seconds" or any(map(_has(name), trial.groups))}
+    rows = -(-len(plots) // 2)
     with matplotlib.rc_context({"font.size": 9, "svg.hashsalt": "report", "axes.spines.top": False}):
         figure = Figure(figsize=(11.5, 2.9 * rows), layout="constrained")
         axes = figure.subplots(rows, 2).flatten()
         colours = matplotlib.colormaps["tab10"].colors
-        for axis, (name, (title, span)) in zip(axes, _PLOTS.items()):
+        for axis, (name, (title, span)) in zip(axes, plots.items()):
             for number, group in enumerate(trial.groups):
                 _line(axis, group, name, colours[number % len(colours)], len(trial.groups) <= _MOST_BANDS)
             axis.set_title(title, loc="left", fontsize=10)
@@ -109,6 +121,10 @@ def _plots(trial: Trial) -> str:
     return text.getvalue()[text.getvalue().index("<svg") :]
 
 
+def _has(name: str) -> Callable[[Group], bool]:
+    return lambda group: any(group.by_turn.get(name, ()))
+
+
 def _line(axis, group: Group, name: str, colour, with_band: bool) -> None:
     """One group's figure by turn, with its interval."""
     if name == "seconds":
@@ -124,10 +140,11 @@ def _line(axis, group: Group, name: str, colour, with_band: bool) -> None:
 
 def _film(trial: Trial, session: int) -> str:
     """One session as every group left it."""
-    turns = trial.settings["turns"]
+    record = trial.groups[0].runs[0].records[session]
+    said = [turn["instruction"] or "(nothing)" for turn in record["turns"]]
+    turns = len(said)
     columns = min(_COLUMNS, turns + 1)
     shown = sorted({round(column * turns / (columns - 1)) for column in range(columns)})
-    said = [turn["instruction"] or "(nothing)" for turn in trial.groups[0].runs[0].records[session]["turns"]]
     captions = "; ".join(f"{turn}: {said[turn - 1]}" for turn in shown if turn)
     rows = []
     for group in trial.groups:
@@ -135,9 +152,15 @@ def _film(trial: Trial, session: int) -> str:
         strip = _strip([thumbnail(pictures[turn], _THUMB) for turn in shown])
         rows.append(f'<span>{escape(group.name)}</span><img alt="{escape(group.name)}" src="{_data_url(strip)}">')
     return (
-        f'<h3>Session {session + 1}, turns {", ".join(map(str, shown))}</h3><p class="note">{escape(captions)}</p>'
+        f'<h3>Session {_title(record)}, turns {", ".join(map(str, shown))}</h3><p class="note">{escape(captions)}</p>'
         f'<div class="wide film">{"".join(rows)}</div>'
     )
+
+
+def _title(record: dict) -> str:
+    """A session's number, from 1, or its name."""
+    session = record["session"]
+    return escape(session) if isinstance(session, str) else str(session + 1)
 
 
 def _strip(pictures: Sequence[Image.Image]) -> Image.Image:

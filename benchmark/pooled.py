@@ -22,10 +22,14 @@ from torch import Tensor
 from anchoredit_model.errors import AnchorEditError
 
 from .figures import Interval, intervals, paired_difference
+from .photo_report import by_photo
 from .run_folder import RunFolder, read_json
 from .run_report import by_session
 
-_SESSIONS = ("suite", "protocol", "turns", "sessions", "seed", "languages", "size")  # what says which sessions they are
+# What says which sessions they are.
+_SESSIONS = ("suite", "protocol", "turns", "sessions", "seed", "languages", "size", "area", "photos")
+_TABLES = {"studio": by_session, "photos": by_photo}
+_MAIN = {"studio": "success", "photos": "drift: delta_e"}  # what editors are compared by
 _ONE_OF_SEVERAL = re.compile(r"(.+-)?seed-\d+")  # the folder of one run of a group
 
 
@@ -43,11 +47,12 @@ class Run:
     @cached_property
     def records(self) -> list[dict[str, Any]]:
         opened = RunFolder(self.folder, self.settings)
-        return [opened.record(session) for session in range(self.settings["sessions"])]
+        return [opened.record(name) for name in opened.names]
 
     def pictures(self, session: int) -> list[Tensor]:
         """Pictures [3, H, W] of a session, the source first."""
-        return RunFolder(self.folder, self.settings).pictures(session)
+        opened = RunFolder(self.folder, self.settings)
+        return opened.pictures(opened.names[session])
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ class Group:
     @cached_property
     def tables(self) -> dict[str, np.ndarray]:
         """Every figure, [S, N, T]."""
-        tables = [by_session(run.records) for run in self.runs]
+        tables = [_TABLES[run.settings["suite"]](run.records) for run in self.runs]
         return {name: np.stack([table[name] for table in tables]) for name in tables[0]}
 
     @cached_property
@@ -70,8 +75,8 @@ class Group:
 
     @property
     def overall(self) -> Interval | None:
-        """Success over all turns."""
-        totals, counts = self._successes
+        """The main figure over all turns: success, or the drift of colour."""
+        totals, counts = self._totals
         return intervals(totals[:, None], counts[:, None])[0]
 
     @property
@@ -79,14 +84,17 @@ class Group:
         return np.median([run.report["cost"]["seconds_by_turn"] for run in self.runs], axis=0).tolist()
 
     def against(self, other: Group) -> Interval | None:
-        """Success over all turns, minus the other's."""
-        (mine, my_counts), (its, its_counts) = self._successes, other._successes
+        """The main figure over all turns, minus the other's."""
+        (mine, my_counts), (its, its_counts) = self._totals, other._totals
         return paired_difference((mine, its), (my_counts, its_counts))
 
     @property
-    def _successes(self) -> tuple[np.ndarray, np.ndarray]:
-        """Per session the successful turns and those that count, [N] each."""
-        totals, counts = _sums(self.tables["success"])
+    def _totals(self) -> tuple[np.ndarray, np.ndarray]:
+        """Per session the sum of the main figure and how many turns have it, [N] each."""
+        name = _MAIN[self.runs[0].settings["suite"]]
+        if name not in self.tables:  # photos of which no turn is known
+            return np.zeros(len(self.runs[0].records)), np.zeros(len(self.runs[0].records))
+        totals, counts = _sums(self.tables[name])
         return totals.sum(axis=1), counts.sum(axis=1)
 
 
@@ -99,7 +107,8 @@ class Trial:
 
     @property
     def title(self) -> str:
-        return "{protocol}, {turns} turns, {sessions} sessions".format(**self.settings)
+        of = "photos, " if self.settings["suite"] == "photos" else ""
+        return of + "{protocol}, {turns} turns, {sessions} sessions".format(**self.settings)
 
 
 def find_trials(folders: Sequence[Path]) -> list[Trial]:
@@ -112,7 +121,7 @@ def find_trials(folders: Sequence[Path]) -> list[Trial]:
     for folder in folders:
         for path in sorted(folder.rglob("report.json")):
             report = read_json(path)
-            if isinstance(report, dict) and "success_by_turn" in report:
+            if isinstance(report, dict) and "drift_by_turn" in report:
                 sessions = repr([report["settings"].get(name) for name in _SESSIONS])
                 runs.setdefault(sessions, {}).setdefault(_name(path.parent, folder), []).append(
                     Run(path.parent, report)

@@ -25,8 +25,10 @@ from .figures import Interval
 from .page import draw_page
 from .pooled import Group, Trial, find_trials
 from .run_folder import write_json
+from .similarity import SIMILARITIES
 
 _TURNS = (1, 3, 6, 12, 24, 50)  # in a table, and the last one
+_SIMILAR = tuple(SIMILARITIES)
 _CHAIN = 6  # SR@k in a table
 _BEGIN, _END = "<!-- benchmark -->", "<!-- end of benchmark -->"
 
@@ -52,7 +54,12 @@ def write_report(trials: Sequence[Trial], folder: Path) -> None:
 
 
 def table(trial: Trial) -> tuple[list[str], list[list[str]]]:
-    """The heads and rows of a trial's table, success in percent."""
+    """The heads and rows of a trial's table."""
+    return (_photo_table if trial.settings["suite"] == "photos" else _studio_table)(trial)
+
+
+def _studio_table(trial: Trial) -> tuple[list[str], list[list[str]]]:
+    """Success in percent."""
     turns = trial.settings["turns"]
     shown = sorted({turn for turn in (*_TURNS, turns) if turn <= turns})
     chain = min(_CHAIN, turns)
@@ -67,6 +74,30 @@ def table(trial: Trial) -> tuple[list[str], list[list[str]]]:
         row += [_percent(by_turn["SR@k"][chain - 1])]
         row += [_percent(by_turn[name][-1]) for name in ("identity", "persistence")]
         rows.append([*row, f"{sum(group.seconds_by_turn) / turns:.3f}"])
+    return heads, rows
+
+
+def _photo_table(trial: Trial) -> tuple[list[str], list[list[str]]]:
+    """Drift of colour where it is known, and at the last such turn what else has drifted."""
+    known = [turn for turn, figure in enumerate(trial.groups[0].by_turn.get("drift: delta_e", ()), start=1) if figure]
+    shown = sorted({min(known, key=lambda turn: abs(turn - wanted)) for wanted in _TURNS[1:]}) if known else []
+    last = known[-1] if known else trial.settings["turns"]
+    measured = ["drift: sharpness", "drift: shift", "drift: ssim_loss"]
+    measured += [name for name in _SIMILAR if any(name in group.by_turn for group in trial.groups)]
+    heads = ["editor", *(f"delta E at {turn}" for turn in shown), "all known turns", "against the first"]
+    heads += [f"{name.removeprefix('drift: ')} at {last}" for name in measured] + ["change of a turn", "s per turn"]
+    rows = []
+    for group in trial.groups:
+        by_turn = group.by_turn
+        row = [group.name, *(_amount(by_turn["drift: delta_e"][turn - 1]) for turn in shown)]
+        row += [
+            _amounts(group.overall),
+            "" if group is trial.groups[0] else _amounts(group.against(trial.groups[0]), "+"),
+        ]
+        row += [_amount(by_turn[name][last - 1]) if name in by_turn else "-" for name in measured]
+        changes = [figure["mean"] for figure in by_turn["change"] if figure]
+        seconds = group.seconds_by_turn
+        rows.append([*row, f"{sum(changes) / len(changes):.2f}", f"{sum(seconds) / len(seconds):.3f}"])
     return heads, rows
 
 
@@ -112,9 +143,9 @@ def _as_json(trial: Trial) -> dict[str, Any]:
 def _as_csv(trials: Sequence[Trial]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["protocol", "turns", "sessions", "editor", "figure", "turn", "mean", "low", "high"])
+    writer.writerow(["suite", "protocol", "turns", "sessions", "editor", "figure", "turn", "mean", "low", "high"])
     for trial in trials:
-        sessions = [trial.settings[name] for name in ("protocol", "turns", "sessions")]
+        sessions = [trial.settings[name] for name in ("suite", "protocol", "turns", "sessions")]
         for group in trial.groups:
             writer.writerows([*sessions, *row] for row in _rows(group))
     return out.getvalue()
@@ -127,6 +158,17 @@ def _rows(group: Group) -> list[list[Any]]:
             rows.append([group.name, name, turn, *((figure or {}).get(key, "") for key in ("mean", "low", "high"))])
     seconds = group.seconds_by_turn
     return rows + [[group.name, "seconds", turn, value, "", ""] for turn, value in enumerate(seconds, start=1)]
+
+
+def _amount(figure: Interval | None) -> str:
+    return f"{figure['mean']:.2f}" if figure else "-"
+
+
+def _amounts(figure: Interval | None, sign: str = "") -> str:
+    if not figure:
+        return "-"
+    mean, low, high = (f"{figure[key]:{sign}.2f}" for key in ("mean", "low", "high"))
+    return f"{mean} ({low} to {high})"
 
 
 def _percent(figure: Interval | None) -> str:

@@ -1,59 +1,50 @@
-"""Sessions of held-out scenes through an editor, turn by turn, under the studio's exact judge.
+"""Sessions through an editor, turn by turn: drawn scenes under an exact judge, or anybody's photos.
 
     python -m benchmark run --suite studio --protocol chain --turns 12 --sessions 60 --editor pipeline --out runs/chain
+    python -m benchmark run --suite photos --photos DIR --editor comfyui --workflow my_api.json --out runs/mine
 
-Protocols: `benchmark/protocols.py`. Editors: `benchmark/editors.py`. `DIR/report.json`: `benchmark/run_report.py`.
-`DIR/sheet.png` shows the first sessions above the truth. A run that was stopped goes on when it is asked for again.
+Protocols: `benchmark/protocols.py`. Photos: `benchmark/photos.py`. Editors: `benchmark/editors.py`. `DIR/report.json`:
+`benchmark/run_report.py` and `benchmark/photo_report.py`. `DIR/sheet.png` shows the first sessions. A run
+that was stopped goes on when it is asked for again.
 """
 
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 
-from anchoredit_model.errors import AnchorEditError
 from anchoredit_model.files import whole_file
-from train.judge import Judge, Thresholds
-from train.studio import held_out_generator
 
 from .editors import DEFAULT_SERVER, EDITORS, EditorOptions, make_editor
-from .make import add_trial_options
-from .protocols import make_trial
 from .run_folder import RunFolder, write_json
-from .run_report import is_success, make_report, print_report
-from .runner import run_session, truths
 from .sheet import draw_sheet
+from .suites import add_suite_options, make_suite
 
 _SHOWN = 8  # sessions on the sheet
-_SMALLEST = 32  # pixels; less shows no face
 
 
 def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
-    if args.size < _SMALLEST:
-        raise AnchorEditError(f"scenes of {args.size} pixels show no face: ask for --size {_SMALLEST} or more")
-    trial = make_trial(args.protocol, args.sessions, args.turns, held_out_generator(args.seed), args.languages)
+    suite = make_suite(args)
     options = {field.name: getattr(args, field.name) for field in fields(EditorOptions)}
-    editor = make_editor(args.editor, EditorOptions(**options), trial)
-    judge = Judge(Thresholds())
-    asked = ("suite", "protocol", "turns", "sessions", "seed", "languages", "size", "editor")
-    settings = {name: getattr(args, name) for name in asked}
-    settings |= {"editor_settings": editor.settings, "thresholds": asdict(Thresholds())}
-    folder = RunFolder(args.out, settings)
-    for session in range(args.sessions):
-        if not folder.is_finished(session):
-            record, pictures = run_session(editor, judge, trial, session, args.size)
-            folder.save(session, record, pictures)
-            signs = ["-" if turn["moot"] else "+" if is_success(turn) else "." for turn in record["turns"]]
-            print(f"session {session + 1} of {args.sessions}: {''.join(signs)}", flush=True)
-    report = make_report(folder.settings, [folder.record(session) for session in range(args.sessions)])
+    editor = make_editor(args.editor, EditorOptions(**options), suite)
+    settings = {**suite.settings, "editor": args.editor, "editor_settings": editor.settings}
+    folder, sessions = RunFolder(args.out, settings), range(len(suite.names))
+    for session in sessions:
+        name = suite.names[session]
+        if not folder.is_finished(name):
+            record, pictures = suite.run(editor, session)
+            folder.save(name, record, pictures)
+            print(f"session {session + 1} of {len(sessions)}: {suite.signs(record)}", flush=True)
+    records = [folder.record(name) for name in suite.names]
+    report = suite.report(folder.settings, records)
     write_json(report, args.out / "report.json")
-    shown = range(min(_SHOWN, args.sessions))
-    sheet = draw_sheet([(folder.record(n), folder.pictures(n), truths(trial, n, args.size)) for n in shown])
+    shown = enumerate(suite.names[:_SHOWN])
+    sheet = draw_sheet([suite.strip(session, records[session], folder.pictures(name)) for session, name in shown])
     with whole_file(args.out / "sheet.png", "sheet") as unfinished:
         sheet.save(unfinished, format="PNG")
-    print_report(report)
+    suite.print_report(report)
     return 0
 
 
@@ -61,9 +52,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmark run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--suite", choices=("studio",), default="studio")
+    add_suite_options(parser)
     parser.add_argument("--editor", choices=tuple(EDITORS), default="pipeline")
-    add_trial_options(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; a stopped one goes on")
     model = parser.add_argument_group("the model", "of the editors that have one")
     model.add_argument("--model", type=Path, help="folder or weights file (default: the bundled one)")

@@ -1,8 +1,8 @@
 """The folder of a run: what it was asked for, and every session as soon as it is finished.
 
     DIR/settings.json
-    DIR/sessions/00017/source.png, turn1.png, turn2.png, ...
-    DIR/sessions/00017/session.json      written last: a session that has it is finished
+    DIR/sessions/NAME/source.png, turn1.png, turn2.png, ...
+    DIR/sessions/NAME/session.json       written last: a session that has it is finished
 
 Every file is written whole or not at all, so a run that is killed goes on with its first unfinished session.
 """
@@ -35,10 +35,15 @@ class RunFolder:
         else:
             write_json(self.settings, stored)
 
-    def is_finished(self, session: int) -> bool:
+    @property
+    def names(self) -> list[str]:
+        """Of all finished sessions, in their order by name."""
+        return sorted(path.parent.name for path in (self.path / "sessions").glob(f"*/{_RECORD}"))
+
+    def is_finished(self, session: str) -> bool:
         return (self._session(session) / _RECORD).exists()
 
-    def save(self, session: int, record: dict[str, Any], pictures: Sequence[Tensor]) -> None:
+    def save(self, session: str, record: dict[str, Any], pictures: Sequence[Tensor]) -> None:
         """Writes a finished session: its pictures [3, H, W], the source first, then its record."""
         folder = self._session(session)
         try:
@@ -51,16 +56,16 @@ class RunFolder:
             save_image(picture, folder / _picture_name(turn))
         write_json(record, folder / _RECORD)
 
-    def record(self, session: int) -> dict[str, Any]:
+    def record(self, session: str) -> dict[str, Any]:
         return read_json(self._session(session) / _RECORD)
 
-    def pictures(self, session: int) -> list[Tensor]:
+    def pictures(self, session: str) -> list[Tensor]:
         """Pictures [3, H, W] of a finished session, the source first."""
         turns = len(self.record(session)["turns"])
         return [load_image(self._session(session) / _picture_name(turn)) for turn in range(turns + 1)]
 
-    def _session(self, number: int) -> Path:
-        return self.path / "sessions" / f"{number:05d}"
+    def _session(self, name: str) -> Path:
+        return self.path / "sessions" / name
 
     def _check(self, stored: Any) -> None:
         for name, was, now in _differences(stored, self.settings):

@@ -50,7 +50,7 @@ def make_report(settings: dict[str, Any], records: Sequence[dict[str, Any]]) -> 
         "marks": _marks(records),
         **{f"{name}_by_turn": intervals(tables[name]) for name in MEASURED},
         "drift_by_turn": {name: intervals(tables[f"drift: {name}"]) for name in _drift_names(records)},
-        "cost": _cost(records),
+        "cost": cost_of(records),
     }
 
 
@@ -76,21 +76,21 @@ def by_session(records: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
 def print_report(report: dict[str, Any]) -> None:
     """Markdown tables: by turn, by kind, and what the protocol is about."""
     turns = range(1, len(report["success_by_turn"]) + 1)
-    _print_row("turn", turns)
+    print_row("turn", turns)
     print("|---" * (len(turns) + 1) + "|")
     for name in (*JUDGED, "persistence"):
-        _print_row(name, [_percent(figure) for figure in report[f"{name}_by_turn"]])
-    _print_row("SR@k", [_percent(figure) for figure in report["SR@k"]])
+        print_row(name, [_percent(figure) for figure in report[f"{name}_by_turn"]])
+    print_row("SR@k", [_percent(figure) for figure in report["SR@k"]])
     if any(report["moot_by_turn"]):
-        _print_row("moot", report["moot_by_turn"])
+        print_row("moot", report["moot_by_turn"])
     measured = {name: report[f"{name}_by_turn"] for name in MEASURED}
     measured |= {f"drift: {name}": figures for name, figures in report["drift_by_turn"].items() if name in _DRIFT_SHOWN}
     for name, figures in measured.items():
-        _print_row(name, [f"{figure['mean']:.3f}" if figure else "-" for figure in figures])
+        print_row(name, [f"{figure['mean']:.3f}" if figure else "-" for figure in figures])
     if report["marks"]:
         print("\n| turn | what | sessions | success | facts right |\n|---|---|---|---|---|")
         for mark in report["marks"]:
-            _print_row(
+            print_row(
                 mark["turn"], [mark["what"], mark["sessions"], _between(mark["success"]), _between(mark["right"])]
             )
     print("\n| kind | success at turn 1 | success over all turns | followed | untouched | identity |")
@@ -98,7 +98,7 @@ def print_report(report: dict[str, Any]) -> None:
     for kind, row in report["by_kind"].items():
         first, every = row["turn 1"], row["all turns"]
         shares = [f"{part['success']:.1%} of {part['count']}" if part["count"] else "-" for part in (first, every)]
-        _print_row(kind, [*shares, *(f"{every[name]:.1%}" for name in JUDGED[1:])])
+        print_row(kind, [*shares, *(f"{every[name]:.1%}" for name in JUDGED[1:])])
     overall, failure, cost = report["overall"], report["first_failure"], report["cost"]
     print(f"\nsuccess {_between(overall['success'])}, null edits left out {_between(overall['success_of_edits'])}")
     print(f"first failure at turn {failure['median'] or '-'} (median); never in {failure['never']} sessions")
@@ -172,18 +172,23 @@ def _drift_names(records: Sequence[dict[str, Any]]) -> list[str]:
     return sorted({name for record in records for turn in record["turns"] for name in turn["drift"] or ()})
 
 
-def _cost(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    seconds = np.array([record["cost"]["seconds"] for record in records])
+def cost_of(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Time and memory; sessions may differ in length."""
+    longest = max(len(record["turns"]) for record in records)
+    seconds, held = (
+        np.array([record["cost"][name] + [np.nan] * (longest - len(record["turns"])) for record in records])
+        for name in ("seconds", "cache_bytes")
+    )
     peaks = [record["cost"]["peak_bytes"] for record in records if record["cost"]["peak_bytes"]]
     return {
-        "seconds_per_turn": round(float(seconds.mean()), 6),
-        "seconds_by_turn": [round(value, 6) for value in np.median(seconds, axis=0).tolist()],
-        "cache_bytes_by_turn": np.array([record["cost"]["cache_bytes"] for record in records]).max(axis=0).tolist(),
+        "seconds_per_turn": round(float(np.nanmean(seconds)), 6),
+        "seconds_by_turn": [round(value, 6) for value in np.nanmedian(seconds, axis=0).tolist()],
+        "cache_bytes_by_turn": np.nanmax(held, axis=0).astype(int).tolist(),
         "peak_bytes": max(peaks, default=None),
     }
 
 
-def _print_row(first: Any, cells: Sequence[Any]) -> None:
+def print_row(first: Any, cells: Sequence[Any]) -> None:
     print("| " + " | ".join(map(str, (first, *cells))) + " |")
 
 

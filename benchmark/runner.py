@@ -41,7 +41,7 @@ from .protocols import Trial
 if TYPE_CHECKING:
     from train.judge import Judge
 
-_DIGITS = 5  # of measured values in a record
+DIGITS = 5  # of measured values in a record
 _SHOWS = 0.5 / 255  # two drawings differ in a pixel if a file would
 _MARGIN = 3  # pixels around an edit that count as edited
 _LEAST_UNTOUCHED = 0.05  # of the picture; less says nothing about drift
@@ -54,7 +54,7 @@ def run_session(editor: Editor, judge: Judge, trial: Trial, session: int, size: 
     edits = [row[session] for row in sessions.edits]
     texts = [row[session] for row in sessions.texts]
     drawings = truths(trial, session, size)
-    pictures, cost = _edit(editor, drawings[0], texts, session)
+    pictures, cost = edit_session(editor, drawings[0], texts, session)
     believed, turns = scenes[0], []
     for turn, edit in enumerate(edits, start=1):
         verdict = judge.judge(pictures[turn][None], pictures[turn - 1][None], believed, [edit])
@@ -68,8 +68,8 @@ def run_session(editor: Editor, judge: Judge, trial: Trial, session: int, size: 
                 "followed": bool(verdict.followed),
                 "untouched": bool(verdict.untouched),
                 "identity": bool(verdict.identity),
-                "damage": round(float(verdict.damage), _DIGITS),
-                "likeness": round(float(verdict.likeness), _DIGITS),
+                "damage": round(float(verdict.damage), DIGITS),
+                "likeness": round(float(verdict.likeness), DIGITS),
                 "wrong": _wrong(believed, scenes[turn]),
                 "drift": _drift(pictures[turn], drawings[0], drawings[turn]),
             }
@@ -89,17 +89,25 @@ def as_saved(picture: Tensor) -> Tensor:
     return (picture.detach().cpu().float().clamp(0, 1) * 255).round() / 255
 
 
-def _edit(editor: Editor, source: Tensor, texts: list[str], session: int) -> tuple[list[Tensor], dict[str, Any]]:
+def edit_session(
+    editor: Editor, source: Tensor, texts: list[str], session: int, fit: bool = False
+) -> tuple[list[Tensor], dict[str, Any]]:
+    """The source and an editor's pictures [3, H, W] as files hold them, and what they cost.
+
+    With `fit`, pictures of another size are scaled to the source's; else they are an AnchorEditError.
+    """
     pictures, seconds, held = [source], [], []
     began = time.perf_counter()  # what a start costs belongs to the first turn
     editor.start(source, session)
     for turn, text in enumerate(texts, start=1):
         picture = editor.edit(text)
         if picture.shape != source.shape:
-            raise AnchorEditError(
-                f"the editor's turn {turn} is {list(picture.shape)}, the source {list(source.shape)}: "
-                "an editor has to return pictures of its source's size"
-            )
+            if not fit or picture.ndim != 3 or picture.shape[0] != 3:
+                raise AnchorEditError(
+                    f"the editor's turn {turn} is {list(picture.shape)}, the source {list(source.shape)}: "
+                    "an editor has to return pictures of its source's size"
+                )
+            picture = F.interpolate(picture[None].float(), source.shape[-2:], mode="bicubic", antialias=True)[0]
         pictures.append(as_saved(picture))  # on the CPU, so nothing is left to wait for
         seconds.append(round(time.perf_counter() - began, 6))
         held.append(editor.cache_bytes)
@@ -126,9 +134,14 @@ def _drift(picture: Tensor, source: Tensor, truth: Tensor) -> dict[str, float] |
     untouched = 1 - F.max_pool2d(touched[None], 2 * _MARGIN + 1, stride=1, padding=_MARGIN)[0]
     if untouched.mean() < _LEAST_UNTOUCHED:
         return None
-    found = drift(picture, source, untouched)
+    return drift_figures(picture, source, untouched)
+
+
+def drift_figures(picture: Tensor, reference: Tensor, mask: Tensor | None = None) -> dict[str, float]:
+    """`anchoredit_model.drift` of pictures [3, H, W] as JSON; `mask` [H, W] is 1 where nothing should change."""
+    found = drift(picture, reference, mask)
     figures = {**asdict(found), "shift": math.hypot(found.dx, found.dy)}  # shifts of many sessions cancel out in dx, dy
-    return {name: round(value, _DIGITS) for name, value in figures.items()}
+    return {name: round(value, DIGITS) for name, value in figures.items()}
 
 
 def _peak_bytes() -> int | None:

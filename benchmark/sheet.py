@@ -1,4 +1,4 @@
-"""The sheet of a run: its first sessions, each picture above the truth, with what was asked and what became of it.
+"""The sheet of a run: its first sessions; in the studio each picture stands above the truth, with what became of it.
 
 A green frame is a success; a red one says what failed; a grey one is of a turn that asked for what was so already.
 Instructions that no font of this machine can write are given by what they ask for.
@@ -22,9 +22,8 @@ _UNKNOWN = "\U0010ffff"  # no character: what a font draws for those it lacks
 _FAILURES = {"followed": "not followed", "untouched": "touched", "identity": "identity"}
 
 
-def draw_sheet(sessions: Sequence[tuple[dict[str, Any], list[Tensor], list[Tensor]]]) -> Image.Image:
-    """A contact sheet per session, one below the other, from its record, pictures and truths ([3, H, W] each)."""
-    strips = [_strip(*session) for session in sessions]
+def draw_sheet(strips: Sequence[Image.Image]) -> Image.Image:
+    """Contact sheets one below the other."""
     sheet = Image.new("RGB", (max(s.width for s in strips), sum(s.height for s in strips)), BACKGROUND)
     top = 0
     for strip in strips:
@@ -33,7 +32,8 @@ def draw_sheet(sessions: Sequence[tuple[dict[str, Any], list[Tensor], list[Tenso
     return sheet
 
 
-def _strip(record: dict[str, Any], pictures: list[Tensor], truths: list[Tensor]) -> Image.Image:
+def draw_strip(record: dict[str, Any], pictures: list[Tensor], truths: list[Tensor]) -> Image.Image:
+    """The contact sheet of a studio session from its record, pictures and truths ([3, H, W] each)."""
     verdicts = [("", BACKGROUND), *map(_verdict, record["turns"])]
     cells = [
         _cell(thumbnail(picture, _THUMB), thumbnail(truth, _THUMB), *verdict)

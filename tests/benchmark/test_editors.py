@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -27,6 +29,11 @@ def source(trial) -> torch.Tensor:
     return render(trial.sessions.scenes[0], SIZE, SIZE)[4]
 
 
+def of(trial: Trial) -> SimpleNamespace:
+    """As much of a suite as editors see."""
+    return SimpleNamespace(trial=trial, names=[f"{session:05d}" for session in range(len(trial))])
+
+
 def pictures(editor, trial: Trial, source: torch.Tensor, session: int = 4) -> list[torch.Tensor]:
     editor.start(source, session)
     return [editor.edit(texts[session]) for texts in trial.sessions.texts]
@@ -37,7 +44,7 @@ def edited(small_model, trial, source):
     """Makes an editor on the small model, with one step a turn; returns it and its pictures."""
 
     def edit(name: str, **options):
-        editor = make_editor(name, EditorOptions(model=small_model, steps=1, **options), trial)
+        editor = make_editor(name, EditorOptions(model=small_model, steps=1, **options), of(trial))
         return editor, pictures(editor, trial, source)
 
     return edit
@@ -86,7 +93,7 @@ def test_bidirectional_differs_from_the_pipeline_by_its_views_alone(trial, sourc
 
 def test_editors_without_a_model(trial, source):
     def edit(name: str) -> list[torch.Tensor]:
-        return pictures(make_editor(name, EditorOptions(), trial), trial, source)
+        return pictures(make_editor(name, EditorOptions(), of(trial)), trial, source)
 
     truths = [render(scenes[4:5], SIZE, SIZE)[0] for scenes in trial.sessions.scenes[1:]]
     assert all(map(torch.equal, edit("truth"), truths))
@@ -100,7 +107,7 @@ def test_editors_without_a_model(trial, source):
 
 def test_shuffled_needs_something_else_to_be_asked():
     trial = make_trial("no-op", 3, 1, held_out_generator(1))
-    editor = make_editor("shuffled", EditorOptions(), trial)
+    editor = make_editor("shuffled", EditorOptions(), of(trial))
     editor.start(torch.zeros(3, SIZE, SIZE), 0)
     with pytest.raises(AnchorEditError, match="finds no other instruction at turn 1 of session 0"):
         editor.edit("")
@@ -109,4 +116,4 @@ def test_shuffled_needs_something_else_to_be_asked():
 @pytest.mark.parametrize("name", sorted(set(EDITORS) - {"pipeline", "bidirectional"}))
 def test_an_option_that_an_editor_has_no_use_for_is_refused(name, trial):
     with pytest.raises(AnchorEditError, match="does not take --anchor-frames 2.*pipeline"):
-        make_editor(name, EditorOptions(anchor_frames=2), trial)
+        make_editor(name, EditorOptions(anchor_frames=2), of(trial))

@@ -9,7 +9,7 @@ import re
 import numpy as np
 import pytest
 
-import benchmark.run
+import benchmark.studio_suite
 from anchoredit_model.errors import AnchorEditError
 from benchmark.ablate import main as ablate
 from benchmark.figures import paired_difference
@@ -39,7 +39,7 @@ def test_an_ablation_is_done_once_and_pooled_by_variant(tmp_path, monkeypatch, c
         pooled = [figure["mean"] for figure in group.by_turn["likeness"]]
         np.testing.assert_allclose(pooled, group.tables["likeness"].mean(axis=(0, 1)), atol=1e-4)
 
-    monkeypatch.setattr(benchmark.run, "run_session", None)  # nothing is left to do
+    monkeypatch.setattr(benchmark.studio_suite, "run_session", None)  # nothing is left to do
     written = (tmp_path / "report" / "report.html").read_text()
     assert ablate(asked) == 0 and (tmp_path / "report" / "report.html").read_text() == written
     assert capsys.readouterr().out.count("| anchor and window |") == 2

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-import benchmark.run
+import benchmark.studio_suite
 from anchoredit_model.errors import AnchorEditError
 from anchoredit_model.images import load_image
 from benchmark.__main__ import main as command
@@ -36,7 +36,7 @@ class StrictJudge:
     """Accepts only the drawing of what was believed with the edit done, and believes what it accepted."""
 
     def __init__(self, thresholds):
-        pass
+        self.limits = thresholds
 
     def judge(self, pictures, previous, believed, edits):
         asked = torch.tensor([edit.apply(facts) for edit, facts in zip(edits, believed.facts.tolist(), strict=True)])
@@ -47,7 +47,7 @@ class StrictJudge:
 
 @pytest.fixture(autouse=True)
 def strict_judge(monkeypatch):
-    monkeypatch.setattr(benchmark.run, "Judge", StrictJudge)
+    monkeypatch.setattr(benchmark.studio_suite, "Judge", StrictJudge)
 
 
 def run(out: Path, *options: str) -> dict:

@@ -18,7 +18,7 @@ def test_the_workflow_agrees_with_the_pipeline(host, tmp_path):
         assert run([*ASKED, "--editor", editor, *options, "--out", str(folder)]) == 0
         reports[editor] = json.loads((folder / "report.json").read_text())
         opened = RunFolder(folder, reports[editor]["settings"])
-        pictures[editor] = torch.stack([torch.stack(opened.pictures(session)) for session in range(3)])
+        pictures[editor] = torch.stack([torch.stack(opened.pictures(name)) for name in opened.names])
     apart = (pictures["pipeline"] - pictures["comfyui"]).abs().amax(dim=(2, 3, 4))
     print("largest difference of a pixel by turn, of 255:", (255 * apart.amax(dim=0)).round().tolist())
     assert apart.max() <= 1.5 / 255

@@ -1,0 +1,171 @@
+"""How like two pictures are to models that know pictures, from weights that somebody has put on this machine.
+
+    perceptual   distance of the features of any picture model that transformers knows (ResNet, ConvNeXt, ViT ...), of
+                 unit length, averaged over its stages: LPIPS without its learnt weights
+                 (https://arxiv.org/abs/1801.03924)
+    dino         cosine of the class tokens of a DINO (https://arxiv.org/abs/2304.07193) or any ViT
+    clip         cosine of the picture embeddings of a CLIP (https://arxiv.org/abs/2103.00020)
+    face         cosine of the faces' embeddings, by OpenCV's FaceDetectorYN and FaceRecognizerSF; not a number where
+                 either picture shows no face. Of several faces the largest is taken.
+
+The first three read a folder in the format of transformers with safetensors; the last a folder with the two ONNX files
+of OpenCV's model zoo. Nothing is downloaded, and no pickle is read. None of them is a measure without a reference.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from anchoredit_model.checkpoint import fingerprint
+from anchoredit_model.errors import AnchorEditError
+from anchoredit_model.images import to_pil
+
+_DETECTOR, _RECOGNISER = "*yunet*.onnx", "*sface*.onnx"  # as the model zoo names its files
+_SURE = 0.7  # of a face
+_DIGITS = 16  # of a fingerprint
+
+
+class Similarity(ABC):
+    """One measure by one model."""
+
+    fingerprint: str  # of the weights, so that a run is not mixed of two
+
+    @abstractmethod
+    def describe(self, picture: Tensor) -> Any:
+        """What the model sees in a picture [3, H, W] in 0..1; kept for pictures that many are compared with."""
+
+    @abstractmethod
+    def compare(self, one: Any, other: Any) -> float:
+        """Of two descriptions."""
+
+
+class _Hub(Similarity):
+    """A model in the format of transformers."""
+
+    auto = "AutoModel"
+
+    def __init__(self, folder: Path):
+        import transformers
+        from safetensors import SafetensorError
+
+        if not list(folder.glob("*.safetensors")):
+            raise AnchorEditError(f"'{folder}' has no safetensors: give a model's folder as transformers saves it")
+        options = {"local_files_only": True}
+        try:
+            self.processor = transformers.AutoImageProcessor.from_pretrained(str(folder), use_fast=False, **options)
+            auto = getattr(transformers, self.auto)
+            self.model = auto.from_pretrained(str(folder), use_safetensors=True, **options).eval()
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise AnchorEditError(f"'{folder}' cannot be used ({reason}): give a picture model's folder") from None
+        self.fingerprint = fingerprint(self.model)[:_DIGITS]
+
+    @torch.no_grad()
+    def describe(self, picture: Tensor) -> Any:
+        return self.embed(self.processor(to_pil(picture), return_tensors="pt")["pixel_values"])
+
+    @abstractmethod
+    def embed(self, pixels: Tensor) -> Any:
+        """Of one prepared picture [1, 3, h, w]."""
+
+    def compare(self, one: Tensor, other: Tensor) -> float:
+        return float(F.cosine_similarity(one, other, dim=-1))
+
+
+class Dino(_Hub):
+    """Class tokens."""
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        return self.model(pixel_values=pixels).last_hidden_state[0, 0]
+
+
+class Clip(_Hub):
+    """Picture embeddings."""
+
+    auto = "CLIPVisionModelWithProjection"
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        return self.model(pixel_values=pixels).image_embeds[0]
+
+
+class Perceptual(_Hub):
+    """Features of all stages, 0 for the same picture."""
+
+    def embed(self, pixels: Tensor) -> list[Tensor]:
+        stages = self.model(pixel_values=pixels, output_hidden_states=True).hidden_states
+        # [C, h, w] of a convolutional model, [tokens, C] of others
+        return [F.normalize(stage[0].movedim(0, -1) if stage.ndim == 4 else stage[0], dim=-1) for stage in stages]
+
+    def compare(self, one: list[Tensor], other: list[Tensor]) -> float:
+        distances = [(a - b).square().sum(dim=-1).mean() for a, b in zip(one, other, strict=True)]
+        return float(torch.stack(distances).mean())
+
+
+class Face(Similarity):
+    """The largest face's embedding."""
+
+    def __init__(self, folder: Path):
+        try:
+            import cv2
+        except ImportError as error:
+            raise AnchorEditError("faces are compared by OpenCV: pip install opencv-python-headless") from error
+        detector, recogniser = (_only(folder, pattern) for pattern in (_DETECTOR, _RECOGNISER))
+        files = (detector, recogniser)
+        self.fingerprint = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:_DIGITS]
+        try:
+            self.detector = cv2.FaceDetectorYN.create(str(detector), "", (320, 320), _SURE)
+            self.recogniser = cv2.FaceRecognizerSF.create(str(recogniser), "")
+        except cv2.error as error:
+            raise AnchorEditError(
+                f"OpenCV cannot read the ONNX files of '{folder}' ({error.err}): use other ones"
+            ) from None
+
+    def describe(self, picture: Tensor) -> np.ndarray | None:
+        image = np.asarray(to_pil(picture))[:, :, ::-1].copy()  # OpenCV's order of colours
+        self.detector.setInputSize((image.shape[1], image.shape[0]))
+        _, faces = self.detector.detect(image)
+        if faces is None or not len(faces):
+            return None
+        largest = max(faces, key=lambda face: face[2] * face[3])
+        return self.recogniser.feature(self.recogniser.alignCrop(image, largest)).ravel()
+
+    def compare(self, one: np.ndarray | None, other: np.ndarray | None) -> float:
+        if one is None or other is None:
+            return math.nan
+        return float(one @ other / max(np.linalg.norm(one) * np.linalg.norm(other), 1e-9))
+
+
+SIMILARITIES: Mapping[str, Callable[[Path], Similarity]] = {
+    "perceptual": Perceptual,
+    "dino": Dino,
+    "clip": Clip,
+    "face": Face,
+}
+
+
+def load_similarities(folders: Mapping[str, Path | None]) -> dict[str, Similarity]:
+    """Those whose folder is given, by name. Raises AnchorEditError, naming the folder, if one is of no use."""
+    loaded = {}
+    for name, folder in folders.items():
+        if folder is not None:
+            if not folder.is_dir():
+                raise AnchorEditError(f"'{folder}' is no folder: give the one with the weights for --{name}")
+            loaded[name] = SIMILARITIES[name](folder)
+    return loaded
+
+
+def _only(folder: Path, pattern: str) -> Path:
+    found = sorted(folder.glob(pattern))
+    if len(found) != 1:
+        raise AnchorEditError(f"'{folder}' has {len(found)} files '{pattern}': put one there, of OpenCV's model zoo")
+    return found[0]

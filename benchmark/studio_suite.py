@@ -1,0 +1,67 @@
+"""Suite `studio`: held-out scenes, drawn by what is known of them, under the judge that reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from anchoredit_model.errors import AnchorEditError
+from train.judge import Judge, Thresholds
+from train.studio import held_out_generator
+
+from .editors import Editor
+from .protocols import Trial, make_trial
+from .run_report import is_success, make_report, print_report
+from .runner import run_session, truths
+from .sheet import draw_strip
+from .suite import Record, Suite
+
+_SMALLEST = 32  # pixels; less shows no face
+
+
+class StudioSuite(Suite):
+    """The sessions of a protocol."""
+
+    def __init__(self, protocol: str, sessions: int, turns: int, seed: int, languages: Sequence[str], size: int):
+        if size < _SMALLEST:
+            raise AnchorEditError(f"scenes of {size} pixels show no face: ask for --size {_SMALLEST} or more")
+        self.names = [f"{number:05d}" for number in range(sessions)]
+        self.size = size
+        self.judge = Judge(Thresholds())
+        self._trial = make_trial(protocol, sessions, turns, held_out_generator(seed), languages)
+        self._asked = {"protocol": protocol, "turns": turns, "sessions": sessions, "seed": seed}
+        self._asked |= {"languages": list(languages), "size": size}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"suite": "studio", **self._asked, "thresholds": asdict(self.judge.limits)}
+
+    @property
+    def trial(self) -> Trial:
+        return self._trial
+
+    def source(self, session: int) -> Tensor:
+        return truths(self._trial, session, self.size)[0]
+
+    def asked(self, session: int) -> list[str]:
+        return [row[session] for row in self._trial.sessions.texts]
+
+    def run(self, editor: Editor, session: int) -> tuple[Record, list[Tensor]]:
+        return run_session(editor, self.judge, self._trial, session, self.size)
+
+    def signs(self, record: Record) -> str:
+        """+ a success, . a failure, - nothing to do."""
+        return "".join("-" if turn["moot"] else "+" if is_success(turn) else "." for turn in record["turns"])
+
+    def report(self, settings: dict[str, Any], records: Sequence[Record]) -> dict[str, Any]:
+        return make_report(settings, records)
+
+    def print_report(self, report: dict[str, Any]) -> None:
+        print_report(report)
+
+    def strip(self, session: int, record: Record, pictures: list[Tensor]) -> Image.Image:
+        return draw_strip(record, pictures, truths(self._trial, session, self.size))
