@@ -110,6 +110,8 @@ def _plots(trial: Trial) -> str:
             axis.set_ylim(*span)
             if span == _SHARE:
                 axis.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+        for axis in axes[len(plots) :]:
+            axis.remove()
         figure.legend(
             *axes[0].get_legend_handles_labels(),
             loc="outside upper center",
