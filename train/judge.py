@@ -31,6 +31,7 @@ from .scene import COLUMN, CORNERS, FACTS, LOOK, SUBJECT_TRAITS, TRAIT, Scenes
 
 _ON_TOP = (*CORNERS, "sign", *LOOK)  # drawn after the subject
 _BELOW = 2  # layers that these facts leave as they are
+_TOGETHER = 12  # drawings
 
 
 @dataclass(frozen=True)
@@ -145,18 +146,33 @@ class Judge:
 def _alternatives(scene: Scenes, names: Sequence[str], size: Sequence[int]) -> dict[str, Tensor]:
     """The scene [1] drawn with every value of each of the facts `names`: [V, 3, H, W] each.
 
-    The subject below is drawn once for all facts that lie above it.
+    Several facts are drawn at once; the subject below is drawn once for all facts that lie above it.
     """
-    on_top = [name for name in names if name in _ON_TOP]
-    drawn = {name: render(_with_every_value(scene, name), *size) for name in names if name not in _ON_TOP}
-    below = render(scene, *size, LAYERS[:_BELOW]) if on_top else None
-    for name in on_top:
-        scenes = _with_every_value(scene, name)
-        image = below.expand(len(scenes), -1, -1, -1)
-        for layer in LAYERS[_BELOW:]:
-            image = layer(image, scenes)
-        drawn[name] = image
+    drawn: dict[str, Tensor] = {}
+    for on_top in (False, True):
+        wanted = [name for name in names if (name in _ON_TOP) == on_top]
+        below = render(scene, *size, LAYERS[:_BELOW]) if on_top and wanted else None
+        for together in _grouped(wanted):
+            several = [_with_every_value(scene, name) for name in together]
+            scenes = Scenes(*(torch.cat([getattr(one, part) for one in several]) for part in ("facts", "identity")))
+            if below is None:
+                image = render(scenes, *size)
+            else:
+                image = below.expand(len(scenes), -1, -1, -1)
+                for layer in LAYERS[_BELOW:]:
+                    image = layer(image, scenes)
+            drawn.update(zip(together, image.split([len(one) for one in several])))
     return drawn
+
+
+def _grouped(names: Sequence[str]) -> list[list[str]]:
+    """Facts that are drawn together: as many drawings as a processor's cache holds."""
+    groups: list[list[str]] = []
+    for name in names:
+        if not groups or sum(len(FACTS[other]) for other in (*groups[-1], name)) > _TOGETHER:
+            groups.append([])
+        groups[-1].append(name)
+    return groups
 
 
 def _with_every_value(scene: Scenes, name: str) -> Scenes:

@@ -47,6 +47,10 @@ _HEIGHT = 0.62  # of the subject's centre below the upper edge
 _CORNER_SIDE = 0.235  # of the square in which a corner object is drawn, in short sides
 _SIGN = (0.5, 0.105, 0.16, 0.085)  # centre x and y, half width and half height: x in widths, the rest in short sides
 _REACH_U, _REACH_V = (-1.6, 1.6), (-1.85, 1.45)  # what the creature and its shadow cover, in radii
+# What of that its parts cover, wherever identity puts them: (low u, high u), (low v, high v)
+_EARS, _MARKS, _FACE = ((-1.6, 1.6), (-1.7, 0.1)), ((-1.0, 1.0), (-1.0, 1.0)), ((-0.95, 0.95), (-0.75, 1.0))
+_HAT, _CROWN = ((-0.65, 0.65), (-1.6, -0.75)), ((-0.5, 0.5), (-1.4, -0.7))
+_GLASSES, _BOW_TIE = ((-0.85, 0.85), (-0.5, 0.0)), ((-0.5, 0.5), (0.6, 1.2))
 _ROOM = 12  # pixels more for its outline, which is wide at the tips of narrow ears
 _LIGHT_RGB = ((1.0, 1.0, 1.0), (1.03, 0.80, 0.62), (0.40, 0.48, 0.78))  # day, sunset, night
 _PALE = 0.5  # how much white pastel mixes in
@@ -116,6 +120,39 @@ def _paint_creature(image: Tensor, u: Tensor, v: Tensor, radius: Tensor, scenes:
 
     shadow = _coverage(_ellipse(u, v - 1.06, 0.95, 0.16) * radius)
     image = _paint(image, shadow * 0.28, _INK)
+    image = _paint_within(_EARS, _paint_ears, image, u, v, radius, scenes)
+    body = _outline(u, v, scenes) * radius
+    inside = _coverage(body)
+    image = _paint(image, _coverage(body - 1.2), _INK)
+    shade = (1.02 - 0.16 * (0.5 * u + v)).clamp(0.72, 1.08)  # light from above, a little from the left
+    image = _paint(image, inside, first, shade)
+    image = _paint(image, inside * _pattern(u, v, scenes, radius), second, shade)
+    image = _paint_within(_MARKS, _paint_marks, image, u, v, radius, scenes, inside)
+    image = _paint_within(_FACE, _paint_face, image, u, v, radius, scenes)
+    for reach, painter, fact, value in _WORN:
+        worn = _is(scenes, fact, value)
+        if _occurs(worn):
+            image = _paint_within(reach, painter, image, u, v, radius, scenes, worn)
+    return image
+
+
+def _paint_within(reach, painter: Callable[..., Tensor], image: Tensor, u, v, radius, scenes, *masks: Tensor) -> Tensor:
+    """What a painter makes of the part that it can reach, painted on the picture itself.
+
+    `reach` are its bounds in u and in v; `masks`, [N, H, W] or [N, 1, 1], are cut alike.
+    """
+    rows = _reached(v[:, :, :1], _ROOM / radius, *reach[1])
+    columns = _reached(u[:, :1], _ROOM / radius, *reach[0])
+    masks = tuple(mask if mask.shape[-1] == 1 else mask[:, rows, columns] for mask in masks)
+    part = painter(image[:, :, rows, columns], u[:, rows, columns], v[:, rows, columns], radius, scenes, *masks)
+    if torch.compiler.is_compiling():
+        return part
+    image[:, :, rows, columns] = part
+    return image
+
+
+def _paint_ears(image: Tensor, u: Tensor, v: Tensor, radius: Tensor, scenes: Scenes) -> Tensor:
+    first, second = _palette(scenes.fact("colour")), _second_rgb(scenes)
     length = 0.30 + 0.5 * _column(scenes, "ear_length")
     ear_width = 0.16 + 0.16 * _column(scenes, "ear_width")
     spread = 0.35 + 0.35 * _column(scenes, "ear_spread")
@@ -127,17 +164,7 @@ def _paint_creature(image: Tensor, u: Tensor, v: Tensor, radius: Tensor, scenes:
         ear = _ellipse(a, b, ear_width, length) * radius
         image = _paint_outlined(image, ear, first * 0.9)
         image = _paint(image, _coverage(_ellipse(a, b + 0.05, ear_width * 0.5, length * 0.62) * radius), second)
-
-    body = _outline(u, v, scenes) * radius
-    inside = _coverage(body)
-    image = _paint(image, _coverage(body - 1.2), _INK)
-    shade = (1.02 - 0.16 * (0.5 * u + v)).clamp(0.72, 1.08)  # light from above, a little from the left
-    image = _paint(image, inside, first, shade)
-    image = _paint(image, inside * _pattern(u, v, scenes, radius), second, shade)
-    for number in range(2):
-        image = _paint_mark(image, inside, u, v, radius, scenes, number)
-    image = _paint_face(image, u, v, radius, scenes)
-    return _paint_worn(image, u, v, radius, scenes)
+    return image
 
 
 def _outline(u: Tensor, v: Tensor, scenes: Scenes) -> Tensor:
@@ -172,13 +199,15 @@ def _pattern(u: Tensor, v: Tensor, scenes: Scenes, radius: Tensor) -> Tensor:
     return _coverage(-wave / frequency * radius)
 
 
-def _paint_mark(image, inside, u, v, radius, scenes: Scenes, number: int) -> Tensor:
-    angle = _column(scenes, f"mark{number}_angle") * 6.28
-    distance = 0.5 + 0.25 * _column(scenes, f"mark{number}_distance")
-    size = 0.12 + 0.07 * _column(scenes, f"mark{number}_size")
-    tone = torch.where(scenes.trait(f"mark{number}_tone") < 0.5, 0.16, 0.97)[:, None].expand(-1, 3)
-    mark = _ellipse(u - distance * torch.cos(angle), v - distance * torch.sin(angle), size, size)
-    return _paint(image, inside * _coverage(mark * radius), tone)
+def _paint_marks(image: Tensor, u: Tensor, v: Tensor, radius: Tensor, scenes: Scenes, inside: Tensor) -> Tensor:
+    for number in range(2):
+        angle = _column(scenes, f"mark{number}_angle") * 6.28
+        distance = 0.5 + 0.25 * _column(scenes, f"mark{number}_distance")
+        size = 0.12 + 0.07 * _column(scenes, f"mark{number}_size")
+        tone = torch.where(scenes.trait(f"mark{number}_tone") < 0.5, 0.16, 0.97)[:, None].expand(-1, 3)
+        mark = _ellipse(u - distance * torch.cos(angle), v - distance * torch.sin(angle), size, size)
+        image = _paint(image, inside * _coverage(mark * radius), tone)
+    return image
 
 
 def _paint_face(image: Tensor, u: Tensor, v: Tensor, radius: Tensor, scenes: Scenes) -> Tensor:
@@ -205,33 +234,20 @@ def _paint_face(image: Tensor, u: Tensor, v: Tensor, radius: Tensor, scenes: Sce
     return image
 
 
-def _paint_worn(image: Tensor, u: Tensor, v: Tensor, radius: Tensor, scenes: Scenes) -> Tensor:
-    for painter, fact, value in (
-        (_paint_hat, "headwear", 1),
-        (_paint_crown, "headwear", 2),
-        (_paint_glasses, "glasses", 1),
-        (_paint_bow_tie, "bow tie", 1),
-    ):
-        worn = _is(scenes, fact, value)
-        if _occurs(worn):
-            image = painter(image, u, v, radius, worn)
-    return image
-
-
-def _paint_hat(image: Tensor, u: Tensor, v: Tensor, radius: Tensor, worn: Tensor) -> Tensor:
+def _paint_hat(image: Tensor, u: Tensor, v: Tensor, radius: Tensor, scenes: Scenes, worn: Tensor) -> Tensor:
     brim, top = _box(u, v + 0.86, 0.62, 0.08), _box(u, v + 1.22, 0.38, 0.34)
     image = _paint_outlined(image, torch.minimum(brim, top) * radius, (0.22, 0.20, 0.27), where=worn)
     return _paint(image, _coverage(_box(u, v + 0.99, 0.38, 0.07) * radius) * worn, (0.85, 0.15, 0.2))  # red band
 
 
-def _paint_crown(image: Tensor, u: Tensor, v: Tensor, radius: Tensor, worn: Tensor) -> Tensor:
+def _paint_crown(image: Tensor, u: Tensor, v: Tensor, radius: Tensor, scenes: Scenes, worn: Tensor) -> Tensor:
     teeth = 0.24 * ((u * 1.75 + 0.5).remainder(1.0) - 0.5).abs() * 2
     crown = torch.maximum(u.abs() - 0.48, torch.maximum(v + 0.72, -(v + 1.32) + 0.24 - teeth))
     image = _paint_outlined(image, crown * radius, (0.98, 0.78, 0.12), where=worn)
     return _paint(image, _coverage(_ellipse(u, v + 0.87, 0.08, 0.08) * radius) * worn, (0.85, 0.1, 0.25))  # red stone
 
 
-def _paint_glasses(image: Tensor, u: Tensor, v: Tensor, radius: Tensor, worn: Tensor) -> Tensor:
+def _paint_glasses(image: Tensor, u: Tensor, v: Tensor, radius: Tensor, scenes: Scenes, worn: Tensor) -> Tensor:
     """One dark visor over however many eyes there are."""
     visor = torch.maximum(_box(u, v + 0.24, 0.80, 0.21), (u.abs() + (v + 0.24).abs() * 0.7) - 0.84)
     shine = torch.maximum((u - 0.3 + (v + 0.24) * 0.8).abs() - 0.10, (v + 0.24).abs() - 0.14)
@@ -239,7 +255,7 @@ def _paint_glasses(image: Tensor, u: Tensor, v: Tensor, radius: Tensor, worn: Te
     return _paint(image, _coverage(shine * radius) * worn, (0.55, 0.62, 0.78))
 
 
-def _paint_bow_tie(image: Tensor, u: Tensor, v: Tensor, radius: Tensor, worn: Tensor) -> Tensor:
+def _paint_bow_tie(image: Tensor, u: Tensor, v: Tensor, radius: Tensor, scenes: Scenes, worn: Tensor) -> Tensor:
     y = v - 0.88
     wings = torch.maximum(u.abs() - 0.46, y.abs() - 0.06 - 0.40 * u.abs())
     image = _paint_outlined(image, wings * radius, (0.05, 0.62, 0.62), where=worn)
@@ -398,7 +414,7 @@ def _paint(image: Tensor, coverage: Tensor, rgb, shade: Tensor | float = 1.0) ->
     """`rgb` ([N, 3] or a triple), times `shade`, blended over `image` [N, 3, H, W] by `coverage` [N, H, W]."""
     rgb = torch.as_tensor(rgb, device=image.device, dtype=image.dtype)
     rgb = rgb.reshape(-1, 3, 1, 1) * (shade[:, None] if isinstance(shade, Tensor) else shade)
-    return image + coverage[:, None] * (rgb - image)
+    return torch.lerp(image, rgb, coverage[:, None])
 
 
 def _paint_outlined(image: Tensor, distance: Tensor, rgb, line: float = 1.2, where: Tensor | float = 1.0) -> Tensor:
@@ -433,4 +449,10 @@ def _second_rgb(scenes: Scenes) -> Tensor:
     return value * (1 - saturation * (1 - pure))
 
 
+_WORN = (  # what covers it, its painter, and the fact that says it is worn
+    (_HAT, _paint_hat, "headwear", 1),
+    (_CROWN, _paint_crown, "headwear", 2),
+    (_GLASSES, _paint_glasses, "glasses", 1),
+    (_BOW_TIE, _paint_bow_tie, "bow tie", 1),
+)
 LAYERS: tuple[Layer, ...] = (_paint_background, _paint_subject, _paint_corners, _paint_sign, _look)
