@@ -22,6 +22,7 @@ from anchoredit_model.errors import AnchorEditError
 from anchoredit_model.images import load_image
 
 from .editors import Editor
+from .photos import picture_named
 from .suites import add_suite_options, make_suite
 
 _SAME = 1.5 / 255  # a source may have been through another 8-bit file
@@ -53,21 +54,23 @@ class FolderEditor(Editor):
 
     def start(self, picture: Tensor, session: int) -> None:
         self._folder, self._turn = self.pictures / self.names[session], 0
-        source = self._read("source.png")
+        source = self._read("source")
         if source.shape != picture.shape or (source - picture).abs().max() > _SAME:
             raise AnchorEditError(
                 f"'{self._folder / 'source.png'}' is of other sessions than those that are asked for: give the "
-                "options that it was made with: protocol, turns, sessions, seed, size, languages, photos, area"
+                "options that it was made with (protocol, turns, sessions, seed, size, languages; photos, and --area, which "
+                "is 0 for a published set)"
             )
 
     def edit(self, instruction: str) -> Tensor:
         self._turn += 1
-        return self._read(f"turn{self._turn}.png")
+        return self._read(f"turn{self._turn}")
 
     def _read(self, name: str) -> Tensor:
-        path = self._folder / name
-        if not path.is_file():
-            raise AnchorEditError(f"'{path}' is missing: add it and ask again; finished sessions are kept")
+        path = picture_named(self._folder, name)
+        if path is None:
+            missing = self._folder / f"{name}.png"
+            raise AnchorEditError(f"'{missing}' is missing: add it and ask again; finished sessions are kept")
         return load_image(path)
 
 

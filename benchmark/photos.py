@@ -75,7 +75,7 @@ class PhotoSession:
     def source(self, area: int) -> Tensor:
         """The picture [3, H, W], cropped around its centre to the nearest size of this area at most, as 8 bits hold it.
 
-        `area` is the side of a square in pixels. A picture is never enlarged.
+        `area` is the side of a square in pixels, 0 leaves the picture as it is. It is never enlarged.
         """
         return _fitted(load_image(self.picture), area)
 
@@ -113,7 +113,7 @@ def find_photos(folder: Path) -> list[PhotoSession]:
     if not folder.is_dir():
         raise AnchorEditError(f"photos '{folder}' are no folder: give one of pictures, or of a folder per session")
     tables = sorted(folder.glob("*.json"))
-    inner = sorted(path for path in folder.iterdir() if path.is_dir() and _source_in(path))
+    inner = sorted(path for path in folder.iterdir() if path.is_dir() and picture_named(path, "source"))
     if inner:
         listed = _by_id(tables[0]) if len(tables) == 1 else {}
         return [_session_in(path, listed) for path in inner]
@@ -162,11 +162,12 @@ def _session_in(folder: Path, listed: Mapping[str, Any]) -> PhotoSession:
             )
         table = tables[0] if tables else folder.parent
     data = listed[folder.name] if folder.name in listed else _json(table)
-    return PhotoSession(folder.name, _source_in(folder), _turns(data, table, folder))
+    return PhotoSession(folder.name, picture_named(folder, "source"), _turns(data, table, folder))
 
 
-def _source_in(folder: Path) -> Path | None:
-    return next((path for path in sorted(folder.glob("source.*")) if path.suffix.lower() in _PICTURES), None)
+def picture_named(folder: Path, stem: str) -> Path | None:
+    """The picture file of this name, whatever its format."""
+    return next((path for path in sorted(folder.glob(f"{stem}.*")) if path.suffix.lower() in _PICTURES), None)
 
 
 def _by_id(table: Path) -> Mapping[str, Any]:
@@ -208,6 +209,8 @@ def _fitted(picture: Tensor, area: int) -> Tensor:
     height, width = picture.shape[-2:]
     if min(height, width) < _STEP:
         raise AnchorEditError(f"a photo of {width}x{height} pixels shows nothing: use larger ones")
+    if not area:
+        return to_tensor(to_pil(picture))
     work = nearest_bucket(height, width, buckets(area, _STEP, _RATIO))
     if work[0] > height or work[1] > width:  # its own size, as nothing is enlarged
         work = height // _STEP * _STEP, width // _STEP * _STEP

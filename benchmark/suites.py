@@ -39,7 +39,9 @@ def add_suite_options(parser: argparse.ArgumentParser) -> None:
     photos = parser.add_argument_group("photos", "see benchmark/photos.py")
     photos.add_argument("--photos", type=Path, metavar="DIR", help="(default: a few that come with scikit-image)")
     photos.add_argument(
-        "--area", type=int, help=f"side of the square whose area no picture exceeds (default: {_PHOTOS['area']})"
+        "--area",
+        type=int,
+        help=f"side of the square whose area no picture exceeds; 0: as they are (default: {_PHOTOS['area']})",
     )
     for name in SIMILARITIES:
         photos.add_argument(f"--{name}", type=Path, metavar="DIR", help="weights, see benchmark/similarity.py")

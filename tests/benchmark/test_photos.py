@@ -107,7 +107,12 @@ def test_what_is_known_of_a_turn():
 
 @pytest.mark.parametrize(
     ("size", "area", "fits"),
-    [((300, 451), 1024, (288, 448)), ((900, 300), 256, (432, 144)), ((64, 96), 1024, (64, 96))],
+    [
+        ((300, 451), 1024, (288, 448)),
+        ((900, 300), 256, (432, 144)),
+        ((64, 96), 1024, (64, 96)),
+        ((99, 77), 0, (99, 77)),
+    ],
 )
 def test_sources_keep_their_aspect_and_are_never_enlarged(tmp_path, size, area, fits):
     (session,) = find_photos(put(tmp_path, {"a.png": picture(*size), "instructions.txt": "x"}))
