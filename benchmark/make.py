@@ -58,8 +58,8 @@ class FolderEditor(Editor):
         if source.shape != picture.shape or (source - picture).abs().max() > _SAME:
             raise AnchorEditError(
                 f"'{self._folder / 'source.png'}' is of other sessions than those that are asked for: give the "
-                "options that it was made with (protocol, turns, sessions, seed, size, languages; photos, and --area, which "
-                "is 0 for a published set)"
+                "options that it was made with (protocol, turns, sessions, seed, size, languages; photos, and --area, "
+                "which is 0 for a published set)"
             )
 
     def edit(self, instruction: str) -> Tensor:
