@@ -30,6 +30,7 @@ from .similarity import SIMILARITIES
 _TURNS = (1, 3, 6, 12, 24, 50)  # in a table, and the last one
 _SIMILAR = tuple(SIMILARITIES)
 _CHAIN = 6  # SR@k in a table
+_LAST = ("identity", "untouched", "persistence")  # of the last turn
 _BEGIN, _END = "<!-- benchmark -->", "<!-- end of benchmark -->"
 
 
@@ -64,7 +65,7 @@ def _studio_table(trial: Trial) -> tuple[list[str], list[list[str]]]:
     shown = sorted({turn for turn in (*_TURNS, turns) if turn <= turns})
     chain = min(_CHAIN, turns)
     heads = ["editor", *(f"turn {turn}" for turn in shown), "all turns", "against the first"]
-    heads += [f"SR@{chain}", f"identity at {turns}", f"persistence at {turns}", "s per turn"]
+    heads += [f"SR@{chain}", *(f"{name} at {turns}" for name in _LAST), "s per turn"]
     rows = []
     for group in trial.groups:
         by_turn = group.by_turn
@@ -72,7 +73,7 @@ def _studio_table(trial: Trial) -> tuple[list[str], list[list[str]]]:
         row = [group.name, *(_percent(by_turn["success"][turn - 1]) for turn in shown), _between(group.overall)]
         row += ["" if first else _between(group.against(trial.groups[0]), "+")]
         row += [_percent(by_turn["SR@k"][chain - 1])]
-        row += [_percent(by_turn[name][-1]) for name in ("identity", "persistence")]
+        row += [_percent(by_turn[name][-1]) for name in _LAST]
         rows.append([*row, f"{sum(group.seconds_by_turn) / turns:.3f}"])
     return heads, rows
 
