@@ -5,14 +5,15 @@
         --model "stages 1 and 2=runs/v/stages 1 and 2/model" --steps 8 --out runs/stages      # trained variants
 
 Every run is one of `python -m benchmark run`, in OUT/NAME/PROTOCOL-TURNS-seed-N; what is finished is not done again,
-and other protocols or numbers of turns may be added later. OUT/ablation.json lists all runs found there, each with its
+and other protocols or numbers of turns may be added later. Sessions of `chain` and `no-op` begin as shorter ones do, so
+of several numbers of turns only the largest is run. OUT/ablation.json lists all runs found there, each with its
 variant, protocol, turns, sampling seed, success and identity by turn; OUT/report is `python -m benchmark report OUT`.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ VARIANTS: Mapping[str, tuple[str, ...]] = {  # how each is asked for
     "chain-vae": ("--editor", "chain-vae"),
     "bidirectional": ("--editor", "bidirectional", "--anchor-frames", "1", "--window", "4"),
 }
+_BEGIN_ALIKE = ("chain", "no-op")  # however many turns are asked for
 _OF_OTHER_WEIGHTS = ("bidirectional",)  # not asked for by default: other weights would only fail
 _REPORT = "report"
 _PASSED_ON = ("sessions", "seed", "size", "steps", "guidance", "dtype", "device")
@@ -52,13 +54,15 @@ def main(argv: list[str]) -> int:
         for label, model in dict(map(_labelled, args.model)).items() or [("", None)]
         for variant in variants
     }
-    for turns in args.turns:
+    alike = args.protocol in _BEGIN_ALIKE
+    for turns in [max(args.turns)] if alike else args.turns:
         for seed in range(args.sampling_seeds):
             for name, (variant, model) in asked.items():
                 _run(args, name, variant, model, turns, seed)
     others = sorted(folder.name for folder in args.out.iterdir() if (folder.name not in (*asked, _REPORT)))
     trials = find_trials([args.out / name for name in (*asked, *others)])
-    write_json([entry for trial in trials for entry in _entries(trial)], args.out / "ablation.json")
+    shorter = args.turns if alike else ()
+    write_json([entry for trial in trials for entry in _entries(trial, shorter)], args.out / "ablation.json")
     write_report(trials, args.out / _REPORT)
     for trial in trials:
         print(f"\n{trial.title}\n\n{markdown(trial)}")
@@ -84,9 +88,13 @@ def _run(args: argparse.Namespace, name: str, variant: str, model: str | None, t
     run([*map(str, options), "--out", str(folder)])
 
 
-def _entries(trial: Trial) -> list[dict[str, Any]]:
-    """A line per run: means by turn, None where no turn counts."""
+def _entries(trial: Trial, shorter: Sequence[int]) -> list[dict[str, Any]]:
+    """A line per run, and one for each number of `shorter` turns: means by turn, None where no turn counts."""
     entries = []
+    whole = trial.settings["turns"]
+    lengths = [*sorted(turns for turns in set(shorter) if turns < whole), whole]
+    if trial.settings["protocol"] not in _BEGIN_ALIKE:
+        lengths = [whole]
     for group in trial.groups:
         for made in group.runs:
             by_turn = {
@@ -94,8 +102,11 @@ def _entries(trial: Trial) -> list[dict[str, Any]]:
                 for name in ("success", "identity")
             }
             seed = made.settings["editor_settings"].get("sampling_seed")
-            facts = {"variant": group.name, "protocol": trial.settings["protocol"], "turns": trial.settings["turns"]}
-            entries.append({**facts, "sessions": trial.settings["sessions"], "seed": seed, **by_turn})
+            facts = {"sessions": trial.settings["sessions"], "seed": seed}
+            for turns in lengths:
+                cut = {name: figures[:turns] for name, figures in by_turn.items()}
+                named = {"variant": group.name, "protocol": trial.settings["protocol"], "turns": turns}
+                entries.append({**named, **facts, **cut})
     return entries
 
 

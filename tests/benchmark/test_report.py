@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
 
 import benchmark.studio_suite
 from anchoredit_model.errors import AnchorEditError
+from benchmark.ablate import VARIANTS
 from benchmark.ablate import main as ablate
 from benchmark.figures import paired_difference
 from benchmark.pooled import find_trials
@@ -39,10 +41,21 @@ def test_an_ablation_is_done_once_and_pooled_by_variant(tmp_path, monkeypatch, c
         pooled = [figure["mean"] for figure in group.by_turn["likeness"]]
         np.testing.assert_allclose(pooled, group.tables["likeness"].mean(axis=(0, 1)), atol=1e-4)
 
+    assert ablate([*asked, "--turns", "1", "2"]) == 0  # the first of two turns is a session of one
+    both = json.loads((tmp_path / "ablation.json").read_text())
+    assert [entry for entry in both if entry["turns"] == 2] == entries and len(both) == 8
+    assert all(len(entry["success_by_turn"]) == entry["turns"] for entry in both)
+    run([*ASKED, "--turns", "1", *VARIANTS[NAMES[0]], "--sampling-seed", "1", "--out", str(tmp_path / "one" / "run")])
+    alone = json.loads((tmp_path / "one" / "run" / "report.json").read_text())["identity_by_turn"][0]["mean"]
+    same = {"variant": NAMES[0], "turns": 1, "seed": 1}
+    (found,) = (entry for entry in both if same.items() <= entry.items())
+    assert found["identity_by_turn"] == [alone]
+    shutil.rmtree(tmp_path / "one")
+
     monkeypatch.setattr(benchmark.studio_suite, "run_session", None)  # nothing is left to do
     written = (tmp_path / "report" / "report.html").read_text()
     assert ablate(asked) == 0 and (tmp_path / "report" / "report.html").read_text() == written
-    assert capsys.readouterr().out.count("| anchor and window |") == 2
+    assert capsys.readouterr().out.count("| anchor and window |") == 3
 
 
 def test_the_page_stands_alone_and_the_tables_say_the_same(tmp_path):
