@@ -19,7 +19,7 @@ from .forcing import sequence_predictor, turns_predictor
 from .losses import add_noise, flow_matching_loss, frame_weights, turn_weights
 from .networks import Network
 from .pretrain import change_weight, without
-from .rollout import SessionCache, one_pass, replace_frames, rollout, rollout_probability, sample_replaced, turns_now
+from .rollout import one_pass, own_history, replace_frames, rollout_probability, sample_replaced, turns_now
 from .sources import Batch
 from .stage import Draws, Stage, StageParts
 from .timesteps import forcing_times, sample_times, sigma_of
@@ -117,11 +117,10 @@ class Causal(Stage):
 
     def _roll_out(self, batch: Batch, replaced: Tensor, draws: Draws) -> Tensor:
         """The history [B, T, C, h, w] with those frames made turn by turn from the cache."""
-        turns = batch.latents.shape[1] - 2  # the last frame is no history
-        edit = replace(self.edit, num_steps=self.settings.rollout_steps, guidance=1.0)
-        noise = draws.noise((turns, 1, *batch.latents[:, 0].shape))
-        cache = SessionCache(self.main.module, slots=self.slots, stride=self.stride)
-        return rollout(cache, batch.latents, batch.text, noise, edit, replaced)
+        model, edit = self.main.module, replace(self.edit, num_steps=self.settings.rollout_steps)
+        return own_history(
+            model, batch.latents, batch.text, replaced, edit, draws.noise, slots=self.slots, stride=self.stride
+        )
 
     def _one_pass(self, batch: Batch, draws: Draws) -> Tensor:
         """Frames [B, T + 1, C, h, w] as one prediction from the noisy truth makes them; the anchor as it is."""

@@ -254,7 +254,9 @@ class Causal(StageSettings):
 class Consistency(StageSettings):
     """Stage 3a: consistency distillation along a grid of `grid` steps with `shift`, the teacher guided.
 
-    `change_weight` as in `Pretrain`.
+    change_weight  as in `Pretrain`
+    rollout        probability that a frame of the history is the student's own, made as inference does
+    rollout_share  of the steps in which there is any; 0: histories are true, as published
     """
 
     turns: int = 5
@@ -262,6 +264,8 @@ class Consistency(StageSettings):
     grid: int = 48
     shift: float = 5.0
     guidance: float = 3.0
+    rollout: float = 0.8
+    rollout_share: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -378,13 +382,14 @@ def _tiny() -> Config:
                 minutes=15,
                 batch=10,
                 optimiser=replace(muon, lr=2e-4, warm_up=0.02),
-                guidance=1.5,
-                change_weight=2.0,
+                guidance=1.0,
+                change_weight=1.0,
+                rollout_share=0.75,
             ),
             matching=Matching(
                 minutes=15,
                 batch=8,
-                guidance=1.5,
+                guidance=1.0,
                 optimiser=Optimiser(lr=2e-5, betas=(0.0, 0.99), clip=1.0, decay=0.4),
                 critic=Optimiser(lr=5e-5, betas=(0.0, 0.99), clip=1.0),
             ),

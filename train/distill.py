@@ -1,9 +1,9 @@
 """Stage 3, distillation to a few steps without guidance: consistency first, then distribution matching.
 
-`Consistency` pulls the student's x0 together along the guided teacher's path, behind true histories. `Matching` lets
-the generator make whole sessions and moves its pictures towards what the teacher finds likely, by the difference of
-two scores: the teacher's, and that of a fake score which learns what the generator makes. The formulas are in
-`losses`.
+`Consistency` pulls the student's x0 together along the guided teacher's path, behind true histories or its own.
+`Matching` lets the generator make whole sessions and moves its pictures towards what the teacher finds likely, by the
+difference of two scores: the teacher's, and that of a fake score which learns what the generator makes. The formulas
+are in `losses`.
 """
 
 from __future__ import annotations
@@ -18,14 +18,17 @@ from .forcing import forcing_views, sequence_predictor, turns_predictor
 from .losses import Predict, consistency_loss, critic_loss, generator_loss
 from .networks import Network
 from .pretrain import change_weight
-from .rollout import SessionCache, last_step_x0, rollout
+from .rollout import SessionCache, last_step_x0, own_history, rollout, sample_replaced
 from .sources import Batch
 from .stage import Draws, Stage, StageParts
 from .timesteps import consistency_times, sample_times, sigma_of
 
 
 class Consistency(Stage):
-    """All turns of a session learn at once, each behind the true history."""
+    """All turns of a session learn at once, each behind its history.
+
+    Behind true histories alone the student forgets what the second stage has taught it: to mend what it made itself.
+    """
 
     name = "distill.consistency"
 
@@ -41,7 +44,8 @@ class Consistency(Stage):
     def loss(self, learner: str, batch: Batch, draws: Draws, progress: float) -> Tensor:
         settings = self.settings
         batch = batch.first(settings.turns)
-        history, target, text = batch.latents[:, :-1], batch.latents[:, 1:], batch.text
+        before, target, text = batch.latents[:, :-1], batch.latents[:, 1:], batch.text
+        history = self._own(batch, draws) if draws.chance(settings.rollout_share) and target.shape[1] > 1 else before
 
         def turns(model: nn.Module) -> Predict:
             return turns_predictor(model, history, text, slots=self.slots, stride=self.stride)
@@ -60,7 +64,15 @@ class Consistency(Stage):
             draws.noise(target.shape),
             times,
             (sigma_of(times[0]), sigma_of(times[1])),
-            change_weight(target, history, settings.change_weight),
+            change_weight(target, before, settings.change_weight),
+        )
+
+    def _own(self, batch: Batch, draws: Draws) -> Tensor:
+        """The history [B, T, C, h, w] with some frames made by the student."""
+        model = self.main.module
+        replaced = sample_replaced(*batch.latents.shape[:2], self.settings.rollout, draws.own)
+        return own_history(
+            model, batch.latents, batch.text, replaced, self.edit, draws.noise, slots=self.slots, stride=self.stride
         )
 
 

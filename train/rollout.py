@@ -12,7 +12,8 @@ Legend: B batch, T turns, S draws of noise per turn, C latent channels, h w late
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -115,6 +116,28 @@ def rollout(
             x0 = torch.where(replaced[:, turn, None, None, None], x0, latents[:, turn].float())
         frames.append(x0)
     return torch.stack(frames, dim=1)
+
+
+def own_history(
+    model: CausalWanTransformer,
+    latents: Tensor,
+    text: Tensor,
+    replaced: Tensor,
+    edit: EditConfig,
+    draw: Callable[[Sequence[int]], Tensor],
+    *,
+    slots: str,
+    stride: int,
+) -> Tensor:
+    """The history [B, T, C, h, w] of sessions [B, T + 1, ...], its `replaced` frames [B, T + 1] the model's own.
+
+    As inference makes them, turn by turn from the cache, but without guidance; `draw` makes noise of a shape.
+    """
+    turns = latents.shape[1] - 2  # the last frame is no history
+    draws = len(edit.steps) if edit.sampler == "renoise" else 1
+    noise = draw((turns, draws, *latents[:, 0].shape))
+    cache = SessionCache(model, slots=slots, stride=stride)
+    return rollout(cache, latents, text, noise, replace(edit, guidance=1.0), replaced)
 
 
 def last_step_x0(

@@ -18,6 +18,7 @@ from train.config import Consistency as ConsistencySettings
 from train.config import Matching as MatchingSettings
 from train.degrade import Degradations
 from train.distill import Consistency, Matching
+from train.forcing import turns_predictor
 from train.networks import CompiledGelu, initialise
 from train.sources import Batch
 from train.stage import Draws
@@ -139,6 +140,27 @@ def test_consistency_teaches_the_student_alone():
     module = stage.main.module
     assert loss > 0 and learnt(module) == [name for name, _ in module.named_parameters()]
     assert not learnt(stage.teacher.module) and not learnt(stage.main.average.network.module)
+
+
+@pytest.mark.parametrize(("share", "own"), [(0.0, [False, False, False]), (1.0, [False, True, True])])
+def test_consistency_behind_what_the_student_made(monkeypatch, share, own):
+    """All three models see one history: the truth, or the anchor and the student's turns as inference makes them."""
+    seen = []
+
+    def spy(model, history, *args, **options):
+        seen.append(history)
+        return turns_predictor(model, history, *args, **options)
+
+    monkeypatch.setattr("train.distill.turns_predictor", spy)
+    settings = ConsistencySettings(steps=1, rollout=1.0, rollout_share=share)
+    stage = stage_of(Consistency, settings, student=network(0))
+    stage.teacher = network(1)
+    stage.main.average = SimpleNamespace(network=network(2))
+    sessions = batch()
+    stage.loss("student", sessions, draws(), 0.0).backward()
+    assert all(torch.equal(history, seen[0]) for history in seen) and len(seen) == 3
+    differs = [not torch.equal(seen[0][:, frame], sessions.latents[:, frame]) for frame in range(3)]
+    assert differs == own
 
 
 @pytest.mark.parametrize("learner", ["generator", "fake"])
