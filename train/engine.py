@@ -73,6 +73,7 @@ class Engine:
         self.states = States(folder / "state", accelerator)
         self.step = 0  # finished steps
         self.spent = 0.0  # seconds in them
+        self.saved_step: int | None = None  # of the newest state
         self.stopping = False
         if self.settings.steps <= 0 and self.settings.minutes <= 0:
             raise AnchorEditError(f"{stage.name} has no budget: set {stage.name}.steps or {stage.name}.minutes")
@@ -99,11 +100,12 @@ class Engine:
                     "resume with the data, seed, batch and micro_batches it was made with, or give another --out"
                 )
         self.step, self.spent = saved["step"], saved["spent"]
+        self.saved_step = self.step
 
     def train(self) -> bool:
         """Train until the budget is used up, then write the checkpoint; False if it was interrupted."""
         log = self._log()
-        saved, saved_step = time.monotonic(), None
+        saved = time.monotonic()
         with self._interruptible():
             while self.progress < 1 and not self.stopping:
                 began = time.monotonic()
@@ -118,9 +120,11 @@ class Engine:
                     self._sample(log)
                 if self._due(time.monotonic() - saved):
                     self.save()
-                    saved, saved_step = time.monotonic(), self.step
-        if saved_step != self.step:
+                    saved = time.monotonic()
+        if self.saved_step != self.step:
             self.save()
+        elif not (self.folder / CHECKPOINT).is_file():  # killed right after its last state
+            self._write_checkpoint()
         if log:
             log.close()
         if self.stopping and self.accelerator.is_main_process:
@@ -159,6 +163,10 @@ class Engine:
         progress = {"stage": self.stage.name, "step": self.step, "spent": self.spent, "progress": self.progress}
         progress["source"] = self.source.identity
         self.states.save(self.stage.networks, progress)
+        self.saved_step = self.step
+        self._write_checkpoint()
+
+    def _write_checkpoint(self) -> None:
         write_checkpoint(self.folder, self.stage.main, self.stage, self.config, self.accelerator)
         self.accelerator.wait_for_everyone()
 

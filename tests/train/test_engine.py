@@ -123,7 +123,12 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(config, tmp_path):
     states = [path / "state/step-00000060/__0_0.distcp" for path in (folder, tmp_path / "whole" / "pretrain")]
     assert states[0].read_bytes() == states[1].read_bytes()  # trained weights, average and optimisers
     assert torch.equal(losses(folder), losses(tmp_path / "whole" / "pretrain"))
-    assert train(str(settings), tmp_path / "killed", "pretrain", resume=True)  # finished: nothing left to do
+    (folder / "transformer.safetensors").unlink()
+    written = states[0].stat().st_mtime_ns
+    assert train(str(settings), tmp_path / "killed", "pretrain", resume=True)  # finished: only what is missing is made
+    assert states[0].stat().st_mtime_ns == written
+    last = load_file(folder / "transformer.safetensors")
+    assert all(torch.equal(tensor, last[name]) for name, tensor in weights[0].items())
 
 
 def test_ctrl_c_saves_and_a_full_disk_leaves_the_state_before(config, tmp_path, monkeypatch, largest_file, capsys):
