@@ -31,6 +31,8 @@ _TURNS = (1, 3, 6, 12, 24, 50)  # in a table, and the last one
 _SIMILAR = tuple(SIMILARITIES)
 _CHAIN = 6  # SR@k in a table
 _LAST = ("identity", "untouched", "persistence")  # of the last turn
+Unit = tuple[int, int]  # what a figure is multiplied by, and digits behind the point
+_PERCENT, _AMOUNT = (100, 1), (1, 2)
 _BEGIN, _END = "<!-- benchmark -->", "<!-- end of benchmark -->"
 
 
@@ -70,10 +72,11 @@ def _studio_table(trial: Trial) -> tuple[list[str], list[list[str]]]:
     for group in trial.groups:
         by_turn = group.by_turn
         first = group is trial.groups[0]
-        row = [group.name, *(_percent(by_turn["success"][turn - 1]) for turn in shown), _between(group.overall)]
-        row += ["" if first else _between(group.against(trial.groups[0]), "+")]
-        row += [_percent(by_turn["SR@k"][chain - 1])]
-        row += [_percent(by_turn[name][-1]) for name in _LAST]
+        row = [group.name, *(_mean(by_turn["success"][turn - 1], _PERCENT) for turn in shown)]
+        row += [_between(group.overall, _PERCENT)]
+        row += ["" if first else _between(group.against(trial.groups[0]), _PERCENT, "+")]
+        row += [_mean(by_turn["SR@k"][chain - 1], _PERCENT)]
+        row += [_mean(by_turn[name][-1], _PERCENT) for name in _LAST]
         rows.append([*row, f"{sum(group.seconds_by_turn) / turns:.3f}"])
     return heads, rows
 
@@ -90,12 +93,12 @@ def _photo_table(trial: Trial) -> tuple[list[str], list[list[str]]]:
     rows = []
     for group in trial.groups:
         by_turn = group.by_turn
-        row = [group.name, *(_amount(by_turn["drift: delta_e"][turn - 1]) for turn in shown)]
+        row = [group.name, *(_mean(by_turn["drift: delta_e"][turn - 1], _AMOUNT) for turn in shown)]
         row += [
-            _amounts(group.overall),
-            "" if group is trial.groups[0] else _amounts(group.against(trial.groups[0]), "+"),
+            _between(group.overall, _AMOUNT),
+            "" if group is trial.groups[0] else _between(group.against(trial.groups[0]), _AMOUNT, "+"),
         ]
-        row += [_amount(by_turn[name][last - 1]) if name in by_turn else "-" for name in measured]
+        row += [_mean(by_turn[name][last - 1], _AMOUNT) if name in by_turn else "-" for name in measured]
         changes = [figure["mean"] for figure in by_turn["change"] if figure]
         seconds = group.seconds_by_turn
         rows.append([*row, f"{sum(changes) / len(changes):.2f}", f"{sum(seconds) / len(seconds):.3f}"])
@@ -161,25 +164,16 @@ def _rows(group: Group) -> list[list[Any]]:
     return rows + [[group.name, "seconds", turn, value, "", ""] for turn, value in enumerate(seconds, start=1)]
 
 
-def _amount(figure: Interval | None) -> str:
-    return f"{figure['mean']:.2f}" if figure else "-"
+def _mean(figure: Interval | None, unit: Unit) -> str:
+    scale, digits = unit
+    return f"{scale * figure['mean']:.{digits}f}" if figure else "-"
 
 
-def _amounts(figure: Interval | None, sign: str = "") -> str:
+def _between(figure: Interval | None, unit: Unit, sign: str = "") -> str:
     if not figure:
         return "-"
-    mean, low, high = (f"{figure[key]:{sign}.2f}" for key in ("mean", "low", "high"))
-    return f"{mean} ({low} to {high})"
-
-
-def _percent(figure: Interval | None) -> str:
-    return f"{100 * figure['mean']:.1f}" if figure else "-"
-
-
-def _between(figure: Interval | None, sign: str = "") -> str:
-    if not figure:
-        return "-"
-    mean, low, high = (f"{100 * figure[key]:{sign}.1f}" for key in ("mean", "low", "high"))
+    scale, digits = unit
+    mean, low, high = (f"{scale * figure[key]:{sign}.{digits}f}" for key in ("mean", "low", "high"))
     return f"{mean} ({low} to {high})"
 
 

@@ -27,7 +27,7 @@ from .timesteps import consistency_times, sample_times, sigma_of
 class Consistency(Stage):
     """All turns of a session learn at once, each behind its history.
 
-    Behind true histories alone the student forgets what the second stage has taught it: to mend what it made itself.
+    That may be the student's own, as in the second stage, so that it goes on learning to mend what it made itself.
     """
 
     name = "distill.consistency"

@@ -10,7 +10,7 @@ import torch
 
 from train.instructions import KINDS, LANGUAGES, POINTING_BACK, phrase, possible_edits, undo
 from train.render import LAYERS, render
-from train.scene import COLUMN, CORNERS, FACTS, START_STYLE, START_TONE, sample_scenes
+from train.scene import COLUMN, CORNERS, FACTS, START_STYLE, START_TONE, Scenes, sample_scenes
 from train.studio import (
     INSTRUCTION_SLOTS,
     held_out_generator,
@@ -182,3 +182,14 @@ def test_held_out_seeds_are_none_that_training_counts_to():
     assert held_out_generator(1).initial_seed() == held_out_generator(1).initial_seed()
     assert len({held_out_generator(seed).initial_seed() for seed in range(100)}) == 100
     assert all(held_out_generator(seed).initial_seed() > 10**12 for seed in range(100))
+
+
+@pytest.mark.parametrize("size", [(128, 128), (64, 96)])
+def test_parts_are_painted_as_far_as_they_reach(monkeypatch, size):
+    """Whatever identity makes of the creature: painting everywhere draws the same."""
+    generator = torch.Generator().manual_seed(4)
+    scenes = sample_scenes(48, generator)
+    scenes = Scenes(scenes.facts, (scenes.identity > 0.5).float())  # every trait as far as it goes
+    drawn = torch.cat([render(scenes[number : number + 1], *size) for number in range(len(scenes))])
+    monkeypatch.setattr("train.render._reached", lambda *_: slice(None))
+    torch.testing.assert_close(drawn, render(scenes, *size), atol=1e-5, rtol=0)
