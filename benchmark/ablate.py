@@ -5,25 +5,29 @@
         --model "stages 1 and 2=runs/v/stages 1 and 2/model" --steps 8 --out runs/stages      # trained variants
 
 Every run is one of `python -m benchmark run`, in OUT/NAME/PROTOCOL-TURNS-seed-N; what is finished is not done again,
-and other protocols or numbers of turns may be added later. Sessions of `chain` and `no-op` begin as shorter ones do, so
-of several numbers of turns only the largest is run. OUT/ablation.json lists all runs found there, each with its
-variant, protocol, turns, sampling seed, success and identity by turn; OUT/report is `python -m benchmark report OUT`.
+and other protocols or numbers of turns may be added later. Sessions of `chain` and `no-op` begin as shorter ones do:
+of several numbers of turns only the largest is run, and such a run is listed at 12, 24 and 50 turns as well.
+OUT/ablation.json lists all runs found there, each with its variant, protocol, turns, sampling seed, success and
+identity by turn, and whether what the protocol is about is right (`in_question_by_turn`); OUT/report is `python -m
+benchmark report OUT`.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from anchoredit_model.errors import AnchorEditError
 
+from .figures import intervals
 from .pooled import Trial, find_trials
 from .protocols import PROTOCOLS
 from .report import markdown, write_report
 from .run import main as run
 from .run_folder import write_json
+from .run_report import IN_QUESTION
 
 _EVERYTHING = "1000"  # turns: more than any session has
 VARIANTS: Mapping[str, tuple[str, ...]] = {  # how each is asked for
@@ -41,13 +45,17 @@ VARIANTS: Mapping[str, tuple[str, ...]] = {  # how each is asked for
     "bidirectional": ("--editor", "bidirectional", "--anchor-frames", "1", "--window", "4"),
 }
 _BEGIN_ALIKE = ("chain", "no-op")  # however many turns are asked for
+_LENGTHS = (12, 24, 50)  # turns at which these are listed
 _OF_OTHER_WEIGHTS = ("bidirectional",)  # not asked for by default: other weights would only fail
 _REPORT = "report"
+_LISTED = ("success", "identity", IN_QUESTION)  # figures in ablation.json
 _PASSED_ON = ("sessions", "seed", "size", "steps", "guidance", "dtype", "device")
 
 
 def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
+    if args.sampling_seeds < 1:
+        raise AnchorEditError(f"--sampling-seeds {args.sampling_seeds} measures nothing: ask for 1 or more")
     variants = args.only or [name for name in VARIANTS if name not in _OF_OTHER_WEIGHTS]
     asked = {
         _name(label, variant, len(variants)): (variant, model)
@@ -61,8 +69,7 @@ def main(argv: list[str]) -> int:
                 _run(args, name, variant, model, turns, seed)
     others = sorted(folder.name for folder in args.out.iterdir() if (folder.name not in (*asked, _REPORT)))
     trials = find_trials([args.out / name for name in (*asked, *others)])
-    shorter = args.turns if alike else ()
-    write_json([entry for trial in trials for entry in _entries(trial, shorter)], args.out / "ablation.json")
+    write_json(_entries(trials, {*_LENGTHS, *args.turns}), args.out / "ablation.json")
     write_report(trials, args.out / _REPORT)
     for trial in trials:
         print(f"\n{trial.title}\n\n{markdown(trial)}")
@@ -77,7 +84,9 @@ def _name(label: str, variant: str, variants: int) -> str:
 
 
 def _run(args: argparse.Namespace, name: str, variant: str, model: str | None, turns: int, seed: int) -> None:
-    """One run; a finished one is only read."""
+    """One run; a finished one is only read, also one of more turns that begins as this would."""
+    if args.protocol in _BEGIN_ALIKE:
+        turns = max(turns, *_finished_turns(args.out / name, args.protocol, seed), 0)
     folder = args.out / name / f"{args.protocol}-{turns}-seed-{seed}"
     print(f"{name}, {args.protocol}, {turns} turns, sampling seed {seed}", flush=True)
     options = [*VARIANTS[variant], "--protocol", args.protocol, "--turns", turns, "--sampling-seed", seed]
@@ -88,34 +97,40 @@ def _run(args: argparse.Namespace, name: str, variant: str, model: str | None, t
     run([*map(str, options), "--out", str(folder)])
 
 
-def _entries(trial: Trial, shorter: Sequence[int]) -> list[dict[str, Any]]:
-    """A line per run, and one for each number of `shorter` turns: means by turn, None where no turn counts."""
-    entries = []
-    whole = trial.settings["turns"]
-    lengths = [*sorted(turns for turns in set(shorter) if turns < whole), whole]
-    if trial.settings["protocol"] not in _BEGIN_ALIKE:
-        lengths = [whole]
-    for group in trial.groups:
-        for made in group.runs:
-            by_turn = {
-                f"{name}_by_turn": [figure and figure["mean"] for figure in made.report[f"{name}_by_turn"]]
-                for name in ("success", "identity")
-            }
-            seed = made.settings["editor_settings"].get("sampling_seed")
-            facts = {"sessions": trial.settings["sessions"], "seed": seed}
-            for turns in lengths:
-                cut = {name: figures[:turns] for name, figures in by_turn.items()}
-                named = {"variant": group.name, "protocol": trial.settings["protocol"], "turns": turns}
-                entries.append({**named, **facts, **cut})
-    return entries
+def _finished_turns(folder: Path, protocol: str, seed: int) -> list[int]:
+    """Of the finished runs of a variant by this protocol and noise."""
+    runs = folder.glob(f"{protocol}-*-seed-{seed}/report.json")
+    return [int(report.parent.name.removeprefix(f"{protocol}-").partition("-")[0]) for report in runs]
+
+
+def _entries(trials: Sequence[Trial], lengths: Iterable[int]) -> list[dict[str, Any]]:
+    """A line per run, and one for each of the `lengths` that it begins with: means by turn, None where none counts."""
+    entries: dict[tuple, dict[str, Any]] = {}
+    for trial in trials:
+        protocol, whole = trial.settings["protocol"], trial.settings["turns"]
+        shorter = sorted(turns for turns in lengths if turns < whole) if protocol in _BEGIN_ALIKE else []
+        for turns in (*shorter, whole):
+            for group in trial.groups:
+                for number, made in enumerate(group.runs):
+                    seed = made.settings["editor_settings"].get("sampling_seed")
+                    named = {"variant": group.name, "protocol": protocol, "turns": turns}
+                    named |= {"sessions": trial.settings["sessions"], "seed": seed}
+                    figures = {
+                        f"{name.replace(' ', '_')}_by_turn": [
+                            figure and figure["mean"] for figure in intervals(group.tables[name][number][:, :turns])
+                        ]
+                        for name in _LISTED
+                    }
+                    entries.setdefault((*named.values(), trial.settings["seed"]), named | figures)
+    return list(entries.values())
 
 
 def _labelled(text: str) -> tuple[str, str]:
     label, equals, path = text.partition("=")
     if not equals or not label or not path:
         raise AnchorEditError(f"--model {text!r} has no label: write LABEL=FOLDER")
-    if Path(label).name != label:
-        raise AnchorEditError(f"--model {text!r} has a label that is no name of a folder: leave out slashes")
+    if Path(label).name != label or label == "..":
+        raise AnchorEditError(f"--model {text!r} has a label that is no name of a folder: leave out slashes and dots")
     return label, path
 
 

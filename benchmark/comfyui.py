@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import http.client
 import io
 import json
 import time
@@ -26,11 +27,10 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from torch import Tensor
 
 from anchoredit_model.errors import AnchorEditError
-from anchoredit_model.images import to_pil, to_tensor
+from anchoredit_model.images import decode_image, to_pil
 
 from .editors import Editor, noise_seed
 
@@ -52,6 +52,8 @@ class Server:
     """The few calls of ComfyUI's API that are needed."""
 
     def __init__(self, url: str):
+        if not url.startswith(("http://", "https://")):
+            raise AnchorEditError(f"server '{url}' is no address: write it as http://127.0.0.1:8188")
         self.url = url.rstrip("/")
 
     def upload(self, picture: Tensor, name: str) -> str:
@@ -66,26 +68,41 @@ class Server:
             file.getvalue(),
             f"\r\n--{edge}--\r\n".encode(),
         ]
-        answer = json.loads(self._ask("/upload/image", b"".join(parts), f"multipart/form-data; boundary={edge}"))
+        answer = self._json("/upload/image", b"".join(parts), f"multipart/form-data; boundary={edge}")
         return "/".join(part for part in (answer.get("subfolder"), answer["name"]) if part)
 
     def run(self, graph: Graph) -> dict[str, Any]:
         """Queues a graph and waits for it; the outputs of its nodes."""
-        answer = json.loads(self._ask("/prompt", json.dumps({"prompt": graph}).encode(), "application/json"))
-        number, pause, began = answer["prompt_id"], _POLL, time.monotonic()
+        answer = self._json("/prompt", json.dumps({"prompt": graph}).encode(), "application/json")
+        number, pause, began, queued = answer["prompt_id"], _POLL, time.monotonic(), True
         while time.monotonic() - began < _PATIENCE:
-            found = json.loads(self._ask(f"/history/{number}")).get(number)
+            found = self._json(f"/history/{number}").get(number)
             if found:
                 self._check(found["status"], graph)
                 return found["outputs"]
+            if not queued:  # and was not before the history was read, so that it never will be there
+                raise AnchorEditError(
+                    f"{self.url} has lost a turn, as when it is restarted: ask again; finished sessions are kept"
+                )
+            queued = pause < _SLOWEST_POLL or self._is_queued(number)
             time.sleep(pause)
             pause = min(2 * pause, _SLOWEST_POLL)
         raise AnchorEditError(f"{self.url} has not finished a turn in {_PATIENCE} s: look what it is doing, then go on")
 
     def picture(self, file: dict[str, str]) -> Tensor:
         """A picture [3, H, W] that a node has written."""
-        with Image.open(io.BytesIO(self._ask(f"/view?{urllib.parse.urlencode(file)}"))) as image:
-            return to_tensor(image)
+        return decode_image(self._ask(f"/view?{urllib.parse.urlencode(file)}"), file["filename"])
+
+    def _is_queued(self, number: str) -> bool:
+        queue = self._json("/queue")
+        return any(number in entry for entry in (*queue["queue_running"], *queue["queue_pending"]))
+
+    def _json(self, path: str, body: bytes | None = None, kind: str = "") -> dict[str, Any]:
+        answer = self._ask(path, body, kind)
+        try:
+            return json.loads(answer)
+        except ValueError:
+            raise AnchorEditError(f"{self.url} does not answer as ComfyUI does: give the address of one") from None
 
     def _ask(self, path: str, body: bytes | None = None, kind: str = "") -> bytes:
         request = urllib.request.Request(self.url + path, body, {"Content-Type": kind} if kind else {})
@@ -96,7 +113,7 @@ class Server:
             raise AnchorEditError(
                 f"{self.url} refuses the workflow ({_reason(refusal.read())}): mend it there"
             ) from None
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
             raise AnchorEditError(
                 f"no answer from {self.url} ({error}): start ComfyUI there and ask again; finished sessions are kept"
             ) from None
@@ -116,6 +133,7 @@ class ComfyUIEditor(Editor):
     def __init__(self, server: Server, graph: Graph, sampling_seed: int = 0):
         self.server, self.graph, self.sampling_seed = server, graph, sampling_seed
         self.marked = find_marks(graph)
+        self._run = uuid.uuid4().hex[:8]  # lest two runs on one server put their pictures under one name
 
     @classmethod
     def open(cls, url: str, workflow: Path, sampling_seed: int = 0) -> ComfyUIEditor:
@@ -128,9 +146,9 @@ class ComfyUIEditor(Editor):
 
     def start(self, picture: Tensor, session: int) -> None:
         self._seed = noise_seed(session, self.sampling_seed)
-        self._session = session
         self._asked: list[str] = []
-        self._name = self.server.upload(picture, f"anchoredit_benchmark_{session:05d}.png")
+        self._file = f"anchoredit_benchmark_{self._run}_{session:05d}.png"
+        self._name = self.server.upload(picture, self._file)
 
     def edit(self, instruction: str) -> Tensor:
         self._asked.append(instruction)
@@ -140,7 +158,7 @@ class ComfyUIEditor(Editor):
             raise AnchorEditError("the node marked [output] has shown no picture: mark a Save Image or Preview Image")
         picture = self.server.picture({name: files[0].get(name, "") for name in ("filename", "subfolder", "type")})
         if "turn" not in self.marked:
-            self._name = self.server.upload(picture, f"anchoredit_benchmark_{self._session:05d}.png")
+            self._name = self.server.upload(picture, self._file)
         return picture
 
 

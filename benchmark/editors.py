@@ -233,8 +233,13 @@ class EditorOptions:
 
 
 def _pipeline(options: EditorOptions) -> AnchorEditPipeline:
-    dtype = getattr(torch, options.dtype or "float32")
-    pipeline = AnchorEditPipeline.from_pretrained(options.model or TINY, dtype, options.device or "cpu")
+    dtype, device = getattr(torch, options.dtype or "float32"), options.device or "cpu"
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # what torch says of other names, and of a GPU that is not there
+        reason = str(error).splitlines()[0]
+        raise AnchorEditError(f"device '{device}' cannot be used ({reason}): choose cpu, or cuda on a GPU") from None
+    pipeline = AnchorEditPipeline.from_pretrained(options.model or TINY, dtype, device)
     if options.slots is None:
         return pipeline
     edit = replace(pipeline.edit, slots=options.slots)
@@ -280,7 +285,7 @@ def _folder(options: EditorOptions, suite: Suite) -> Editor:
 
     if options.pictures is None:
         raise AnchorEditError("editor 'folder' needs pictures: give --pictures DIR, which `benchmark make` has written")
-    return FolderEditor(options.pictures, suite.names)
+    return FolderEditor(options.pictures, suite)
 
 
 _POLICY_OPTIONS = ("window", "anchor_frames", "history")

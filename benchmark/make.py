@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -22,10 +23,16 @@ from anchoredit_model.errors import AnchorEditError
 from anchoredit_model.images import load_image
 
 from .editors import Editor
-from .photos import picture_named
+from .photos import picture_named, turns_of
+from .run_folder import read_json
+from .suite import Suite
 from .suites import add_suite_options, make_suite
 
 _SAME = 1.5 / 255  # a source may have been through another 8-bit file
+_HINT = (
+    "give the options that they were made with (protocol, turns, sessions, seed, size, languages; photos, and --area, "
+    "which is 0 for a published set)"
+)
 
 
 def main(argv: list[str]) -> int:
@@ -33,6 +40,7 @@ def main(argv: list[str]) -> int:
     suite = make_suite(args)
     for session, name in enumerate(suite.names):
         folder = args.out / name
+        _check_asked(folder, suite.asked(session), "choose another --out")
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -45,22 +53,21 @@ def main(argv: list[str]) -> int:
 class FolderEditor(Editor):
     """Pictures that somebody has made of the sessions which `make` wrote."""
 
-    def __init__(self, pictures: Path, names: Sequence[str]):
-        self.pictures, self.names = pictures, names
+    def __init__(self, pictures: Path, suite: Suite):
+        self.pictures, self.suite = pictures, suite
 
     @property
     def settings(self) -> dict[str, str]:
-        return {"pictures": self.pictures.resolve().name}
+        return {"pictures": str(self.pictures.resolve())}
 
     def start(self, picture: Tensor, session: int) -> None:
-        self._folder, self._turn = self.pictures / self.names[session], 0
+        self._folder, self._turn = self.pictures / self.suite.names[session], 0
         source = self._read("source")
         if source.shape != picture.shape or (source - picture).abs().max() > _SAME:
             raise AnchorEditError(
-                f"'{self._folder / 'source.png'}' is of other sessions than those that are asked for: give the "
-                "options that it was made with (protocol, turns, sessions, seed, size, languages; photos, and --area, "
-                "which is 0 for a published set)"
+                f"'{self._folder / 'source.png'}' is of other sessions than those that are asked for: {_HINT}"
             )
+        _check_asked(self._folder, self.suite.asked(session), _HINT)
 
     def edit(self, instruction: str) -> Tensor:
         self._turn += 1
@@ -72,6 +79,16 @@ class FolderEditor(Editor):
             missing = self._folder / f"{name}.png"
             raise AnchorEditError(f"'{missing}' is missing: add it and ask again; finished sessions are kept")
         return load_image(path)
+
+
+def _check_asked(folder: Path, asked: Sequence[Any], remedy: str) -> None:
+    """Raises AnchorEditError if a session's folder says that something else than this was asked."""
+    path = folder / "instructions.json"
+    if not path.is_file():  # a published set may list them elsewhere
+        return
+    written = [turn.instruction for turn in turns_of(read_json(path), path)]
+    if written[: len(asked)] != [turn if isinstance(turn, str) else turn["instruction"] for turn in asked]:
+        raise AnchorEditError(f"'{path}' is of other sessions than those that are asked for: {remedy}")
 
 
 def _parser() -> argparse.ArgumentParser:

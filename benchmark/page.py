@@ -25,6 +25,7 @@ _PLOTS = {  # figure -> title, and the span of its axis
     "identity": ("identity kept", _SHARE),
     "persistence": ("earlier edits that still show", _SHARE),
     "SR@k": ("all turns so far succeeded", _SHARE),
+    "in question": ("the facts that the protocol is about are right", _SHARE),
     "drift: delta_e": ("colour drift where nothing should have changed (delta E)", _AMOUNT),
     "drift: sharpness": ("sharpness gained or lost there", _CHANGE),
     "drift: shift": ("shift there (pixels)", _AMOUNT),
@@ -38,7 +39,7 @@ _PLOTS = {  # figure -> title, and the span of its axis
 _NOTES = {
     "studio": "In percent of the turns that count, with 95 % intervals over sessions (bootstrap). Success: what was "
     "asked is there, the rest is untouched, and the creature is still the anchor's. SR@k: the first k turns all "
-    "succeeded.",
+    "succeeded. In question: the facts that the protocol is about are right.",
     "photos": "Drift is measured where a picture must be as it was: after a change was taken back, where nothing was "
     "asked, or outside an edit's mask; with 95 % intervals over pictures (bootstrap). 0 is no drift, a delta E of 2 "
     "can just be seen. An editor that changes nothing has no drift either: see what a turn changes.",
@@ -66,7 +67,8 @@ def draw_page(trials: Sequence[Trial], table: Callable[[Trial], Table]) -> str:
         parts.append(f"<h2>{escape(trial.title)}</h2>")
         parts.append(_table(*table(trial)))
         parts.append(
-            f'<p class="note">{_NOTES[trial.settings["suite"]]} Bands in the plots are the same intervals.</p>'
+            f'<p class="note">{_NOTES[trial.settings["suite"]]}{_absent(trial)} Bands in the plots are the same '
+            "intervals.</p>"
         )
         parts.append(f'<div class="plots">{_plots(trial)}</div>')
         parts += [_film(trial, session) for session in range(min(_FILMS, trial.settings["sessions"]))]
@@ -76,6 +78,12 @@ def draw_page(trials: Sequence[Trial], table: Callable[[Trial], Table]) -> str:
         f'content="width=device-width"><title>AnchorEdit benchmark</title><style>{_STYLE}</style></head>\n'
         f"<body>\n{body}\n</body></html>\n"
     )
+
+
+def _absent(trial: Trial) -> str:
+    """What no editor was measured by."""
+    absent = [name for name in trial.groups[0].absent if all(name in group.absent for group in trial.groups)]
+    return f" Not measured, as no weights were given: {', '.join(absent)}." if absent else ""
 
 
 def _table(heads: list[str], rows: list[list[str]]) -> str:
@@ -132,9 +140,11 @@ def _line(axis, group: Group, name: str, colour, with_band: bool) -> None:
     if name == "seconds":
         axis.plot(range(1, len(group.seconds_by_turn) + 1), group.seconds_by_turn, color=colour, label=group.name)
         return
-    known = [(turn, figure) for turn, figure in enumerate(group.by_turn.get(name, ()), start=1) if figure]
+    figures = group.by_turn.get(name, ())
+    known = [(turn, figure) for turn, figure in enumerate(figures, start=1) if figure]
     turns = [turn for turn, _ in known]
-    axis.plot(turns, [figure["mean"] for _, figure in known], color=colour, label=group.name)
+    marker = "." if len(known) < len(figures) else None  # single turns would not show
+    axis.plot(turns, [figure["mean"] for _, figure in known], color=colour, label=group.name, marker=marker)
     if with_band:
         low, high = ([figure[end] for _, figure in known] for end in ("low", "high"))
         axis.fill_between(turns, low, high, color=colour, alpha=0.12, linewidth=0)

@@ -45,7 +45,10 @@ _LEAST_UNTOUCHED = 0.05  # of a picture; less says nothing about drift
 
 
 class PhotoSuite(Suite):
-    """Sessions with lists of instructions; `turns` is how many of each are asked at most."""
+    """Sessions with lists of instructions; `turns` is how many of each are asked at most.
+
+    A list that ends with the source again is asked from its beginning until there are so many; others are not.
+    """
 
     def __init__(
         self,
@@ -65,7 +68,15 @@ class PhotoSuite(Suite):
         if protocol == "no-op":
             nothing = tuple(PhotoTurn("") for _ in range(turns or longest))
             sessions = [replace(session, turns=nothing) for session in sessions]
-        self.sessions = [replace(session, turns=session.turns[:turns]) for session in sessions]
+        if turns is not None:
+            sessions = [replace(session, turns=_repeated(session.turns, turns)) for session in sessions]
+            longest = max(len(session.turns) for session in sessions)
+            if longest < turns:
+                raise AnchorEditError(
+                    f"{turns} turns are asked for and {longest} are listed: ask for so many, or end the list with a "
+                    "turn that returns to 0, and it is asked again and again"
+                )
+        self.sessions = list(sessions)
         self.names = [session.name for session in self.sessions]
         self.protocol, self.area, self.similarities = protocol, area, similarities
 
@@ -149,6 +160,16 @@ class PhotoSuite(Suite):
             for file in (session.picture, *(turn.mask for turn in session.turns if turn.mask)):
                 digest.update(file.read_bytes())
         return digest.hexdigest()[:16]
+
+
+def _repeated(turns: Sequence[PhotoTurn], count: int) -> tuple[PhotoTurn, ...]:
+    """The first `count` turns of a list, which begins again where it ends with the source."""
+    found: list[PhotoTurn] = list(turns[:count])
+    while len(found) < count and turns[-1].returns_to == 0:
+        passed = len(found)  # pictures of this round are so many later; the source stays the source
+        again = (turn if not turn.returns_to else replace(turn, returns_to=turn.returns_to + passed) for turn in turns)
+        found += list(again)[: count - passed]
+    return tuple(found)
 
 
 def references(turns: Sequence[PhotoTurn], masks: Sequence[Tensor | None]) -> list[tuple[int, Tensor | None] | None]:

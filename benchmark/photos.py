@@ -14,7 +14,7 @@ or a folder per session, as LME-Bench and the runs of this benchmark lay them ou
 A turn is a text, "" asking for nothing, or says more, and a list of turns may be the "turns", "instructions", "edits"
 or "prompts" of an object:
 
-    {"instruction": "take the hat off",   or "prompt", "text", "edit"
+    {"instruction": "take the hat off",   or "prompt", "text", "edit", "en", "zh"
      "returns_to": 0,                     the picture must be that of this turn again, 0 being the source
      "mask": "hat.png"}                   a picture beside it, white where the edit may show, black where nothing may
 """
@@ -36,7 +36,7 @@ from anchoredit_model.images import load_image, to_pil, to_tensor
 
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 _LISTS = ("turns", "instructions", "edits", "prompts")
-_TEXTS = ("instruction", "prompt", "text", "edit")
+_TEXTS = ("instruction", "prompt", "text", "edit", "en", "zh")
 _IDS = ("id", "session", "session_id", "name")
 _DEFAULT = Path(__file__).parent / "photos.json"
 _STEP = 16  # pixels that the sides are multiples of, as most editors ask for
@@ -113,8 +113,12 @@ def find_photos(folder: Path) -> list[PhotoSession]:
     if not folder.is_dir():
         raise AnchorEditError(f"photos '{folder}' are no folder: give one of pictures, or of a folder per session")
     tables = sorted(folder.glob("*.json"))
-    inner = sorted(path for path in folder.iterdir() if path.is_dir() and picture_named(path, "source"))
+    folders = sorted(path for path in folder.iterdir() if path.is_dir())
+    inner = [path for path in folders if picture_named(path, "source")]
     if inner:
+        bare = next((path for path in folders if path not in inner and any(path.glob("*.json"))), None)
+        if bare:
+            raise AnchorEditError(f"'{bare}' says what is asked and has no source.png: add it, or take the folder out")
         listed = _by_id(tables[0]) if len(tables) == 1 else {}
         return [_session_in(path, listed) for path in inner]
     pictures = sorted(path for path in folder.iterdir() if path.suffix.lower() in _PICTURES)
@@ -123,12 +127,14 @@ def find_photos(folder: Path) -> list[PhotoSession]:
     text = folder / "instructions.txt"
     if text.is_file():
         turns = tuple(PhotoTurn(line.strip()) for line in _read(text).splitlines())
+        if not turns:
+            raise AnchorEditError(f"'{text}' is empty: write a line for every turn, an empty one asks for nothing")
         return _named([(path, turns) for path in pictures])
     table = folder / "instructions.json"
     data = _json(table)
     if isinstance(data, Mapping) and not any(name in data for name in _LISTS):
         return list(_described(folder, table))
-    turns = _turns(data, table)
+    turns = turns_of(data, table)
     masks = {turn.mask for turn in turns}
     return _named([(path, turns) for path in pictures if path not in masks])
 
@@ -140,7 +146,7 @@ def _described(folder: Path, table: Path) -> Iterator[PhotoSession]:
         picture = folder / Path(file).name
         if not picture.is_file():
             raise AnchorEditError(f"'{table}' names '{file}', and there is no such picture in '{folder}'")
-        sessions.append((picture, _turns(turns, table, folder)))
+        sessions.append((picture, turns_of(turns, table, folder)))
     yield from _named(sessions)
 
 
@@ -162,7 +168,7 @@ def _session_in(folder: Path, listed: Mapping[str, Any]) -> PhotoSession:
             )
         table = tables[0] if tables else folder.parent
     data = listed[folder.name] if folder.name in listed else _json(table)
-    return PhotoSession(folder.name, picture_named(folder, "source"), _turns(data, table, folder))
+    return PhotoSession(folder.name, picture_named(folder, "source"), turns_of(data, table, folder))
 
 
 def picture_named(folder: Path, stem: str) -> Path | None:
@@ -175,11 +181,12 @@ def _by_id(table: Path) -> Mapping[str, Any]:
     data = _json(table)
     if isinstance(data, Mapping):
         return data
-    rows = [(next((row[key] for key in _IDS if key in row), None), row) for row in data if isinstance(row, Mapping)]
+    table_rows = [row for row in data if isinstance(row, Mapping)] if isinstance(data, list) else []
+    rows = [(next((row[key] for key in _IDS if key in row), None), row) for row in table_rows]
     return {str(name): row for name, row in rows if name is not None}
 
 
-def _turns(data: Any, table: Path, folder: Path | None = None) -> tuple[PhotoTurn, ...]:
+def turns_of(data: Any, table: Path, folder: Path | None = None) -> tuple[PhotoTurn, ...]:
     """A list of turns as the top of this file says; masks are in `folder`."""
     if isinstance(data, Mapping):
         data = next((data[name] for name in _LISTS if name in data), None)
@@ -212,9 +219,9 @@ def _fitted(picture: Tensor, area: int) -> Tensor:
     if not area:
         return to_tensor(to_pil(picture))
     work = nearest_bucket(height, width, buckets(area, _STEP, _RATIO))
-    if work[0] > height or work[1] > width:  # its own size, as nothing is enlarged
-        work = height // _STEP * _STEP, width // _STEP * _STEP
-    return to_tensor(to_pil(_cropped(picture, *work)))
+    scale = min(1.0, height / work[0], width / work[1])  # nothing is enlarged
+    work = tuple(round(side * scale, 3) // _STEP * _STEP for side in work)
+    return to_tensor(to_pil(_cropped(picture, *map(int, work))))
 
 
 def _cropped(picture: Tensor, height: int, width: int) -> Tensor:

@@ -80,6 +80,11 @@ class Group:
         return intervals(totals[:, None], counts[:, None])[0]
 
     @property
+    def absent(self) -> list[str]:
+        """Measures that no weights were given for."""
+        return self.runs[0].report.get("absent", [])
+
+    @property
     def seconds_by_turn(self) -> list[float]:
         return np.median([run.report["cost"]["seconds_by_turn"] for run in self.runs], axis=0).tolist()
 
@@ -145,10 +150,11 @@ def _name(folder: Path, root: Path) -> str:
 def _group(name: str, runs: Sequence[Run]) -> Group:
     asked = [{**run.settings["editor_settings"], "sampling_seed": None} for run in runs]
     for run, other in zip(runs, asked):
-        if other != asked[0] or run.settings["editor"] != runs[0].settings["editor"]:
+        measured = [of.settings.get("similarities") for of in (run, runs[0])]
+        if other != asked[0] or run.settings["editor"] != runs[0].settings["editor"] or measured[0] != measured[1]:
             raise AnchorEditError(
-                f"'{runs[0].folder}' and '{run.folder}' are both '{name}' but of different editors: give folders of "
-                "other names"
+                f"'{runs[0].folder}' and '{run.folder}' are both '{name}' but of different editors or measures: give "
+                "folders of other names"
             )
     return Group(name, tuple(runs))
 

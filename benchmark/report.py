@@ -25,6 +25,7 @@ from .figures import Interval
 from .page import draw_page
 from .pooled import Group, Trial, find_trials
 from .run_folder import write_json
+from .run_report import IN_QUESTION
 from .similarity import SIMILARITIES
 
 _TURNS = (1, 3, 6, 12, 24, 50)  # in a table, and the last one
@@ -67,7 +68,8 @@ def _studio_table(trial: Trial) -> tuple[list[str], list[list[str]]]:
     shown = sorted({turn for turn in (*_TURNS, turns) if turn <= turns})
     chain = min(_CHAIN, turns)
     heads = ["editor", *(f"turn {turn}" for turn in shown), "all turns", "against the first"]
-    heads += [f"SR@{chain}", *(f"{name} at {turns}" for name in _LAST), "s per turn"]
+    last = [*_LAST, *([IN_QUESTION] if any(trial.groups[0].by_turn[IN_QUESTION]) else [])]
+    heads += [f"SR@{chain}", *(f"{name} at {turns}" for name in last), "s per turn"]
     rows = []
     for group in trial.groups:
         by_turn = group.by_turn
@@ -76,7 +78,7 @@ def _studio_table(trial: Trial) -> tuple[list[str], list[list[str]]]:
         row += [_between(group.overall, _PERCENT)]
         row += ["" if first else _between(group.against(trial.groups[0]), _PERCENT, "+")]
         row += [_mean(by_turn["SR@k"][chain - 1], _PERCENT)]
-        row += [_mean(by_turn[name][-1], _PERCENT) for name in _LAST]
+        row += [_mean(by_turn[name][-1], _PERCENT) for name in last]
         rows.append([*row, f"{sum(group.seconds_by_turn) / turns:.3f}"])
     return heads, rows
 
@@ -136,6 +138,7 @@ def _as_json(trial: Trial) -> dict[str, Any]:
                 "settings": group.runs[0].settings,
                 "by_turn": group.by_turn,
                 "overall": group.overall,
+                "absent": group.absent,
                 "against_first": None if group is first else group.against(first),
                 "cost": {"seconds_by_turn": group.seconds_by_turn},
             }

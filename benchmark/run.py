@@ -35,6 +35,7 @@ def main(argv: list[str]) -> int:
         name = suite.names[session]
         if not folder.is_finished(name):
             record, pictures = suite.run(editor, session)
+            suite.write(session, folder.make(name))  # so that it can be read back, with all that is known of it
             folder.save(name, record, pictures)
             print(f"session {session + 1} of {len(sessions)}: {suite.signs(record)}", flush=True)
     records = [folder.record(name) for name in suite.names]

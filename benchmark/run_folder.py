@@ -1,7 +1,7 @@
 """The folder of a run: what it was asked for, and every session as soon as it is finished.
 
     DIR/settings.json
-    DIR/sessions/NAME/source.png, turn1.png, turn2.png, ...
+    DIR/sessions/NAME/source.png, turn1.png, turn2.png, ... and what `benchmark make` writes there
     DIR/sessions/NAME/session.json       written last: a session that has it is finished
 
 Every file is written whole or not at all, so a run that is killed goes on with its first unfinished session.
@@ -43,8 +43,8 @@ class RunFolder:
     def is_finished(self, session: str) -> bool:
         return (self._session(session) / _RECORD).exists()
 
-    def save(self, session: str, record: dict[str, Any], pictures: Sequence[Tensor]) -> None:
-        """Writes a finished session: its pictures [3, H, W], the source first, then its record."""
+    def make(self, session: str) -> Path:
+        """A session's folder, made if it is not there."""
         folder = self._session(session)
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -52,6 +52,11 @@ class RunFolder:
             raise AnchorEditError(
                 f"session folder '{folder}' cannot be made ({error.strerror}): choose another --out"
             ) from None
+        return folder
+
+    def save(self, session: str, record: dict[str, Any], pictures: Sequence[Tensor]) -> None:
+        """Writes a finished session: its pictures [3, H, W], the source first, then its record."""
+        folder = self.make(session)
         for turn, picture in enumerate(pictures):
             save_image(picture, folder / _picture_name(turn))
         write_json(record, folder / _RECORD)

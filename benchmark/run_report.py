@@ -9,7 +9,8 @@ SR@k                 [T]: share of sessions whose first k turns all succeeded
 first_failure        at which turn, and how many never
 overall              over all turns; `success_of_edits` without null edits
 by_kind              of instruction: at turn 1, where nothing has gone wrong yet, and over all turns
-marks                what the protocol is about: success of the turn, and whether the facts in question are right
+marks                what the protocol is about: success of the turn, and whether the facts in question are right,
+                     over the sessions in which that says anything (`_is_right`)
 damage_by_turn, likeness_by_turn, drift_by_turn
 cost                 all that another run of the same seeds may say differently
 """
@@ -28,6 +29,7 @@ from .figures import Interval, first_failures, interval, intervals, succeeded_so
 _DRIFT_SHOWN = ("delta_e", "shift", "sharpness")  # of the figures in the report, in the table
 JUDGED = ("success", "followed", "untouched", "identity")
 MEASURED = ("damage", "likeness")
+IN_QUESTION = "in question"  # the figure: whether the facts that the protocol is about are right
 
 
 def make_report(settings: dict[str, Any], records: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -68,6 +70,7 @@ def by_session(records: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
         **{name: table(lambda turn, name=name: _value(turn, name)) for name in JUDGED},
         "persistence": np.array([_persistence(record["turns"]) for record in records]),
         "SR@k": succeeded_so_far(table(is_success).astype(bool)),
+        IN_QUESTION: np.array([_in_question(record) for record in records]),
         **{name: table(lambda turn, name=name: turn[name]) for name in MEASURED},
         **drifts,
     }
@@ -155,17 +158,39 @@ def _shares(turns: list[dict[str, Any]]) -> dict[str, float]:
 
 def _marks(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """What the protocol asks about, turn by turn."""
-    groups: dict[tuple[str, int], list[tuple[float, bool]]] = {}
+    groups: dict[tuple[str, int], list[tuple[float, float]]] = {}
     for record in records:
         for mark in record["marks"]:
-            turn = record["turns"][mark["turn"] - 1]
-            right = not set(mark["facts"]) & set(turn["wrong"])
-            groups.setdefault((mark["what"], mark["turn"]), []).append((_value(turn, "success"), right))
+            success = _value(record["turns"][mark["turn"] - 1], "success")
+            groups.setdefault((mark["what"], mark["turn"]), []).append((success, _is_right(record, mark)))
     rows = []
     for (what, turn), results in sorted(groups.items()):
-        success, right = intervals(np.array(results))
-        rows.append({"what": what, "turn": turn, "sessions": len(results), "success": success, "right": right})
+        table = np.array(results)
+        success, right = intervals(table)
+        count = int((~np.isnan(table[:, 1])).sum())
+        rows.append({"what": what, "turn": turn, "sessions": count, "success": success, "right": right})
     return rows
+
+
+def _in_question(record: dict[str, Any]) -> list[float]:
+    """Per turn whether the facts of its mark are right; NaN if it has none."""
+    marks = {mark["turn"]: mark for mark in record["marks"]}
+    return [_is_right(record, marks[turn]) if turn in marks else np.nan for turn in range(1, len(record["turns"]) + 1)]
+
+
+def _is_right(record: dict[str, Any], mark: dict[str, Any]) -> float:
+    """Whether a mark's facts are right, 1 or 0.
+
+    NaN where an editor that does nothing would be right (a moot turn), or where an earlier edit has to last that was
+    not made in the first place.
+    """
+    facts, turn = set(mark["facts"]), record["turns"][mark["turn"] - 1]
+    if facts & set(turn["asked"]):
+        counts = not turn["moot"]
+    else:
+        made = [earlier for earlier in record["turns"][: mark["turn"] - 1] if facts & set(earlier["asked"])]
+        counts = not made or not facts & set(made[-1]["wrong"])
+    return float(not facts & set(turn["wrong"])) if counts else np.nan
 
 
 def _drift_names(records: Sequence[dict[str, Any]]) -> list[str]:

@@ -33,6 +33,7 @@ from anchoredit_model.images import to_pil
 _DETECTOR, _RECOGNISER = "*yunet*.onnx", "*sface*.onnx"  # as the model zoo names its files
 _SURE = 0.7  # of a face
 _DIGITS = 16  # of a fingerprint
+_UNUSED = "pooler."  # weights that no measure looks at, and that DINO's files lack
 
 
 class Similarity(ABC):
@@ -64,11 +65,20 @@ class _Hub(Similarity):
         try:
             self.processor = transformers.AutoImageProcessor.from_pretrained(str(folder), use_fast=False, **options)
             auto = getattr(transformers, self.auto)
-            self.model = auto.from_pretrained(str(folder), use_safetensors=True, **options).eval()
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise AnchorEditError(f"'{folder}' cannot be used ({reason}): give a picture model's folder") from None
-        self.fingerprint = fingerprint(self.model)[:_DIGITS]
+            model, found = auto.from_pretrained(str(folder), use_safetensors=True, output_loading_info=True, **options)
+            self.model = model.eval()
+            missing = sorted(name for name in found["missing_keys"] if not name.startswith(_UNUSED))
+            if missing:  # transformers would make them up
+                raise ValueError(f"it has no weights for {missing[0]} and {len(missing) - 1} others")
+            grey = self.describe(torch.full((3, 64, 64), 0.5))
+            self.compare(grey, grey)
+        except (OSError, ValueError, KeyError, RuntimeError, AttributeError, TypeError, SafetensorError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise AnchorEditError(
+                f"'{folder}' cannot be used as {type(self).__name__} ({reason}): give such a model's folder"
+            ) from None
+        weights = {name: value for name, value in model.state_dict().items() if name not in found["missing_keys"]}
+        self.fingerprint = fingerprint(weights)[:_DIGITS]
 
     @torch.no_grad()
     def describe(self, picture: Tensor) -> Any:

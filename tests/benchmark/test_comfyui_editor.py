@@ -64,6 +64,14 @@ class Answers(BaseHTTPRequestHandler):
 
     def do_GET(self):
         where = urlparse(self.path)
+        if self.server.fails == "html":
+            return self.reply(b"<html>")
+        if where.path == "/queue":
+            return self.say({"queue_running": [], "queue_pending": []})
+        if self.server.fails == "restart":
+            return self.say({})
+        if where.path == "/view" and self.server.fails == "cut":
+            return self.reply(self.server.files[parse_qs(where.query)["filename"][0]][:60])
         if where.path == "/view":
             return self.reply(self.server.files[parse_qs(where.query)["filename"][0]])
         number = where.path.rpartition("/")[2]
@@ -142,6 +150,13 @@ def test_a_server_that_fails_costs_a_line_and_no_finished_session(host, tmp_path
     host.fails = "refuse"
     with pytest.raises(AnchorEditError, match="refuses the workflow .*Value not in list: ckpt_name"):
         run(asked(host, tmp_path))
+    for host.fails, said in (
+        ("html", "does not answer as ComfyUI does"),
+        ("cut", r"anchoredit_benchmark_\w+_00001.png"),
+        ("restart", "has lost a turn, as when it is restarted: ask again"),
+    ):
+        with pytest.raises(AnchorEditError, match=said):
+            run(asked(host, tmp_path))
     made = len(host.graphs)
     host.fails = None
     assert run(asked(host, tmp_path)) == 0 and len(host.graphs) == made + 2
@@ -151,6 +166,8 @@ def test_a_server_that_fails_costs_a_line_and_no_finished_session(host, tmp_path
     host.shutdown()
     with pytest.raises(AnchorEditError, match="no answer from .* start ComfyUI there"):
         run(options)
+    with pytest.raises(AnchorEditError, match="'gpu-box:8188' is no address: write it as http://"):
+        run([*options, "--server", "gpu-box:8188"])
     (tmp_path / "workflow.json").write_text('{"nodes": []}')
     with pytest.raises(AnchorEditError, match="not in the API's format"):
         run(options)

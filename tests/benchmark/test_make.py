@@ -39,6 +39,10 @@ def test_pictures_that_do_not_belong_are_refused(tmp_path):
     judged = ["--editor", "folder", "--pictures", str(sessions), "--out", str(tmp_path / "run")]
     with pytest.raises(AnchorEditError, match="source.png' is of other sessions .*seed"):
         run([*ASKED[:-1], "6", *judged[:-1], str(tmp_path / "others")])
+    with pytest.raises(AnchorEditError, match="instructions.json' is of other sessions .*protocol"):
+        run([*ASKED, "--languages", "zh", *judged[:-1], str(tmp_path / "chinese")])  # the pictures are the same
+    with pytest.raises(AnchorEditError, match="instructions.json' is of other sessions .*choose another --out"):
+        make([*ASKED, "--languages", "zh", "--out", str(sessions)])
     save_image(torch.zeros(3, 32, 64), sessions / "00000" / "turn1.png")
     with pytest.raises(AnchorEditError, match=r"turn 1 is \[3, 32, 64\], the source \[3, 64, 64\]"):
         run([*ASKED, *judged])

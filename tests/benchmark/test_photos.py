@@ -12,7 +12,7 @@ from PIL import Image
 from anchoredit_model.errors import AnchorEditError
 from anchoredit_model.images import load_image, save_image, to_pil
 from benchmark.make import main as make
-from benchmark.photo_suite import references
+from benchmark.photo_suite import PhotoSuite, references
 from benchmark.photos import PhotoTurn, default_photos, find_photos
 from benchmark.report import main as report
 from benchmark.run import main as run
@@ -51,7 +51,7 @@ A, B = picture(64, 96), picture(96, 64, 1)
     "files",
     [
         {"a.png": A, "b.png": B, "instructions.txt": "darker\nlighter\n"},
-        {"a.png": A, "b.png": B, "instructions.json": ["darker", "lighter"]},
+        {"a.png": A, "b.png": B, "instructions.json": ["darker", {"en": "lighter", "zh": "亮一点"}]},
         {"a.png": A, "b.png": B, "instructions.json": {"b.png": ["darker", "lighter"], "a.png": ["darker", "lighter"]}},
         {f"{n}/source.png": A for n in "ab"} | {f"{n}/any.json": {"edits": ["darker", "lighter"]} for n in "ab"},
         {"a/source.png": A, "b/source.png": B, "set.json": {n: {"turns": ["darker", "lighter"]} for n in "ab"}},
@@ -75,6 +75,9 @@ def test_layouts(tmp_path, files):
         ({"a.png": A, "instructions.json": [{"instruction": "x", "returns_to": 1}]}, "returns to 1: give an"),
         ({"a.png": A, "instructions.json": [{"instruction": "x", "mask": "../m.png"}]}, r"mask '\.\./m\.png': put"),
         ({"a.png": A, "instructions.json": {"c.png": ["x"]}}, "names 'c.png', and there is no such picture"),
+        ({"a.png": A, "instructions.txt": ""}, "instructions.txt' is empty: write a line"),
+        ({"a/source.png": A, "a/1.json": ["x"], "b/1.json": ["x"]}, "b' says what is asked and has no source.png"),
+        ({"a/source.png": A, "set.json": 5}, "has 0 JSON files"),
         ({"a/source.png": A}, "has 0 JSON files"),
         ({"a/source.png": A, "a/1.json": ["x"], "a/2.json": ["x"]}, "has 2 JSON files"),
     ],
@@ -110,6 +113,7 @@ def test_what_is_known_of_a_turn():
     [
         ((300, 451), 1024, (288, 448)),
         ((900, 300), 256, (432, 144)),
+        ((400, 5000), 1024, (400, 1600)),
         ((64, 96), 1024, (64, 96)),
         ((99, 77), 0, (99, 77)),
     ],
@@ -118,6 +122,18 @@ def test_sources_keep_their_aspect_and_are_never_enlarged(tmp_path, size, area, 
     (session,) = find_photos(put(tmp_path, {"a.png": picture(*size), "instructions.txt": "x"}))
     source = session.source(area)
     assert source.shape[-2:] == fits and torch.equal(source, (source * 255).round() / 255)
+
+
+def test_a_list_that_ends_with_the_source_is_asked_again(tmp_path):
+    turns = ["darker", "a hat", {"instruction": "off", "returns_to": 1}, {"instruction": "back", "returns_to": 0}]
+    photos = put(tmp_path, {"a.png": A, "b.png": B, "instructions.json": {"a.png": turns, "b.png": ["x", "y"]}})
+    suite = PhotoSuite(find_photos(photos), "listed", 7, 64, {})
+    first, second = suite.sessions
+    assert [turn.instruction for turn in first.turns] == ["darker", "a hat", "off", "back", "darker", "a hat", "off"]
+    assert [turn.returns_to for turn in first.turns] == [None, None, 1, 0, None, None, 5]
+    assert len(second.turns) == 2
+    with pytest.raises(AnchorEditError, match="7 turns are asked for and 2 are listed: .* returns to 0"):
+        PhotoSuite([second], "listed", 7, 64, {})
 
 
 def test_the_default_set_comes_with_scikit_image():
@@ -163,6 +179,7 @@ def test_a_run_is_measured_and_can_be_read_back(tmp_path, capsys):
     assert report([str(tmp_path / "idle"), str(tmp_path / "hand"), "--out", str(tmp_path / "out")]) == 0
     page = (tmp_path / "out" / "report.html").read_text()
     assert "photos, listed, 3 turns, 2 sessions" in page and "Session cat" in page and "success" not in page.lower()
+    assert "Not measured, as no weights were given: perceptual, dino, clip, face." in page
 
 
 def test_masks_go_with_their_pictures(tmp_path):
@@ -186,6 +203,11 @@ def test_masks_go_with_their_pictures(tmp_path):
         for name in ("inside", "outside")
     }
     assert l1["inside"] == 0 and l1["outside"] > 0.1
+    again = str(tmp_path / "outside" / "sessions")  # a run keeps the masks beside its pictures
+    asked = ["--suite", "photos", "--photos", again, "--editor", "folder", "--pictures", again]
+    assert run([*asked, "--out", str(tmp_path / "again")]) == 0
+    repeated = json.loads((tmp_path / "again" / "report.json").read_text())
+    assert repeated["drift_by_turn"]["l1"][0]["mean"] == l1["outside"]
     put(tmp_path / "photos", {"m.png": mask[:, :32]})
     with pytest.raises(AnchorEditError, match="mask .* is 64x32, its picture 64x64"):
         run(["--suite", "photos", "--photos", str(photos), "--editor", "return-input", "--out", str(tmp_path / "x")])

@@ -52,10 +52,18 @@ def test_an_ablation_is_done_once_and_pooled_by_variant(tmp_path, monkeypatch, c
     assert found["identity_by_turn"] == [alone]
     shutil.rmtree(tmp_path / "one")
 
+    assert ablate([*asked, "--protocol", "sanctioned"]) == 0  # the others stay
+    every = json.loads((tmp_path / "ablation.json").read_text())
+    assert [entry for entry in every if entry["protocol"] == "chain"] == entries and len(every) == 8
+    assert all(entry["in_question_by_turn"][0] is None for entry in every)
+    capsys.readouterr()
+
     monkeypatch.setattr(benchmark.studio_suite, "run_session", None)  # nothing is left to do
     written = (tmp_path / "report" / "report.html").read_text()
-    assert ablate(asked) == 0 and (tmp_path / "report" / "report.html").read_text() == written
-    assert capsys.readouterr().out.count("| anchor and window |") == 3
+    assert ablate([*asked, "--turns", "1"]) == 0 and (tmp_path / "report" / "report.html").read_text() == written
+    out = capsys.readouterr().out
+    assert out.count("| anchor and window |") == 2 and out.count("in question at 2") == 1
+    assert len(json.loads((tmp_path / "ablation.json").read_text())) == 12
 
 
 def test_the_page_stands_alone_and_the_tables_say_the_same(tmp_path):
@@ -101,5 +109,10 @@ def test_what_cannot_be_compared_is_said(tmp_path):
     readme.write_text("no place")
     with pytest.raises(AnchorEditError, match="no place for the tables: put in the lines"):
         report([str(tmp_path / "a" / "seed-0"), "--out", str(tmp_path / "out"), "--into", str(readme)])
-    with pytest.raises(AnchorEditError, match="'bundled' has no label"):
-        ablate([*ASKED, "--out", str(tmp_path), "--model", "bundled"])
+    for options, said in (
+        (["--model", "bundled"], "'bundled' has no label"),
+        (["--model", "..=x"], "leave out slashes and dots"),
+        (["--sampling-seeds", "0"], "--sampling-seeds 0 measures nothing"),
+    ):
+        with pytest.raises(AnchorEditError, match=said):
+            ablate([*ASKED, "--out", str(tmp_path), *options])

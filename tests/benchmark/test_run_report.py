@@ -100,6 +100,22 @@ def test_the_report_counts_what_the_records_say(capsys):
     assert "| 3 | back | 3 | 33.3%" in out and "| undo | - | 33.3% of 3 |" in out
 
 
+def test_what_a_protocol_is_about_counts_only_where_it_says_something():
+    """Not at a moot turn, which doing nothing gets right, nor of an earlier edit that was never made."""
+    lasting = {"marks": [{"what": "colour of turn 1", "turn": number, "facts": ["colour"]} for number in (2, 3)]}
+    lost, never = (
+        session([turn("recolour", asked=["colour"], wrong=first), turn("move"), turn("sign", wrong=["colour"])], (), 1)
+        for first in ([], ["colour"])
+    )
+    moot = session([turn("null"), turn("null"), turn("undo", asked=["place"], moot=True)], ("place",), 1)
+    rows = make_report(SETTINGS, [lost | lasting, never | lasting, moot])["marks"]
+    assert [(row["turn"], row["sessions"], row["right"] and row["right"]["mean"]) for row in rows] == [
+        (3, 0, None),
+        (2, 1, 1),
+        (3, 1, 0),
+    ]
+
+
 def test_a_moot_turn_neither_succeeds_nor_fails():
     report = make_report(SETTINGS, [*RECORDS, MOOT])
     assert report["moot_by_turn"] == [0, 1, 0]

@@ -72,13 +72,26 @@ def test_they_are_part_of_a_run(weights, pictures, tmp_path):
         run(asked)  # other measures would leave half of the sessions without theirs
 
 
+@pytest.mark.parametrize(
+    ("name", "folder", "said"),
+    [
+        ("clip", "dino", "as Clip .it has no weights for"),
+        ("dino", "perceptual", "as Dino"),
+    ],
+)
+def test_another_model_is_refused(weights, name, folder, said):
+    """Where transformers would make up weights, or the model says nothing about a picture."""
+    with pytest.raises(AnchorEditError, match=said):
+        load_similarities({name: weights / folder})
+
+
 def test_weights_that_are_of_no_use(weights, tmp_path):
     with pytest.raises(AnchorEditError, match="has no safetensors"):
         load_similarities({"dino": tmp_path})
     (tmp_path / "model.safetensors").write_bytes((weights / "dino" / "model.safetensors").read_bytes()[:100])
     (tmp_path / "config.json").write_bytes((weights / "dino" / "config.json").read_bytes())
     (tmp_path / "preprocessor_config.json").write_bytes((weights / "dino" / "preprocessor_config.json").read_bytes())
-    with pytest.raises(AnchorEditError, match="cannot be used .*give a picture model's folder"):
+    with pytest.raises(AnchorEditError, match="cannot be used as Dino .*give such a model's folder"):
         load_similarities({"dino": tmp_path})
 
 
