@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
@@ -123,7 +124,7 @@ class Engine:
                     saved = time.monotonic()
         if self.saved_step != self.step:
             self.save()
-        elif not (self.folder / CHECKPOINT).is_file():  # killed right after its last state
+        elif checkpoint_step(self.folder) != self.step:  # ended between its last state and the checkpoint
             self._write_checkpoint()
         if log:
             log.close()
@@ -167,7 +168,7 @@ class Engine:
         self._write_checkpoint()
 
     def _write_checkpoint(self) -> None:
-        write_checkpoint(self.folder, self.stage.main, self.stage, self.config, self.accelerator)
+        write_checkpoint(self.folder, self.stage.main, self.stage, self.step, self.accelerator)
         self.accelerator.wait_for_everyone()
 
     def _mine(self) -> range:
@@ -233,19 +234,32 @@ class Engine:
                 signal.signal(number, handler)
 
 
-def write_checkpoint(folder: Path, network: Network, stage: Stage, config: Config, accelerator: Accelerator) -> None:
-    """The averaged weights as one file that everything reads; with adapters also a LoRA file of them alone."""
+def checkpoint_step(folder: Path) -> int | None:
+    """The step whose weights the checkpoint in a stage's folder holds; None if there is none, or it does not say."""
+    try:
+        with safe_open(folder / CHECKPOINT, framework="pt") as file:
+            return int(file.metadata()["step"])
+    except (OSError, SafetensorError, TypeError, KeyError, ValueError):
+        return None
+
+
+def write_checkpoint(folder: Path, network: Network, stage: Stage, step: int, accelerator: Accelerator) -> None:
+    """The averaged weights as one file that everything reads; with adapters also a LoRA file of them alone.
+
+    The checkpoint comes last: the step that it names is that of both.
+    """
+    config = stage.config
     source = network.average.network if network.average else network
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     state = get_model_state_dict(source.module, options=options)
     if not accelerator.is_main_process:
         return
-    weights = widen_text(merged(state, source.module), config.model.text_dim)
-    save_checkpoint(folder / CHECKPOINT, weights, config.model, stage.edit)
     if config.lora.rank:
         adapters = adapter_weights(state, config.lora.alpha, config.lora.rank)
         with whole_file(folder / LORA, "LoRA") as unfinished:
             save_file(adapters, unfinished, {"format": "pt"})
+    weights = widen_text(merged(state, source.module), config.model.text_dim)
+    save_checkpoint(folder / CHECKPOINT, weights, config.model, stage.edit, step=str(step))
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ pytest.importorskip("tensorboard")
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from anchoredit_model.checkpoint import load_transformer
+from anchoredit_model.checkpoint import load_transformer, read_checkpoint, save_checkpoint
 from anchoredit_model.errors import AnchorEditError
 from train.__main__ import main
 from train.curriculum import Curriculum
@@ -105,6 +105,11 @@ def start(config: str, folder: Path) -> str:
     return str(path)
 
 
+def sizes_of(checkpoint: Path) -> tuple:
+    read = read_checkpoint(checkpoint)
+    return read.transformer_config, read.edit_config
+
+
 def test_a_killed_run_goes_on_as_if_it_had_not_been(config, tmp_path):
     """SIGKILL at step 30 of 60, the last state being that of step 20: bit for bit the same in the end."""
     changed = Path(config).read_text(encoding="utf-8").replace("steps: 20", "steps: 60", 1)
@@ -123,12 +128,20 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(config, tmp_path):
     states = [path / "state/step-00000060/__0_0.distcp" for path in (folder, tmp_path / "whole" / "pretrain")]
     assert states[0].read_bytes() == states[1].read_bytes()  # trained weights, average and optimisers
     assert torch.equal(losses(folder), losses(tmp_path / "whole" / "pretrain"))
-    (folder / "transformer.safetensors").unlink()
     written = states[0].stat().st_mtime_ns
-    assert train(str(settings), tmp_path / "killed", "pretrain", resume=True)  # finished: only what is missing is made
-    assert states[0].stat().st_mtime_ns == written
-    last = load_file(folder / "transformer.safetensors")
-    assert all(torch.equal(tensor, last[name]) for name, tensor in weights[0].items())
+    for spoil in ("missing", "stale", "nothing"):
+        checkpoint = folder / "transformer.safetensors"
+        if spoil == "missing":
+            checkpoint.unlink()
+        elif spoil == "stale":  # as after a full disk: the state of step 60 beside the weights of step 40
+            older, model, edit = load_file(checkpoint), *sizes_of(checkpoint)
+            save_checkpoint(checkpoint, {name: tensor + 1 for name, tensor in older.items()}, model, edit, step="40")
+        made = checkpoint.stat().st_mtime_ns if checkpoint.exists() else None
+        assert train(str(settings), tmp_path / "killed", "pretrain", resume=True)  # finished: only what lacks is made
+        assert states[0].stat().st_mtime_ns == written
+        assert (checkpoint.stat().st_mtime_ns == made) == (spoil == "nothing")
+        last = load_file(checkpoint)
+        assert all(torch.equal(tensor, last[name]) for name, tensor in weights[0].items())
 
 
 def test_ctrl_c_saves_and_a_full_disk_leaves_the_state_before(config, tmp_path, monkeypatch, largest_file, capsys):
