@@ -18,6 +18,7 @@ from pathlib import Path
 from anchoredit_model.errors import AnchorEditError
 
 from .config import NAMES, Config
+from .parts import FOLDERS, is_finished, wait_for
 from .settings import load_config
 
 ORDER = ("vae", "text", "pretrain", "causal", "distill", "export")
@@ -56,21 +57,23 @@ def main(argv: list[str]) -> int:
 
 def run(command: str, config: Config, out: Path, resume: bool = False, skip_given: bool = False) -> bool:
     """One step of a run; False if it was interrupted. `skip_given`: parts that the config gives are not trained."""
-    if command in ("vae", "text"):
-        given, own = getattr(config.parts, command), "vae" if command == "vae" else "text_encoder"
-        if skip_given and (given or (resume and (out / own / "config.json").is_file())):
+    from .curriculum import Curriculum
+
+    curriculum = Curriculum(config, out)
+    if command in FOLDERS:
+        folder = out / FOLDERS[command]
+        if skip_given and (getattr(config.parts, command) or (resume and is_finished(folder))):
             return True
-        part = importlib.import_module(f"train.{command}")
-        part.run(getattr(config, command), out / own, resume)
-        return True
+        if not curriculum.accelerator.is_main_process:  # one process makes it, by itself
+            return wait_for(folder)
+        return importlib.import_module(f"train.{command}").run(getattr(config, command), folder, resume)
     if command == "export":
         from .export import run as export
 
-        export(config, out)
+        if curriculum.accelerator.is_main_process:
+            export(config, out)
         return True
-    from .curriculum import Curriculum
-
-    return Curriculum(config, out).run(command, resume)
+    return curriculum.run(command, resume)
 
 
 def _options(command: str, argv: list[str]) -> argparse.Namespace:

@@ -27,6 +27,7 @@ from .config import Config, StageSettings
 from .distill import Consistency, Matching
 from .engine import CHECKPOINT, Engine, make_accelerator
 from .networks import Builder, Start, file_start, random_start
+from .parts import FOLDERS, is_finished
 from .pretrain import Pretrain
 from .sources import Source, open_source
 from .stage import Stage, StageParts
@@ -62,10 +63,10 @@ class Curriculum:
         return self.out / Path(*name.split("."))
 
     def vae_folder(self) -> Path:
-        return self._part(self.config.parts.vae, "vae", "a VAE", "vae")
+        return self._part("vae", "a VAE")
 
     def text_folder(self) -> Path:
-        return self._part(self.config.parts.text, "text_encoder", "a text encoder", "text")
+        return self._part("text", "a text encoder")
 
     def encoders(self, device: str | torch.device) -> Encoders:
         """VAE and text encoder, loaded when they are needed."""
@@ -152,11 +153,18 @@ class Curriculum:
             raise AnchorEditError(f"no '{path}': train {name} first, or --set {setting}=FILE")
         return path
 
-    def _part(self, given: str, own: str, what: str, command: str) -> Path:
-        folder = Path(given) if given else self.out / own
+    def _part(self, command: str, what: str) -> Path:
+        """The folder of a part, the config's or our own, which has to be finished."""
+        given = getattr(self.config.parts, command)
+        folder = Path(given) if given else self.out / FOLDERS[command]
         if not folder.is_dir():
             raise AnchorEditError(
                 f"{what} is needed and '{folder}' is not there: train it with python -m train {command}, or --set "
                 f"parts.{command}=FOLDER"
+            )
+        if not given and not is_finished(folder):
+            raise AnchorEditError(
+                f"{what} is needed and the training of '{folder}' is not finished: go on with python -m train "
+                f"{command} --resume, or use it as it is with --set parts.{command}={folder}"
             )
         return folder

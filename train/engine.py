@@ -11,7 +11,6 @@ Ctrl-C ends after the step that is under way and saves.
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -31,6 +30,7 @@ from anchoredit_model.files import whole_file
 from anchoredit_model.vae import ImageVAE
 
 from .config import Config
+from .interrupt import Interrupt
 from .log import Log
 from .networks import Network, adapter_weights, merged, widen_text
 from .rollout import SessionCache, rollout
@@ -75,7 +75,8 @@ class Engine:
         self.step = 0  # finished steps
         self.spent = 0.0  # seconds in them
         self.saved_step: int | None = None  # of the newest state
-        self.stopping = False
+        self.interrupt = Interrupt(alone=accelerator.num_processes == 1)
+        self.stopping = False  # all processes agree on it
         if self.settings.steps <= 0 and self.settings.minutes <= 0:
             raise AnchorEditError(f"{stage.name} has no budget: set {stage.name}.steps or {stage.name}.minutes")
         if self.settings.micro_batches % accelerator.num_processes:
@@ -107,7 +108,7 @@ class Engine:
         """Train until the budget is used up, then write the checkpoint; False if it was interrupted."""
         log = self._log()
         saved = time.monotonic()
-        with self._interruptible():
+        with self.interrupt:
             while self.progress < 1 and not self.stopping:
                 began = time.monotonic()
                 values = self.train_step()
@@ -122,15 +123,16 @@ class Engine:
                 if self._due(time.monotonic() - saved):
                     self.save()
                     saved = time.monotonic()
-        if self.saved_step != self.step:
-            self.save()
-        elif checkpoint_step(self.folder) != self.step:  # ended between its last state and the checkpoint
-            self._write_checkpoint()
+            self.interrupt.saving = True
+            if self.saved_step != self.step:
+                self.save()
+            elif checkpoint_step(self.folder) != self.step:  # ended between its last state and the checkpoint
+                self._write_checkpoint()
         if log:
             log.close()
         if self.stopping and self.accelerator.is_main_process:
             print(f"{self.stage.name}: stopped and saved at step {self.step}: go on with --resume", flush=True)
-        return self.progress >= 1
+        return self.progress >= 1 and not self.stopping
 
     def train_step(self) -> dict[str, float]:
         """One step of every network that learns in it: losses, gradient norms and rates."""
@@ -187,10 +189,11 @@ class Engine:
         """All processes go by the first one's clock, and stop together if one is to stop."""
         if self.accelerator.num_processes == 1:
             self.spent += seconds
+            self.stopping = self.interrupt.asked
             return
         device = self.accelerator.device
         self.spent += self._from_first(torch.tensor(seconds, device=device)).item()
-        stopping = torch.tensor(float(self.stopping), device=device)
+        stopping = torch.tensor(float(self.interrupt.asked), device=device)
         self.stopping = self.accelerator.reduce(stopping, "sum").item() > 0
 
     def _from_first(self, value: Tensor) -> Tensor:
@@ -215,23 +218,6 @@ class Engine:
         made = sample_sessions(self.stage, batch, self.accelerator.device)
         if log:
             log.pictures("samples", grid(batch.latents, made, self.vae), self.step)
-
-    @contextmanager
-    def _interruptible(self) -> Iterator[None]:
-        """Ctrl-C, or being asked to end, ends after the present step; a second time at once."""
-
-        def stop(number: int, _) -> None:
-            self.stopping = True
-            signal.signal(number, before[number])
-
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        for number in before:
-            signal.signal(number, stop)
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 def checkpoint_step(folder: Path) -> int | None:

@@ -152,7 +152,14 @@ def test_ctrl_c_saves_and_a_full_disk_leaves_the_state_before(config, tmp_path, 
             os.kill(os.getpid(), signal.SIGINT)
         return train_step(self)
 
+    save = Engine.save
+
+    def impatient(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        save(self)
+
     monkeypatch.setattr(Engine, "train_step", interrupted)
+    monkeypatch.setattr(Engine, "save", impatient)  # a second Ctrl-C waits for what the first one asked for
     handler = signal.getsignal(signal.SIGINT)
     assert not train(config, tmp_path, "pretrain")
     assert signal.getsignal(signal.SIGINT) is handler and "--resume" in capsys.readouterr().out
@@ -160,12 +167,19 @@ def test_ctrl_c_saves_and_a_full_disk_leaves_the_state_before(config, tmp_path, 
     assert [path.name for path in (folder / "state").iterdir()] == ["step-00000004"]
     before = (folder / "transformer.safetensors").read_bytes()
     monkeypatch.setattr(Engine, "train_step", train_step)
+    monkeypatch.setattr(Engine, "save", save)
     with pytest.raises(AnchorEditError, match="the global batch of the state in .* give another --out"):
         train(config, tmp_path, "pretrain", "pretrain.micro_batches=4", resume=True)
     with largest_file(20_000), pytest.raises(AnchorEditError, match="cannot be written"):
         train(config, tmp_path, "pretrain", resume=True)
     assert [path.name for path in (folder / "state").iterdir()] == ["step-00000004"]
     assert (folder / "transformer.safetensors").read_bytes() == before
+
+
+def test_ctrl_c_in_one_of_two_processes_stops_both_at_one_step(config, tmp_path):
+    done = worker(config, tmp_path, "pretrain", "--interrupt", 3, processes=2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [path.name for path in (tmp_path / "pretrain" / "state").iterdir()] == ["step-00000004"]
 
 
 def test_the_whole_curriculum_and_its_export(config, tmp_path, monkeypatch):
