@@ -150,7 +150,8 @@ def prepare(
     _encode_texts(wanted, texts, encoders, rank, world, report)
     barrier()
     states = {text: rows for path in sorted(texts.glob("*.safetensors")) for text, rows in _read_texts(path).items()}
-    return EncodedSessions(groups, TextTable({text: states[text] for text in wanted}), problems)
+    made_by = {"latents": _id([f"{path.parent.name}/{path.name}" for path in files]), "texts": texts.name}
+    return EncodedSessions(groups, TextTable({text: states[text] for text in wanted}), problems, made_by)
 
 
 def _encode_parts(jobs: list[tuple[Part, Path]], encoders: Encoders, sizes: WorkSizes, workers: int, report) -> None:

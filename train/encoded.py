@@ -49,8 +49,16 @@ class TextTable:
 class EncodedSessions:
     """All sessions of a source, numbered in its order; `problems` are those that were left out."""
 
-    def __init__(self, groups: Sequence[CachedGroup], texts: TextTable, problems: Problems):
+    def __init__(
+        self,
+        groups: Sequence[CachedGroup],
+        texts: TextTable,
+        problems: Problems,
+        made_by: Mapping[str, str] | None = None,
+    ):
+        """made_by: what "latents" and "texts" were encoded from and by, as `identity` says it."""
         self.groups, self.texts, self.problems = groups, texts, problems
+        self.made_by = dict(made_by or {})
         self._places = [(group, row) for group in groups for row in range(len(group.keys))]
         self.shapes: list[Shape] = [group.shape for group, _ in self._places]
 
@@ -58,12 +66,12 @@ class EncodedSessions:
         return len(self._places)
 
     @property
-    def fingerprint(self) -> str:
-        """Of which sessions there are and in which order, for resuming."""
+    def identity(self) -> dict[str, str]:
+        """For resuming: which sessions there are, in which order, and what their latents and texts were made by."""
         digest = hashlib.sha256()
         for group in self.groups:
             digest.update(repr((group.shape, group.keys)).encode())
-        return digest.hexdigest()
+        return {"data": digest.hexdigest(), **self.made_by}
 
     def languages(self, number: int) -> tuple[str, ...]:
         """The languages in which a session's instructions all are."""

@@ -12,8 +12,7 @@ Ctrl-C ends after the step that is under way and saves.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -45,21 +44,25 @@ LORA = "lora.safetensors"
 
 def make_accelerator() -> Accelerator:
     """The processes. Without `cpu`, those on a machine that has nothing else would each believe they are alone."""
-    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # for CPUs too, see `arithmetic`
+    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # for CPUs too, see `attention`
     return Accelerator(cpu=not torch.accelerator.is_available())
 
 
-@contextmanager
-def arithmetic(config: Config, device: torch.device) -> Iterator[None]:
-    """Matrices in bfloat16, if the config wants that; on a CPU attention as products of matrices, too.
+def arithmetic(config: Config, device: torch.device) -> AbstractContextManager:
+    """Matrices in bfloat16, if the config wants that: for forward passes.
 
     Casts of weights are not cached: those made without a gradient, in a rollout, would stand in for the ones that
-    learn. The fused attention of a CPU has a backward pass that goes without its matrix units: 4 times slower.
+    learn.
     """
-    half = config.engine.precision == "bfloat16"
-    attention = sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
-    with torch.autocast(device.type, torch.bfloat16, half, cache_enabled=False), attention:
-        yield
+    return torch.autocast(device.type, torch.bfloat16, config.engine.precision == "bfloat16", cache_enabled=False)
+
+
+def attention(device: torch.device) -> AbstractContextManager:
+    """On a CPU attention as products of matrices: for forward passes, and backward ones that may repeat them.
+
+    The fused attention of a CPU has a backward pass that goes without its matrix units: 4 times slower.
+    """
+    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
 
 
 class Engine:
@@ -92,14 +95,20 @@ class Engine:
         by_minutes = self.spent / (60 * self.settings.minutes) if self.settings.minutes else 0.0
         return min(1.0, max(by_steps, by_minutes))
 
+    @property
+    def identity(self) -> dict[str, str | int | float]:
+        """What decides what a step learns from: the same steps of another one are other steps."""
+        return {**self.source.identity, "seed of the draws": self.config.engine.seed}
+
     def resume(self) -> None:
-        """Go on where the newest state is. Raises AnchorEditError if its steps were made of other data."""
+        """Go on where the newest state is. Raises AnchorEditError if its steps were made of other data or draws."""
         saved = self.states.load(self.stage.networks)
-        for name, value in self.source.identity.items():
-            if saved["source"][name] != value:
+        for name, value in self.identity.items():
+            there = saved["source"].get(name, value)  # states of before may say less
+            if there != value:
                 raise AnchorEditError(
-                    f"the {name} of the state in '{self.folder}' is {saved['source'][name]}, this run's is {value}: "
-                    "resume with the data, seed, batch and micro_batches it was made with, or give another --out"
+                    f"the {name} of the state in '{self.folder}' is {there}, this run's is {value}: resume with the "
+                    "data, VAE, text encoder, seeds, batch and micro_batches it was made with, or give another --out"
                 )
         self.step, self.spent = saved["step"], saved["spent"]
         self.saved_step = self.step
@@ -147,9 +156,10 @@ class Engine:
                     self.config.engine.seed, self.stage.name, learner, self.step, micro, self.accelerator.device
                 )
                 batch = self.source.batch(self.step, micro).to(self.accelerator.device)
-                with arithmetic(self.config, self.accelerator.device):
-                    loss = self.stage.loss(learner, batch, draws, self.progress)
-                (loss / len(mine)).backward()
+                with attention(self.accelerator.device):
+                    with arithmetic(self.config, self.accelerator.device):
+                        loss = self.stage.loss(learner, batch, draws, self.progress)
+                    (loss / len(mine)).backward()
                 losses.append(loss.detach())
             loss = self.accelerator.reduce(torch.stack(losses).mean(), "mean")
             norm, rate = network.update(self.progress, self.step + 1)
@@ -164,7 +174,7 @@ class Engine:
     def save(self) -> None:
         """Write what training goes on from, and the averaged weights as a checkpoint to use."""
         progress = {"stage": self.stage.name, "step": self.step, "spent": self.spent, "progress": self.progress}
-        progress["source"] = self.source.identity
+        progress["source"] = self.identity
         self.states.save(self.stage.networks, progress)
         self.saved_step = self.step
         self._write_checkpoint()
@@ -261,7 +271,8 @@ def sample_sessions(stage: Stage, batch: Batch, device: torch.device) -> Tensor:
     generator = torch.Generator(device).manual_seed(0)  # the same noise each time, to compare
     draws = len(edit.steps) if edit.sampler == "renoise" else 1
     noise = torch.randn(turns, draws, *batch.latents[:, 0].shape, generator=generator, device=device)
-    with arithmetic(stage.config, device), torch.compiler.set_stance("force_eager"):  # many shapes, few calls
+    eager = torch.compiler.set_stance("force_eager")  # many shapes, few calls
+    with arithmetic(stage.config, device), attention(device), eager:
         return rollout(cache, batch.latents, batch.text, noise, edit)
 
 

@@ -94,7 +94,7 @@ class Loader:
     @property
     def identity(self) -> dict[str, str | int]:
         """What `epoch` and `position` are a place in: with another one of these they mean other sessions."""
-        return {"data": self.data.fingerprint, "seed": self.seed, "global batch": self.global_batch}
+        return {**self.data.identity, "seed": self.seed, "global batch": self.global_batch}
 
     def _shares(self, number: int) -> tuple[tuple[str, ...], list[float]]:
         """A session's languages and how often each is chosen."""

@@ -73,6 +73,7 @@ class Source:
         self.rows = max(
             len(states) for table in (data.texts, self.shown_data.texts) for states in table.states.values()
         )
+        self.english = english
         languages = _shares_of(data, english)
         self._loaders = [
             Loader(data, settings.batch, seed, micro, settings.micro_batches, languages, self.rows)
@@ -81,9 +82,9 @@ class Source:
         self._reading: dict[int, tuple[int, Iterator[dict], Batch]] = {}  # micro-batch -> step, what follows, its batch
 
     @property
-    def identity(self) -> dict[str, str | int]:
+    def identity(self) -> dict[str, str | int | float]:
         """What a step is a place in, whatever the number of processes."""
-        return self._loaders[0].identity
+        return {**self._loaders[0].identity, "share of English": self.english}
 
     def batch(self, step: int, micro: int) -> Batch:
         """The micro-batch `micro` of step `step` = 0, 1, ..."""

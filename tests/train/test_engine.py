@@ -168,8 +168,15 @@ def test_ctrl_c_saves_and_a_full_disk_leaves_the_state_before(config, tmp_path, 
     before = (folder / "transformer.safetensors").read_bytes()
     monkeypatch.setattr(Engine, "train_step", train_step)
     monkeypatch.setattr(Engine, "save", save)
-    with pytest.raises(AnchorEditError, match="the global batch of the state in .* give another --out"):
-        train(config, tmp_path, "pretrain", "pretrain.micro_batches=4", resume=True)
+    for change, named in {
+        "pretrain.micro_batches=4": "global batch",
+        "edit.area_ratio=2": "latents",
+        "data.english=0.5": "share of English",
+        "data.seed=2": "data",
+        "engine.seed=2": "seed of the draws",
+    }.items():
+        with pytest.raises(AnchorEditError, match=f"the {named} of the state in .* give another --out"):
+            train(config, tmp_path, "pretrain", change, resume=True)
     with largest_file(20_000), pytest.raises(AnchorEditError, match="cannot be written"):
         train(config, tmp_path, "pretrain", resume=True)
     assert [path.name for path in (folder / "state").iterdir()] == ["step-00000004"]
@@ -224,6 +231,16 @@ def test_variants_have_one_budget_and_one_start(config, tmp_path, monkeypatch, c
     assert len(made) == len(set(made)) == len(VARIANTS)
     assert main(["variants", *asked, "--only", "stage 4"]) == 2
     assert "there is no variant 'stage 4': choose of 'stage 1'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_checkpointing_learns_the_same(config, tmp_path, precision):
+    learnt = []
+    for checkpointing in ("false", "true"):
+        changes = [f"engine.precision={precision}", f"engine.checkpointing={checkpointing}", "pretrain.steps=2"]
+        assert train(config, tmp_path / checkpointing, "pretrain", *changes)
+        learnt.append(losses(tmp_path / checkpointing / "pretrain"))
+    assert torch.equal(*learnt)
 
 
 def test_adapters_alone_learn_and_both_files_say_the_same(config, tmp_path):
