@@ -121,6 +121,9 @@ class Engine:
     def __post_init__(self):
         _one_of("engine.precision", self.precision, ("bfloat16", "float32"))
         _one_of("engine.parallel", self.parallel, ("ddp", "fsdp"))
+        _at_least(1, "engine.log_steps", self.log_steps)
+        for name in ("save_minutes", "save_steps", "sample_steps"):
+            _at_least(0, f"engine.{name}", getattr(self, name))
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,9 @@ class Lora:
     rank: int = 0
     alpha: float = 32.0
     targets: tuple[str, ...] = ("q", "k", "v", "o", "ffn.0", "ffn.2")
+
+    def __post_init__(self):
+        _at_least(0, "lora.rank", self.rank)
 
 
 @dataclass(frozen=True)
@@ -243,6 +249,8 @@ class Causal(StageSettings):
         super().__post_init__()
         _one_of("causal.forcing", self.forcing, ("teacher", "diffusion", "bidirectional"))
         _one_of("causal.rollout", self.rollout, ("cached", "one_pass", "none"))
+        for name in ("first_turns", "turns", "rollout_steps"):
+            _at_least(1, f"causal.{name}", getattr(self, name))
         if self.forcing == "bidirectional" and self.rollout != "none":
             raise AnchorEditError(
                 f"causal.rollout {self.rollout!r} reads what a causal model remembers, and causal.forcing is "
@@ -267,6 +275,11 @@ class Consistency(StageSettings):
     rollout: float = 0.8
     rollout_share: float = 0.0
 
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("turns", "grid"):
+            _at_least(1, f"distill.consistency.{name}", getattr(self, name))
+
 
 @dataclass(frozen=True)
 class Matching(StageSettings):
@@ -283,6 +296,11 @@ class Matching(StageSettings):
     times: TimeSampling = field(default_factory=lambda: TimeSampling(low=20, high=980))
     every: int = 5
     critic: Optimiser = field(default_factory=lambda: Optimiser(lr=5e-6, betas=(0.0, 0.999)))
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("turns", "every"):
+            _at_least(1, f"distill.matching.{name}", getattr(self, name))
 
 
 @dataclass(frozen=True)
@@ -438,6 +456,11 @@ def _wan_lora(size: str) -> Config:
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise AnchorEditError(f"{name} {value!r} is unknown: choose one of {', '.join(allowed)}")
+
+
+def _at_least(least: int, name: str, value: float) -> None:
+    if not value >= least:
+        raise AnchorEditError(f"{name} is {value}: set it to {least} or more")
 
 
 _NAMED = {

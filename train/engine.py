@@ -162,13 +162,13 @@ class Engine:
                     (loss / len(mine)).backward()
                 losses.append(loss.detach())
             loss = self.accelerator.reduce(torch.stack(losses).mean(), "mean")
-            norm, rate = network.update(self.progress, self.step + 1)
-            values |= {f"loss/{learner}": loss.item(), f"gradient/{learner}": norm, f"rate/{learner}": rate}
             if not torch.isfinite(loss):
                 raise AnchorEditError(
                     f"the loss of {learner} is {loss.item()} at step {self.step}: lower the learning rate and resume "
                     "from the last state"
                 )
+            norm, rate = network.update(self.progress, self.step + 1)
+            values |= {f"loss/{learner}": loss.item(), f"gradient/{learner}": norm, f"rate/{learner}": rate}
         return values
 
     def save(self) -> None:

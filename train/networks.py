@@ -70,9 +70,18 @@ class Network:
             self.module.set_requires_gradient_sync(wanted)
 
     def update(self, progress: float, step: int) -> tuple[float, float]:
-        """One step of every optimiser and of the average; the gradient's norm before clipping and the rate."""
+        """One step of every optimiser and of the average; the gradient's norm before clipping and the rate.
+
+        Raises AnchorEditError, and changes nothing, if the norm is not finite.
+        """
         rate = self.settings.rate(progress)
         norm = nn.utils.clip_grad_norm_(self.learnt().values(), self.settings.clip)
+        norm = (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
+        if not math.isfinite(norm):
+            raise AnchorEditError(
+                f"the norm of the gradient is {norm} in step {step}: lower the learning rate {self.settings.lr:g} and "
+                "go on from the last state with --resume"
+            )
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = rate
@@ -80,8 +89,7 @@ class Network:
             optimiser.zero_grad(set_to_none=True)
         if self.average:
             self.average.update(self, step)
-        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        return norm.item(), rate
+        return norm, rate
 
 
 class Average:

@@ -25,6 +25,8 @@ from anchoredit_model.errors import AnchorEditError
 from train.__main__ import main
 from train.curriculum import Curriculum
 from train.engine import Engine
+from train.log import Log
+from train.pretrain import Pretrain
 from train.settings import load_config
 from train.variants import VARIANTS
 
@@ -187,6 +189,52 @@ def test_ctrl_c_in_one_of_two_processes_stops_both_at_one_step(config, tmp_path)
     done = worker(config, tmp_path, "pretrain", "--interrupt", 3, processes=2)
     assert done.returncode == 0, done.stderr[-3000:]
     assert [path.name for path in (tmp_path / "pretrain" / "state").iterdir()] == ["step-00000004"]
+
+
+def test_a_gradient_that_is_not_finite_spoils_nothing(config, tmp_path, monkeypatch):
+    """A finite loss can have one; the state before it stays the last, and so do the weights."""
+    assert not stopped_at(2, config, tmp_path, monkeypatch)
+    loss = Pretrain.loss
+    monkeypatch.setattr(Pretrain, "loss", lambda self, *args: spoiled(loss(self, *args)))
+    stepped = []
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: stepped.append(self))
+    with pytest.raises(AnchorEditError, match="the norm of the gradient is .* in step 3: lower the learning rate"):
+        train(config, tmp_path, "pretrain", resume=True)
+    assert not stepped
+    assert [path.name for path in (tmp_path / "pretrain" / "state").iterdir()] == ["step-00000002"]
+
+
+def spoiled(loss: torch.Tensor) -> torch.Tensor:
+    """The same loss with a gradient that is infinite."""
+    loss.register_hook(lambda gradient: gradient * torch.inf)
+    return loss * 1.0
+
+
+def stopped_at(step: int, config: str, out: Path, monkeypatch) -> bool:
+    train_step = Engine.train_step
+
+    def interrupted(self):
+        if self.step == step - 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return train_step(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "train_step", interrupted)
+        return train(config, out, "pretrain")
+
+
+def test_a_log_that_cannot_be_written_is_one_clear_error(tmp_path, largest_file):
+    log = Log(tmp_path / "stage", 0, "stage", 0.0)
+    log.add({"loss": 1.0}, 0.1)
+    log.line(1, {})
+    with largest_file((tmp_path / "stage" / "log.jsonl").stat().st_size):
+        with pytest.raises(AnchorEditError, match="log .*log.jsonl' cannot be written .*make room"):
+            log.line(2, {"minutes": 1.0})
+    log.line(3, {})
+    log.close()
+    (tmp_path / "file").touch()
+    with pytest.raises(AnchorEditError, match="log .* cannot be written .*another --out"):
+        Log(tmp_path / "file", 0, "stage", 0.0)
 
 
 def test_the_whole_curriculum_and_its_export(config, tmp_path, monkeypatch):
