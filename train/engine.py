@@ -115,6 +115,9 @@ class Engine:
 
     def train(self) -> bool:
         """Train until the budget is used up, then write the checkpoint; False if it was interrupted."""
+        if self.accelerator.is_main_process:
+            for line in self.source.describe():
+                print(f"{self.stage.name}: {line}", flush=True)
         log = self._log()
         saved = time.monotonic()
         with self.interrupt:

@@ -80,9 +80,11 @@ def losses(folder: Path) -> torch.Tensor:
     return torch.tensor([value for row in rows for name, value in row.items() if name.startswith("loss")])
 
 
-def test_two_processes_learn_as_one(config, tmp_path):
+def test_two_processes_learn_as_one(config, tmp_path, capsys):
     """By DDP and by FSDP2, the latter with all weights as DTensors: the same 20 losses on the same global batch."""
     assert train(config, tmp_path / "one", "causal", "causal.init=" + start(config, tmp_path))
+    said = capsys.readouterr().out
+    assert "causal: 12 sessions" in said and "causal: 3 batches of 4 sessions per epoch" in said
     settings = tmp_path / "two.yaml"
     settings.write_text(Path(config).read_text(encoding="utf-8"), encoding="utf-8")
     text = settings.read_text(encoding="utf-8").replace("causal: {", f"causal: {{init: {tmp_path / 'start'}, ")
