@@ -1,8 +1,10 @@
 """The command line of training.
 
     python -m train all      --config tiny --out runs/tiny
-    python -m train causal   --config wan-1.3b --set parts.transformer=models/wan2.1 --out runs/wan --dry-run
-    python -m train causal   --config my.yaml --set causal.batch=4 --out runs/mine --resume
+    python -m train pretrain --config wan.yaml --out runs/wan --dry-run
+    python -m train causal   --config wan.yaml --set causal.batch=4 --out runs/wan --resume
+
+`wan.yaml` says where its parts lie, see train/README.md.
 
 `all` makes everything in order; `variants` trains it without one component each, to compare; `data`, with options of
 its own, makes and checks shards. Several processes: see train/engine.py.
@@ -40,10 +42,13 @@ def main(argv: list[str]) -> int:
         options = _options(command, rest)
         config = load_config(options.config, options.set)
         if options.dry_run:
-            from .dry_run import report
+            from .dry_run import missing, report
 
-            print(report(command, config, options.out), flush=True)
-            return 0
+            lacking = missing(command, config, options.out)
+            print(
+                "\n".join([report(command, config, options.out), *(f"missing: {line}" for line in lacking)]), flush=True
+            )
+            return 2 if lacking else 0
         if command == "variants":
             from .variants import run as train_variants
 
@@ -84,7 +89,7 @@ def _options(command: str, argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--resume", action="store_true", help="go on where it was; what is finished is left alone")
     if command == "variants":
         parser.add_argument("--only", action="append", default=[], metavar="NAME", help="this variant; may be repeated")
-    parser.add_argument("--dry-run", action="store_true", help="print sizes, steps, memory and data, and train nothing")
+    parser.add_argument("--dry-run", action="store_true", help="print sizes, memory and what is missing; train nothing")
     return parser.parse_args(argv)
 
 

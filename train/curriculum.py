@@ -12,6 +12,7 @@ OUT/model, OUT/anchoredit.safetensors
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -29,7 +30,7 @@ from .engine import CHECKPOINT, Engine, make_accelerator
 from .networks import Builder, Start, file_start, random_start
 from .parts import FOLDERS, is_finished
 from .pretrain import Pretrain
-from .sources import Source, open_source
+from .sources import Source, find_parts, open_source
 from .stage import Stage, StageParts
 from .state import newest
 
@@ -50,7 +51,7 @@ class Curriculum:
 
     def run(self, command: str, resume: bool = False) -> bool:
         """Train the stages of a command; False if it was interrupted. With `resume`, what is finished is left alone."""
-        return all(self._train(kind, resume) for kind in STAGES[command] if self._wanted(kind))
+        return all(self._train(kind, resume) for kind in STAGES[command] if self.wanted(kind))
 
     def settings(self, name: str) -> StageSettings:
         """The part of the config that belongs to a stage, by its dotted name."""
@@ -105,6 +106,16 @@ class Curriculum:
         given = self.config.distill.teacher
         return file_start(given or str(self._checkpoint("causal", "distill.teacher")), sizes)
 
+    def missing(self, kind: type[Stage], made: Collection[str] = ()) -> list[str]:
+        """What a stage would stop at for want of it, in lines with remedies; stages `made` are there by then."""
+        name, text_dim = kind.name, self.config.model.text_dim
+        needed: list[Callable] = [lambda: find_parts(self.config.data, self.config.edit, kind.layouts)]
+        if self.settings(name).init or _BEFORE.get(name) not in made:
+            needed.append(lambda: self.start(name, text_dim))
+        if name in _NEEDS_TEACHER and (self.config.distill.teacher or "causal" not in made):
+            needed.append(lambda: self.teacher(text_dim))
+        return refusals(needed)
+
     def last_checkpoint(self) -> Path:
         """Of the stage that went furthest."""
         for name in ("distill.matching", "distill.consistency", "causal", "pretrain"):
@@ -142,7 +153,7 @@ class Curriculum:
         stage = kind(self.settings(name), parts)
         return Engine(stage, source, self.folder(name), self.config, self.accelerator, encoders.vae)
 
-    def _wanted(self, kind: type[Stage]) -> bool:
+    def wanted(self, kind: type[Stage]) -> bool:
         """A part of a stage may be left out by giving it no budget at all."""
         settings = self.settings(kind.name)
         return len(STAGES.get(kind.name.split(".")[0], ())) == 1 or settings.steps > 0 or settings.minutes > 0
@@ -168,3 +179,14 @@ class Curriculum:
                 f"{command} --resume, or use it as it is with --set parts.{command}={folder}"
             )
         return folder
+
+
+def refusals(calls: Iterable[Callable]) -> list[str]:
+    """What the calls raise AnchorEditError for, each line once."""
+    said = []
+    for call in calls:
+        try:
+            call()
+        except AnchorEditError as error:
+            said.append(str(error))
+    return list(dict.fromkeys(said))

@@ -3,8 +3,8 @@
 A step is a fixed number of micro-batches, each with its own sessions and random numbers, which the processes share
 out; so 1, 2 or 64 of them learn the same. Several processes are started by accelerate or torchrun:
 
-    accelerate launch --num_processes 8 -m train causal --config wan-1.3b --out runs/wan
-    torchrun --nnodes 4 --nproc-per-node 8 ... -m train causal --config wan-14b --out runs/wan
+    accelerate launch --num_processes 8 -m train pretrain --config wan.yaml --out runs/wan
+    torchrun --nnodes 4 --nproc-per-node 8 ... -m train causal --config wan.yaml --out runs/wan
 
 Ctrl-C ends after the step that is under way and saves.
 """

@@ -49,7 +49,7 @@ class Loader:
             self._numbers[data.shapes[number], data.stars[number]].append(number)
         if not self._choices:
             raise AnchorEditError(
-                f"every one of {len(data)} sessions is left out, as a session is in {'/'.join(data.languages(0))}, and only "
+                f"all {len(data)} sessions are left out: a session is in {'/'.join(data.languages(0))}, and only "
                 f"{'/'.join(self._wanted)} is asked for: add that language or leave out such data"
             )
         if not len(self):

@@ -63,11 +63,12 @@ class Network:
         return {name: parameter for name, parameter in self.module.named_parameters() if parameter.requires_grad}
 
     def sync_gradients(self, wanted: bool) -> None:
-        """Whether the next backward pass exchanges gradients; only the last of a step needs to."""
+        """Whether the next backward pass exchanges gradients; by DDP only the last of a step needs to.
+
+        Shards always do: kept back, every process would hold the gradients of all weights, in float32.
+        """
         if self.forward is not self.module:
             self.forward.require_backward_grad_sync = wanted
-        elif hasattr(self.module, "set_requires_gradient_sync"):
-            self.module.set_requires_gradient_sync(wanted)
 
     def update(self, progress: float, step: int) -> tuple[float, float]:
         """One step of every optimiser and of the average; the gradient's norm before clipping and the rate.

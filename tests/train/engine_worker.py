@@ -21,6 +21,7 @@ from train.__main__ import leave_group
 from train.curriculum import Curriculum
 from train.engine import Engine
 from train.settings import load_config
+from train.stage import Draws
 
 
 def die_at(step: int) -> None:
@@ -56,9 +57,22 @@ def spread_as(kind: str) -> None:
             parameters = [*network.module.parameters(), *network.average.network.module.parameters()]
             assert all(isinstance(parameter, DTensor) for parameter in parameters) == (kind == "fsdp")
             assert isinstance(network.forward, DistributedDataParallel) == (kind == "ddp")
+        if kind == "fsdp":
+            gradients_are_shards(self)
         return train(self)
 
     Engine.train = checked
+
+
+def gradients_are_shards(engine: Engine) -> None:
+    """Assert that no process keeps whole gradients, not even after a micro-batch that is not the last of its step."""
+    network, micro = engine.stage.main, engine.accelerator.process_index
+    network.sync_gradients(False)
+    draws = Draws.of(1, "check", "model", 0, micro, engine.accelerator.device)
+    engine.stage.loss("model", engine.source.batch(0, micro), draws, 0.0).backward()
+    for parameter in network.learnt().values():
+        assert isinstance(parameter.grad, DTensor)
+        parameter.grad = None
 
 
 def main() -> None:

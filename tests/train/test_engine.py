@@ -24,6 +24,7 @@ from anchoredit_model.checkpoint import load_transformer, read_checkpoint, save_
 from anchoredit_model.errors import AnchorEditError
 from train.__main__ import main
 from train.curriculum import Curriculum
+from train.dry_run import estimate, largest_forward
 from train.engine import Engine
 from train.log import Log
 from train.pretrain import Pretrain
@@ -317,7 +318,42 @@ def test_a_dry_run_says_what_there_is_and_writes_nothing(config, tmp_path, capsy
     said = capsys.readouterr().out
     for part in ("weights", "20 steps", "memory of a process", "activations", "12 chains of 3 edits", "starts anew"):
         assert part in said, part
-    assert not (tmp_path / "none").exists()
+    assert "missing" not in said and not (tmp_path / "none").exists()
+
+
+def test_a_dry_run_names_everything_that_is_missing(config, small_model, tmp_path, capsys):
+    """As the run itself would, but all at once; what an earlier step of the command makes is not missing."""
+
+    def missing(command: str, *changes: str) -> list[str]:
+        asked = [word for change in changes for word in ("--set", change)]
+        code = main([command, "--config", config, *asked, "--out", str(tmp_path / "none"), "--dry-run"])
+        found = [line for line in capsys.readouterr().out.splitlines() if line.startswith("missing: ")]
+        assert code == (2 if found else 0)
+        return found
+
+    def names(lines: list[str], *said: str) -> bool:
+        return len(lines) == len(said) and all(word in line for line, word in zip(lines, said))
+
+    bare = ["parts.vae=", "parts.text="]
+    assert names(missing("causal", *bare), "a VAE is needed", "a text encoder is needed", "train pretrain first")
+    assert missing("all", *bare) == []
+    assert names(missing("all", "data.path=nowhere"), "no training data in 'nowhere'")
+    assert names(missing("all", "parts.transformer=nowhere"), "nowhere")
+    assert names(
+        missing("distill"), "train causal first, or --set distill.consistency.init", "--set distill.teacher=FILE"
+    )
+    assert names(missing("export", *bare), "a VAE", "a text encoder", "no trained transformer")
+    wan = ["model.dim=128", "model.ffn_dim=128", "model.num_heads=1", f"parts.transformer={small_model}"]
+    assert missing("pretrain", *wan) == missing("variants", *wan) == []
+    assert names(missing("pretrain", *wan, "model.num_layers=3"), "the config asks for 3")
+
+
+def test_pairs_of_shards_take_memory_for_every_turn(config):
+    studio = load_config(config)
+    shards = load_config(config, ["data.path=shards", "causal.turns=4"])
+    assert largest_forward("pretrain", studio) == (2, 3) and largest_forward("pretrain", shards) == (2 * 4, 2)
+    doubled = load_config(config, ["data.path=shards", "causal.turns=8"])
+    assert estimate("pretrain", doubled, 1).activations > 1.9 * estimate("pretrain", shards, 1).activations
 
 
 @pytest.mark.parametrize(
