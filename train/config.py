@@ -128,7 +128,11 @@ class Engine:
 
 @dataclass(frozen=True)
 class Lora:
-    """Low-rank adapters (https://arxiv.org/abs/2106.09685) in place of all weights; rank 0: none."""
+    """Low-rank adapters (https://arxiv.org/abs/2106.09685) in place of all weights; rank 0: none.
+
+    The same ones go through all stages, so that the last LoRA file belongs to the weights that the first began with; a
+    stage with an `init` of its own begins with new ones for that.
+    """
 
     rank: int = 0
     alpha: float = 32.0

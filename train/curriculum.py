@@ -26,8 +26,8 @@ from .cache import Encoders
 from .causal import Causal
 from .config import Config, StageSettings
 from .distill import Consistency, Matching
-from .engine import CHECKPOINT, Engine, make_accelerator
-from .networks import Builder, Start, file_start, random_start
+from .engine import CHECKPOINT, LORA, Engine, make_accelerator
+from .networks import Builder, Start, file_start, lora_start, random_start
 from .parts import FOLDERS, is_finished
 from .pretrain import Pretrain
 from .sources import Source, find_parts, open_source
@@ -85,12 +85,20 @@ class Curriculum:
         return open_source(config.data, settings, config.edit, kind.layouts, encoders, cache, self.accelerator)
 
     def start(self, name: str, text_dim: int) -> Start:
-        """What a stage's main network is built from."""
+        """What a stage's main network is built from.
+
+        Adapters go through the stages as they are, on the weights that the first of them began with: the last LoRA
+        file is of that model, and not of one that nobody else has.
+        """
         sizes = replace(self.config.model, text_dim=text_dim)
         if given := self.settings(name).init:
             return file_start(given, sizes)
         if name in _BEFORE:
-            return file_start(str(self._checkpoint(_BEFORE[name], f"{name}.init")), sizes)
+            before = _BEFORE[name]
+            checkpoint = self._checkpoint(before, f"{name}.init")
+            if self.config.lora.rank and (lora := self.folder(before) / LORA).is_file():
+                return lora_start(self.start(before, text_dim), lora, self.config.lora)
+            return file_start(str(checkpoint), sizes)
         if self.config.parts.transformer == "random":
             return random_start(sizes, self.config.engine.seed)
         if not self.config.parts.transformer:

@@ -98,7 +98,8 @@ class Engine:
     @property
     def identity(self) -> dict[str, str | int | float]:
         """What decides what a step learns from: the same steps of another one are other steps."""
-        return {**self.source.identity, "seed of the draws": self.config.engine.seed}
+        facts = {**self.source.identity, "seed of the draws": self.config.engine.seed}
+        return {**facts, "base of the adapters": self.stage.main.base} if self.config.lora.rank else facts
 
     def resume(self) -> None:
         """Go on where the newest state is. Raises AnchorEditError if its steps were made of other data or draws."""
@@ -245,7 +246,8 @@ def checkpoint_step(folder: Path) -> int | None:
 def write_checkpoint(folder: Path, network: Network, stage: Stage, step: int, accelerator: Accelerator) -> None:
     """The averaged weights as one file that everything reads; with adapters also a LoRA file of them alone.
 
-    The checkpoint comes last: the step that it names is that of both.
+    The LoRA file's metadata has `base`, the weights that it belongs to, as the config names them. The checkpoint comes
+    last: the step that it names is that of both.
     """
     config = stage.config
     source = network.average.network if network.average else network
@@ -256,7 +258,7 @@ def write_checkpoint(folder: Path, network: Network, stage: Stage, step: int, ac
     if config.lora.rank:
         adapters = adapter_weights(state, config.lora.alpha, config.lora.rank)
         with whole_file(folder / LORA, "LoRA") as unfinished:
-            save_file(adapters, unfinished, {"format": "pt"})
+            save_file(adapters, unfinished, {"format": "pt", "base": network.base})
     weights = widen_text(merged(state, source.module), config.model.text_dim)
     save_checkpoint(folder / CHECKPOINT, weights, config.model, stage.edit, step=str(step))
 

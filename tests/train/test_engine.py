@@ -196,34 +196,21 @@ def test_ctrl_c_in_one_of_two_processes_stops_both_at_one_step(config, tmp_path)
 
 def test_a_gradient_that_is_not_finite_spoils_nothing(config, tmp_path, monkeypatch):
     """A finite loss can have one; the state before it stays the last, and so do the weights."""
-    assert not stopped_at(2, config, tmp_path, monkeypatch)
-    loss = Pretrain.loss
-    monkeypatch.setattr(Pretrain, "loss", lambda self, *args: spoiled(loss(self, *args)))
-    stepped = []
-    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: stepped.append(self))
+    assert train(config, tmp_path, "pretrain", "pretrain.steps=2")
+    loss, weights = Pretrain.loss, {}
+
+    def spoiled(self, *args):
+        weights["now"] = self.main.module.state_dict()
+        weights["before"] = {name: tensor.clone() for name, tensor in weights["now"].items()}
+        value = loss(self, *args)
+        value.register_hook(lambda gradient: gradient * torch.inf)
+        return value * 1.0
+
+    monkeypatch.setattr(Pretrain, "loss", spoiled)
     with pytest.raises(AnchorEditError, match="the norm of the gradient is .* in step 3: lower the learning rate"):
         train(config, tmp_path, "pretrain", resume=True)
-    assert not stepped
+    assert all(torch.equal(tensor, weights["before"][name]) for name, tensor in weights["now"].items())
     assert [path.name for path in (tmp_path / "pretrain" / "state").iterdir()] == ["step-00000002"]
-
-
-def spoiled(loss: torch.Tensor) -> torch.Tensor:
-    """The same loss with a gradient that is infinite."""
-    loss.register_hook(lambda gradient: gradient * torch.inf)
-    return loss * 1.0
-
-
-def stopped_at(step: int, config: str, out: Path, monkeypatch) -> bool:
-    train_step = Engine.train_step
-
-    def interrupted(self):
-        if self.step == step - 1:
-            os.kill(os.getpid(), signal.SIGINT)
-        return train_step(self)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Engine, "train_step", interrupted)
-        return train(config, out, "pretrain")
 
 
 def test_a_log_that_cannot_be_written_is_one_clear_error(tmp_path, largest_file):
@@ -311,6 +298,41 @@ def test_adapters_alone_learn_and_both_files_say_the_same(config, tmp_path):
             assert up.abs().max() > 0
             expected = tensor + adapters[f"{adapted[name]}.alpha"] / 4 * up @ down
         torch.testing.assert_close(merged.state_dict()[name], expected, atol=1e-6, rtol=1e-5)
+
+
+def test_adapters_go_through_the_stages_on_one_base(config, tmp_path, capsys):
+    """The exported LoRA file makes the exported model of the weights that the first stage began with."""
+    base = start(config, tmp_path)
+    lora = ["lora.rank=4", "lora.alpha=8", "pretrain.init=" + base, "pretrain.steps=3", "causal.steps=3"]
+    lora += ["pretrain.optimiser.kind=adamw", "causal.optimiser.kind=adamw", "export.dtype=float32"]
+    lora += ["distill.consistency.optimiser.kind=adamw", "distill.matching.steps=0"]
+    out, models = tmp_path / "lora", [load_transformer(base)[0].state_dict()]
+    for stage, folder in (("pretrain", "pretrain"), ("causal", "causal"), ("distill", "distill/consistency")):
+        assert train(config, out, stage, *lora)
+        models.append(load_transformer(out / folder / "transformer.safetensors")[0].state_dict())
+        with safe_open(out / folder / "lora.safetensors", framework="pt") as file:
+            assert file.metadata()["base"] == base
+        adapters = load_file(out / folder / "lora.safetensors")
+        for name, tensor in models[-1].items():
+            layer = f"diffusion_model.{name.removesuffix('.weight')}"
+            expected = models[0][name]
+            if f"{layer}.alpha" in adapters:
+                up, down = (adapters[f"{layer}.lora_{part}.weight"] for part in "BA")
+                expected = expected + adapters[f"{layer}.alpha"] / 4 * up @ down
+                assert not torch.equal(tensor, models[-2][name]), "nothing learnt"
+            torch.testing.assert_close(tensor, expected, atol=1e-6, rtol=1e-5)
+    main(["export", "--config", config, *(word for change in lora for word in ("--set", change)), "--out", str(out)])
+    assert load_file(out / "lora.safetensors").keys() == adapters.keys()
+    other = Curriculum(load_config(config, [*lora, "lora.rank=8"]), out)
+    with pytest.raises(
+        AnchorEditError, match="other adapters than lora.rank 8, .* its merged weights as this one's init"
+    ):
+        other.start("causal", 32)
+    other = Curriculum(load_config(config, [*lora, f"pretrain.init={out / 'causal' / 'transformer.safetensors'}"]), out)
+    with pytest.raises(
+        AnchorEditError, match="belong to the weights '.*first/pretrain/transformer.safetensors', not to"
+    ):
+        other.start("causal", 32)
 
 
 def test_a_dry_run_says_what_there_is_and_writes_nothing(config, tmp_path, capsys):
