@@ -33,10 +33,11 @@ class Data:
     workers  processes that read pictures while they are encoded
     stars    sessions in which every edit, one of `star_turns`, starts from the source: for stage 1
     chains   sessions in which each of `chain_turns` edits starts from the picture before: for stages 2 and 3
-    shown    sessions that samples are drawn of, of which none is trained on
+    shown    sessions of the studio that samples are drawn of, of which none is trained on; with a `path` samples are
+             of its first sessions, which are
     compile  draw, and on a CPU encode, by compiled loops where there is much of it
     english  how often a session that is in several languages is read in English; the others share the rest
-    seed     of the studio and of the order of all data
+    seed     of the studio, of the order of all data and of the languages they are read in
     """
 
     path: str = ""
@@ -96,7 +97,7 @@ class Parts:
 class Engine:
     """How training runs, the same for all stages.
 
-    seed             of the random start, of the order of the data and of every draw
+    seed             of the random start, of new adapters and of every draw; the order of the data has data.seed
     precision        "bfloat16": matrices are multiplied in it, weights and optimisers stay float32; or "float32"
     parallel         what several processes do: "ddp" each holds everything, "fsdp" they share it out
     compile          block by block, one short compilation for all of them
@@ -421,7 +422,7 @@ def _tiny() -> Config:
 
 def _wan(size: str) -> Config:
     """The published schedule. Many small budgets make no sense at this size, so these are in steps."""
-    edit = EditConfig(shift=5.0, guidance=5.0)
+    edit = EditConfig(num_steps=50, shift=8.0, guidance=5.0)
     times = TimeSampling(shift=5.0)
     adamw = Optimiser(lr=1e-5)
     matching = Optimiser(lr=1e-6, betas=(0.0, 0.999))

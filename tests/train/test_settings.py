@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from anchoredit_model.checkpoint import UNDISTILLED
 from anchoredit_model.errors import AnchorEditError
 from train.config import NAMES, Optimiser
 from train.settings import load_config, to_yaml
@@ -23,6 +24,12 @@ def test_a_file_changes_its_base_and_settings_change_the_file(tmp_path):
     assert config.model == load_config("wan-1.3b").model and config.causal.steps == 9
     assert config.causal.times.own == (1000.0, 500.0) and config.causal.optimiser.lr == 1e-4
     assert config.engine.compile is False and config.pretrain == load_config("wan-1.3b").pretrain
+
+
+def test_wan_is_sampled_as_wan_is():
+    for name in NAMES[1:]:
+        edit = load_config(name).undistilled()
+        assert all(getattr(edit, part) == getattr(UNDISTILLED, part) for part in ("num_steps", "shift", "guidance"))
 
 
 def test_settings_that_need_each_other_may_come_in_any_order():
