@@ -45,9 +45,8 @@ def main(argv: list[str]) -> int:
             from .dry_run import missing, report
 
             lacking = missing(command, config, options.out)
-            print(
-                "\n".join([report(command, config, options.out), *(f"missing: {line}" for line in lacking)]), flush=True
-            )
+            lines = (f"missing: {line}" for line in lacking)
+            print(report(command, config, options.out), *lines, sep="\n", flush=True)
             return 2 if lacking else 0
         if command == "variants":
             from .variants import run as train_variants

@@ -139,7 +139,7 @@ class Engine:
             self.interrupt.saving = True
             if self.saved_step != self.step:
                 self.save()
-            elif checkpoint_step(self.folder) != self.step:  # ended between its last state and the checkpoint
+            elif self._first_says(checkpoint_step(self.folder) != self.step):  # ended after its last state, before it
                 self._write_checkpoint()
         if log:
             log.close()
@@ -196,8 +196,7 @@ class Engine:
         steps = self.config.engine.save_steps
         if steps and self.step % steps == 0:
             return True
-        due = torch.tensor(float(seconds > 60 * self.config.engine.save_minutes), device=self.accelerator.device)
-        return bool(self._from_first(due))
+        return self._first_says(seconds > 60 * self.config.engine.save_minutes)
 
     def _agree(self, seconds: float) -> None:
         """All processes go by the first one's clock, and stop together if one is to stop."""
@@ -209,6 +208,9 @@ class Engine:
         self.spent += self._from_first(torch.tensor(seconds, device=device)).item()
         stopping = torch.tensor(float(self.interrupt.asked), device=device)
         self.stopping = self.accelerator.reduce(stopping, "sum").item() > 0
+
+    def _first_says(self, answer: bool) -> bool:
+        return bool(self._from_first(torch.tensor(float(answer), device=self.accelerator.device)))
 
     def _from_first(self, value: Tensor) -> Tensor:
         if self.accelerator.num_processes > 1:
