@@ -140,10 +140,11 @@ def save_checkpoint(
     transformer_config: TransformerConfig,
     edit_config: EditConfig,
     dtype: torch.dtype | None = None,
+    **notes: str,
 ) -> None:
     """Write one .safetensors under Wan's own names, in `dtype` (None: as they are); all of it or nothing.
 
-    Its metadata holds `anchoredit`, the edit settings, and `config`, the sizes as ComfyUI reads them. Wrappers
+    Its metadata holds `anchoredit`, the edit settings, `config`, the sizes as ComfyUI reads them, and `notes`. Wrappers
     (FSDP, torch.compile ...) around a name are stripped; gather sharded weights first. Raises AnchorEditError
     if the weights are not exactly those that `transformer_config` asks for, or the place can't be written.
     """
@@ -154,6 +155,7 @@ def save_checkpoint(
     _check_fit(weights, _empty_model(transformer_config), f"what is to be saved as {path.name}")
     weights = {name: tensor.detach().to(device="cpu", dtype=dtype).contiguous() for name, tensor in weights.items()}
     metadata = {
+        **notes,
         "format": "pt",
         "config": json.dumps({"transformer": to_comfy_json(transformer_config)}),
         "anchoredit": json.dumps(edit_config.to_json()),

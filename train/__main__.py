@@ -1,8 +1,10 @@
 """The command line of training.
 
     python -m train all      --config tiny --out runs/tiny
-    python -m train causal   --config wan-1.3b --set parts.transformer=models/wan2.1 --out runs/wan --dry-run
-    python -m train causal   --config my.yaml --set causal.batch=4 --out runs/mine --resume
+    python -m train pretrain --config wan.yaml --out runs/wan --dry-run
+    python -m train causal   --config wan.yaml --set causal.batch=4 --out runs/wan --resume
+
+`wan.yaml` says where its parts lie, see train/README.md.
 
 `all` makes everything in order; `variants` trains it without one component each, to compare; `data`, with options of
 its own, makes and checks shards. Several processes: see train/engine.py.
@@ -18,6 +20,7 @@ from pathlib import Path
 from anchoredit_model.errors import AnchorEditError
 
 from .config import NAMES, Config
+from .parts import FOLDERS, is_finished, wait_for
 from .settings import load_config
 
 ORDER = ("vae", "text", "pretrain", "causal", "distill", "export")
@@ -39,10 +42,12 @@ def main(argv: list[str]) -> int:
         options = _options(command, rest)
         config = load_config(options.config, options.set)
         if options.dry_run:
-            from .dry_run import report
+            from .dry_run import missing, report
 
-            print(report(command, config, options.out), flush=True)
-            return 0
+            lacking = missing(command, config, options.out)
+            lines = (f"missing: {line}" for line in lacking)
+            print(report(command, config, options.out), *lines, sep="\n", flush=True)
+            return 2 if lacking else 0
         if command == "variants":
             from .variants import run as train_variants
 
@@ -56,21 +61,23 @@ def main(argv: list[str]) -> int:
 
 def run(command: str, config: Config, out: Path, resume: bool = False, skip_given: bool = False) -> bool:
     """One step of a run; False if it was interrupted. `skip_given`: parts that the config gives are not trained."""
-    if command in ("vae", "text"):
-        given, own = getattr(config.parts, command), "vae" if command == "vae" else "text_encoder"
-        if skip_given and (given or (resume and (out / own / "config.json").is_file())):
+    from .curriculum import Curriculum
+
+    curriculum = Curriculum(config, out)
+    if command in FOLDERS:
+        folder = out / FOLDERS[command]
+        if skip_given and (getattr(config.parts, command) or (resume and is_finished(folder))):
             return True
-        part = importlib.import_module(f"train.{command}")
-        part.run(getattr(config, command), out / own, resume)
-        return True
+        if not curriculum.accelerator.is_main_process:  # one process makes it, by itself
+            return wait_for(folder)
+        return importlib.import_module(f"train.{command}").run(getattr(config, command), folder, resume)
     if command == "export":
         from .export import run as export
 
-        export(config, out)
+        if curriculum.accelerator.is_main_process:
+            export(config, out)
         return True
-    from .curriculum import Curriculum
-
-    return Curriculum(config, out).run(command, resume)
+    return curriculum.run(command, resume)
 
 
 def _options(command: str, argv: list[str]) -> argparse.Namespace:
@@ -81,7 +88,7 @@ def _options(command: str, argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--resume", action="store_true", help="go on where it was; what is finished is left alone")
     if command == "variants":
         parser.add_argument("--only", action="append", default=[], metavar="NAME", help="this variant; may be repeated")
-    parser.add_argument("--dry-run", action="store_true", help="print sizes, steps, memory and data, and train nothing")
+    parser.add_argument("--dry-run", action="store_true", help="print sizes, memory and what is missing; train nothing")
     return parser.parse_args(argv)
 
 

@@ -44,6 +44,7 @@ _PIXELS = 4 * 1024 * 1024  # per forward of the VAE: four pictures of the larges
 _TEXTS_PER_FILE = 4096
 _COMPILED_FROM = 8  # parts of a source from which on a minute of compiling pays
 _READ_BY_ENCODER = ("encoder.", "quant_conv.")  # a VAE of which only the decoder was trained on keeps its latents
+_STAR = " star"  # at the end of a group's name
 _ID_LENGTH = 16  # hex digits of a hash in a name
 
 
@@ -150,7 +151,8 @@ def prepare(
     _encode_texts(wanted, texts, encoders, rank, world, report)
     barrier()
     states = {text: rows for path in sorted(texts.glob("*.safetensors")) for text, rows in _read_texts(path).items()}
-    return EncodedSessions(groups, TextTable({text: states[text] for text in wanted}), problems)
+    made_by = {"latents": _id([f"{path.parent.name}/{path.name}" for path in files]), "texts": texts.name}
+    return EncodedSessions(groups, TextTable({text: states[text] for text in wanted}), problems, made_by)
 
 
 def _encode_parts(jobs: list[tuple[Part, Path]], encoders: Encoders, sizes: WorkSizes, workers: int, report) -> None:
@@ -170,46 +172,45 @@ def _encode_parts(jobs: list[tuple[Part, Path]], encoders: Encoders, sizes: Work
 
 
 class _PartEncoder:
-    """Encodes the sessions of one part, together with others of the same shape."""
+    """Encodes the sessions of one part, together with others of the same shape and layout."""
 
     def __init__(self, vae: ImageVAE):
         self.vae = vae
-        self.waiting: dict[Shape, list[EditSession]] = defaultdict(list)
-        self.latents: dict[Shape, list[Tensor]] = defaultdict(list)
-        self.rows: dict[Shape, list] = defaultdict(list)
+        self.waiting: dict[str, list[EditSession]] = defaultdict(list)  # by the name of their group
+        self.latents: dict[str, list[Tensor]] = defaultdict(list)
+        self.rows: dict[str, list] = defaultdict(list)
 
     def add(self, session: EditSession) -> None:
-        shape = (session.turns, *session.pictures.shape[-2:])
-        self.waiting[shape].append(session)
-        if sum(waiting.pictures[:, 0].numel() for waiting in self.waiting[shape]) >= _PIXELS:
-            self._encode(shape)
+        name = _name((session.turns, *session.pictures.shape[-2:]), session.star)
+        self.waiting[name].append(session)
+        if sum(waiting.pictures[:, 0].numel() for waiting in self.waiting[name]) >= _PIXELS:
+            self._encode(name)
 
     def save(self, path: Path, problems: Problems) -> int:
         """Writes the part's file; the number of sessions in it."""
-        for shape in list(self.waiting):
-            self._encode(shape)
-        tensors = {_name(shape): torch.cat(latents) for shape, latents in self.latents.items()}
-        sessions = {_name(shape): rows for shape, rows in self.rows.items()}
+        for name in list(self.waiting):
+            self._encode(name)
+        tensors = {name: torch.cat(latents) for name, latents in self.latents.items()}
         # one entry, because safetensors writes several in any order
-        content = {"sessions": sessions, "problems": [asdict(problem) for problem in problems.found]}
+        content = {"sessions": self.rows, "problems": [asdict(problem) for problem in problems.found]}
         metadata = {"content": json.dumps(content, ensure_ascii=False)}
         with whole_file(path, "latents", make_folder=True) as unfinished:
             save_file(tensors, unfinished, metadata)
-        return sum(map(len, sessions.values()))
+        return sum(map(len, self.rows.values()))
 
-    def _encode(self, shape: Shape) -> None:
-        sessions = self.waiting.pop(shape)
+    def _encode(self, name: str) -> None:
+        sessions = self.waiting.pop(name)
         pictures = torch.cat([session.pictures for session in sessions])  # [n (T + 1), 3, H, W]
         latents = encode_pictures(self.vae, pictures).cpu()
-        self.latents[shape].append(latents.unflatten(0, (len(sessions), shape[0] + 1)))
-        self.rows[shape] += [[session.key, session.instructions] for session in sessions]
+        self.latents[name].append(latents.unflatten(0, (len(sessions), -1)))
+        self.rows[name] += [[session.key, session.instructions] for session in sessions]
 
 
 def _read_part(path: Path) -> tuple[list[CachedGroup], list[Problem]]:
     with _opened(path) as file:
         content = json.loads(file.metadata()["content"])
         groups = [
-            CachedGroup(_shape(name), file.get_tensor(name), *map(list, zip(*rows)))
+            CachedGroup(_shape(name), file.get_tensor(name), *map(list, zip(*rows)), name.endswith(_STAR))
             for name, rows in content["sessions"].items()
         ]
     return groups, [Problem(**problem) for problem in content["problems"]]
@@ -250,12 +251,13 @@ def _opened(path: Path) -> Iterator:
         raise AnchorEditError(f"cache file '{path}' is damaged ({error}): delete it, it will be made again") from error
 
 
-def _name(shape: Shape) -> str:
-    return "x".join(map(str, shape))
+def _name(shape: Shape, star: bool) -> str:
+    """Of a group in a file of latents."""
+    return "x".join(map(str, shape)) + (_STAR if star else "")
 
 
 def _shape(name: str) -> Shape:
-    turns, height, width = map(int, name.split("x"))
+    turns, height, width = map(int, name.removesuffix(_STAR).split("x"))
     return turns, height, width
 
 

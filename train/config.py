@@ -33,10 +33,11 @@ class Data:
     workers  processes that read pictures while they are encoded
     stars    sessions in which every edit, one of `star_turns`, starts from the source: for stage 1
     chains   sessions in which each of `chain_turns` edits starts from the picture before: for stages 2 and 3
-    shown    sessions that samples are drawn of, of which none is trained on
+    shown    sessions of the studio that samples are drawn of, of which none is trained on; with a `path` samples are
+             of its first sessions, which are
     compile  draw, and on a CPU encode, by compiled loops where there is much of it
     english  how often a session that is in several languages is read in English; the others share the rest
-    seed     of the studio and of the order of all data
+    seed     of the studio, of the order of all data and of the languages they are read in
     """
 
     path: str = ""
@@ -96,7 +97,7 @@ class Parts:
 class Engine:
     """How training runs, the same for all stages.
 
-    seed             of the random start, of the order of the data and of every draw
+    seed             of the random start, of new adapters and of every draw; the order of the data has data.seed
     precision        "bfloat16": matrices are multiplied in it, weights and optimisers stay float32; or "float32"
     parallel         what several processes do: "ddp" each holds everything, "fsdp" they share it out
     compile          block by block, one short compilation for all of them
@@ -121,15 +122,25 @@ class Engine:
     def __post_init__(self):
         _one_of("engine.precision", self.precision, ("bfloat16", "float32"))
         _one_of("engine.parallel", self.parallel, ("ddp", "fsdp"))
+        _at_least(1, "engine.log_steps", self.log_steps)
+        for name in ("save_minutes", "save_steps", "sample_steps"):
+            _at_least(0, f"engine.{name}", getattr(self, name))
 
 
 @dataclass(frozen=True)
 class Lora:
-    """Low-rank adapters (https://arxiv.org/abs/2106.09685) in place of all weights; rank 0: none."""
+    """Low-rank adapters (https://arxiv.org/abs/2106.09685) in place of all weights; rank 0: none.
+
+    The same ones go through all stages, so that the last LoRA file belongs to the weights that the first began with; a
+    stage with an `init` of its own begins with new ones for that.
+    """
 
     rank: int = 0
     alpha: float = 32.0
     targets: tuple[str, ...] = ("q", "k", "v", "o", "ffn.0", "ffn.2")
+
+    def __post_init__(self):
+        _at_least(0, "lora.rank", self.rank)
 
 
 @dataclass(frozen=True)
@@ -243,6 +254,8 @@ class Causal(StageSettings):
         super().__post_init__()
         _one_of("causal.forcing", self.forcing, ("teacher", "diffusion", "bidirectional"))
         _one_of("causal.rollout", self.rollout, ("cached", "one_pass", "none"))
+        for name in ("first_turns", "turns", "rollout_steps"):
+            _at_least(1, f"causal.{name}", getattr(self, name))
         if self.forcing == "bidirectional" and self.rollout != "none":
             raise AnchorEditError(
                 f"causal.rollout {self.rollout!r} reads what a causal model remembers, and causal.forcing is "
@@ -267,6 +280,11 @@ class Consistency(StageSettings):
     rollout: float = 0.8
     rollout_share: float = 0.0
 
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("turns", "grid"):
+            _at_least(1, f"distill.consistency.{name}", getattr(self, name))
+
 
 @dataclass(frozen=True)
 class Matching(StageSettings):
@@ -283,6 +301,11 @@ class Matching(StageSettings):
     times: TimeSampling = field(default_factory=lambda: TimeSampling(low=20, high=980))
     every: int = 5
     critic: Optimiser = field(default_factory=lambda: Optimiser(lr=5e-6, betas=(0.0, 0.999)))
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("turns", "every"):
+            _at_least(1, f"distill.matching.{name}", getattr(self, name))
 
 
 @dataclass(frozen=True)
@@ -399,7 +422,7 @@ def _tiny() -> Config:
 
 def _wan(size: str) -> Config:
     """The published schedule. Many small budgets make no sense at this size, so these are in steps."""
-    edit = EditConfig(shift=5.0, guidance=5.0)
+    edit = EditConfig(num_steps=50, shift=8.0, guidance=5.0)
     times = TimeSampling(shift=5.0)
     adamw = Optimiser(lr=1e-5)
     matching = Optimiser(lr=1e-6, betas=(0.0, 0.999))
@@ -438,6 +461,11 @@ def _wan_lora(size: str) -> Config:
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise AnchorEditError(f"{name} {value!r} is unknown: choose one of {', '.join(allowed)}")
+
+
+def _at_least(least: int, name: str, value: float) -> None:
+    if not value >= least:
+        raise AnchorEditError(f"{name} is {value}: set it to {least} or more")
 
 
 _NAMED = {

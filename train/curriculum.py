@@ -12,6 +12,7 @@ OUT/model, OUT/anchoredit.safetensors
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -25,10 +26,11 @@ from .cache import Encoders
 from .causal import Causal
 from .config import Config, StageSettings
 from .distill import Consistency, Matching
-from .engine import CHECKPOINT, Engine, make_accelerator
-from .networks import Builder, Start, file_start, random_start
+from .engine import CHECKPOINT, LORA, Engine, make_accelerator
+from .networks import Builder, Start, file_start, lora_start, random_start
+from .parts import FOLDERS, is_finished
 from .pretrain import Pretrain
-from .sources import Source, open_source
+from .sources import Source, find_parts, open_source
 from .stage import Stage, StageParts
 from .state import newest
 
@@ -49,7 +51,7 @@ class Curriculum:
 
     def run(self, command: str, resume: bool = False) -> bool:
         """Train the stages of a command; False if it was interrupted. With `resume`, what is finished is left alone."""
-        return all(self._train(kind, resume) for kind in STAGES[command] if self._wanted(kind))
+        return all(self._train(kind, resume) for kind in STAGES[command] if self.wanted(kind))
 
     def settings(self, name: str) -> StageSettings:
         """The part of the config that belongs to a stage, by its dotted name."""
@@ -62,10 +64,10 @@ class Curriculum:
         return self.out / Path(*name.split("."))
 
     def vae_folder(self) -> Path:
-        return self._part(self.config.parts.vae, "vae", "a VAE", "vae")
+        return self._part("vae", "a VAE")
 
     def text_folder(self) -> Path:
-        return self._part(self.config.parts.text, "text_encoder", "a text encoder", "text")
+        return self._part("text", "a text encoder")
 
     def encoders(self, device: str | torch.device) -> Encoders:
         """VAE and text encoder, loaded when they are needed."""
@@ -83,12 +85,20 @@ class Curriculum:
         return open_source(config.data, settings, config.edit, kind.layouts, encoders, cache, self.accelerator)
 
     def start(self, name: str, text_dim: int) -> Start:
-        """What a stage's main network is built from."""
+        """What a stage's main network is built from.
+
+        Adapters go through the stages as they are, on the weights that the first of them began with: the last LoRA
+        file is of that model, and not of one that nobody else has.
+        """
         sizes = replace(self.config.model, text_dim=text_dim)
         if given := self.settings(name).init:
             return file_start(given, sizes)
         if name in _BEFORE:
-            return file_start(str(self._checkpoint(_BEFORE[name], f"{name}.init")), sizes)
+            before = _BEFORE[name]
+            checkpoint = self._checkpoint(before, f"{name}.init")
+            if self.config.lora.rank and (lora := self.folder(before) / LORA).is_file():
+                return lora_start(self.start(before, text_dim), lora, self.config.lora)
+            return file_start(str(checkpoint), sizes)
         if self.config.parts.transformer == "random":
             return random_start(sizes, self.config.engine.seed)
         if not self.config.parts.transformer:
@@ -103,6 +113,16 @@ class Curriculum:
         sizes = replace(self.config.model, text_dim=text_dim)
         given = self.config.distill.teacher
         return file_start(given or str(self._checkpoint("causal", "distill.teacher")), sizes)
+
+    def missing(self, kind: type[Stage], made: Collection[str] = ()) -> list[str]:
+        """What a stage would stop at for want of it, in lines with remedies; stages `made` are there by then."""
+        name, text_dim = kind.name, self.config.model.text_dim
+        needed: list[Callable] = [lambda: find_parts(self.config.data, self.config.edit, kind.layouts)]
+        if self.settings(name).init or _BEFORE.get(name) not in made:
+            needed.append(lambda: self.start(name, text_dim))
+        if name in _NEEDS_TEACHER and (self.config.distill.teacher or "causal" not in made):
+            needed.append(lambda: self.teacher(text_dim))
+        return refusals(needed)
 
     def last_checkpoint(self) -> Path:
         """Of the stage that went furthest."""
@@ -141,7 +161,7 @@ class Curriculum:
         stage = kind(self.settings(name), parts)
         return Engine(stage, source, self.folder(name), self.config, self.accelerator, encoders.vae)
 
-    def _wanted(self, kind: type[Stage]) -> bool:
+    def wanted(self, kind: type[Stage]) -> bool:
         """A part of a stage may be left out by giving it no budget at all."""
         settings = self.settings(kind.name)
         return len(STAGES.get(kind.name.split(".")[0], ())) == 1 or settings.steps > 0 or settings.minutes > 0
@@ -152,11 +172,29 @@ class Curriculum:
             raise AnchorEditError(f"no '{path}': train {name} first, or --set {setting}=FILE")
         return path
 
-    def _part(self, given: str, own: str, what: str, command: str) -> Path:
-        folder = Path(given) if given else self.out / own
+    def _part(self, command: str, what: str) -> Path:
+        """The folder of a part, the config's or our own, which has to be finished."""
+        given = getattr(self.config.parts, command)
+        folder = Path(given) if given else self.out / FOLDERS[command]
         if not folder.is_dir():
             raise AnchorEditError(
                 f"{what} is needed and '{folder}' is not there: train it with python -m train {command}, or --set "
                 f"parts.{command}=FOLDER"
             )
+        if not given and not is_finished(folder):
+            raise AnchorEditError(
+                f"{what} is needed and the training of '{folder}' is not finished: go on with python -m train "
+                f"{command} --resume, or use it as it is with --set parts.{command}={folder}"
+            )
         return folder
+
+
+def refusals(calls: Iterable[Callable]) -> list[str]:
+    """What the calls raise AnchorEditError for, each line once."""
+    said = []
+    for call in calls:
+        try:
+            call()
+        except AnchorEditError as error:
+            said.append(str(error))
+    return list(dict.fromkeys(said))

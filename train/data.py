@@ -15,6 +15,7 @@ import argparse
 import re
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 from anchoredit_model.errors import AnchorEditError
@@ -35,7 +36,7 @@ def main(argv: list[str] | None = None) -> None:
     command.add_argument("--turns", type=_positive, default=6)
     command.add_argument("--size", type=_size, default=(128, 128), help="WIDTHxHEIGHT in pixels, 128x128")
     command.add_argument("--seed", type=int, default=1)
-    command.add_argument("--star", action="store_true", help="every edit starts from the source")
+    command.add_argument("--star", action="store_true", help="every edit starts from the source: for stage 1")
     command.add_argument("--compile", action="store_true", help="draw with compiled loops: worth it for thousands")
     command.add_argument("--device", default="cpu", help="to draw on")
     _add_output(command)
@@ -52,7 +53,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def validate(parts: list[ShardPart], problems: Problems) -> list[str]:
     """Reads everything. What is wrong goes into `problems`; returns lines on what is there."""
-    turns, sizes, languages = Counter(), Counter(), Counter()
+    turns, sizes, languages, layouts = Counter(), Counter(), Counter(), Counter()
     first_shard: dict[str, str] = {}
     for part in parts:
         count = 0
@@ -63,6 +64,7 @@ def validate(parts: list[ShardPart], problems: Problems) -> list[str]:
             turns[session.turns] += 1
             sizes[f"{width}x{height}"] += 1
             languages.update(languages_of(session.instructions))
+            layouts["stars" if session.star else "chains"] += 1
             earlier = first_shard.setdefault(session.key, part.path.name)
             if earlier != part.path.name:
                 problems.add(part.path.name, session.key, "duplicate key", f"{earlier} has it as well")
@@ -72,7 +74,7 @@ def validate(parts: list[ShardPart], problems: Problems) -> list[str]:
         f"{sum(turns.values())} sessions in {len(parts)} shards, {sum(n * count for n, count in turns.items())} turns",
         *(
             f"{title}: {', '.join(f'{count} x {value}' for value, count in sorted(counts.items()))}"
-            for title, counts in (("turns", turns), ("sizes", sizes), ("languages", languages))
+            for title, counts in (("turns", turns), ("sizes", sizes), ("languages", languages), ("layouts", layouts))
         ),
     ]
 
@@ -82,7 +84,8 @@ def _write(options: argparse.Namespace) -> None:
     settings = StudioSettings(options.turns, height, width, options.seed, options.star)
     problems = Problems()
     parts = studio_parts(settings, options.sessions, device=options.device, compiled=options.compile)
-    sessions = (store(session) for part in parts for session in part.sessions(problems))
+    drawn = (session for part in parts for session in part.sessions(problems))
+    sessions = (store(replace(session, star=options.star)) for session in drawn)
     _report(write_shards(sessions, options.out, options.name, options.per_shard), problems)
 
 

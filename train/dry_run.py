@@ -20,7 +20,7 @@ from anchoredit_model.transformer import CausalWanTransformer
 from anchoredit_model.vae import ImageVAE
 
 from .config import Config, Lora
-from .curriculum import STAGES, Curriculum
+from .curriculum import STAGES, Curriculum, refusals
 from .networks import adapted
 from .sources import find_parts
 from .state import newest
@@ -44,6 +44,24 @@ class Memory:
     @property
     def total(self) -> float:
         return sum(vars(self).values())
+
+
+def missing(command: str, config: Config, out: Path) -> list[str]:
+    """What `command` would stop at because it is not there: a line for each, with its remedy."""
+    curriculum = Curriculum(config, out)
+    if command in ("vae", "text"):
+        return []
+    whole = command == "all"  # which trains what the config does not give
+    folders = {"vae": curriculum.vae_folder, "text": curriculum.text_folder}
+    found = refusals(find for part, find in folders.items() if getattr(config.parts, part) or not whole)
+    if command == "export" and not config.export.transformer:
+        found += refusals([curriculum.last_checkpoint])
+    stages = {"all": tuple(STAGES), "variants": ("pretrain",), "export": ()}.get(command, (command,))
+    made: list[str] = []
+    for kind in (kind for stage in stages for kind in STAGES[stage] if curriculum.wanted(kind)):
+        found += [line for line in curriculum.missing(kind, made) if line not in found]
+        made.append(kind.name)
+    return found
 
 
 def report(command: str, config: Config, out: Path) -> str:
@@ -110,19 +128,24 @@ def estimate(name: str, config: Config, world: int) -> Memory:
         optimiser=_FLOAT * moments / shared,
         average=_FLOAT * total / shared,
         frozen=half * total * teachers / shared,
-        activations=activations(config, settings.batch, frames(name, config)),
+        activations=activations(config, *largest_forward(name, config)),
     )
 
 
-def frames(name: str, config: Config) -> int:
-    """Frames in the stage's largest forward."""
+def largest_forward(name: str, config: Config) -> tuple[int, int]:
+    """Sequences and frames of the stage's largest forward.
+
+    Shards are taken to hold chains as long as stage 2 wants them, which stage 1 takes apart into pairs.
+    """
+    settings = Curriculum(config, Path()).settings(name)
     if name == "pretrain":
-        return 1 + (1 if config.data.path else config.data.star_turns)
-    turns = Curriculum(config, Path()).settings(name).turns
-    if name == "distill.matching":
-        return turns + 1
-    diffusion = name == "causal" and config.causal.forcing == "diffusion"
-    return turns + 1 if diffusion else 2 * turns
+        if config.data.path:
+            return settings.batch * config.causal.turns, 2
+        return settings.batch, 1 + config.data.star_turns
+    turns = settings.turns
+    if name == "distill.matching" or (name == "causal" and config.causal.forcing != "teacher"):
+        return settings.batch, turns + 1
+    return settings.batch, 2 * turns
 
 
 def activations(config: Config, batch: int, count: int) -> float:
@@ -164,11 +187,11 @@ def _data(config: Config, layouts: tuple[str, ...]) -> str:
         parts, star = find_parts(config.data, config.edit, layouts)
     except AnchorEditError as error:
         return f"none: {error}"
-    layout = "stars" if star else "chains"
     if not config.data.path:
+        layout = "stars" if star else "chains"
         count = config.data.stars if star else config.data.chains
         return f"the studio, {count} {layout} of {config.data.star_turns if star else config.data.chain_turns} edits"
-    return f"{len(parts)} files of {layout} in '{config.data.path}'"
+    return f"{len(parts)} files of sessions in '{config.data.path}'"
 
 
 def _state(curriculum: Curriculum, name: str) -> str:

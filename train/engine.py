@@ -3,22 +3,21 @@
 A step is a fixed number of micro-batches, each with its own sessions and random numbers, which the processes share
 out; so 1, 2 or 64 of them learn the same. Several processes are started by accelerate or torchrun:
 
-    accelerate launch --num_processes 8 -m train causal --config wan-1.3b --out runs/wan
-    torchrun --nnodes 4 --nproc-per-node 8 ... -m train causal --config wan-14b --out runs/wan
+    accelerate launch --num_processes 8 -m train pretrain --config wan.yaml --out runs/wan
+    torchrun --nnodes 4 --nproc-per-node 8 ... -m train causal --config wan.yaml --out runs/wan
 
 Ctrl-C ends after the step that is under way and saves.
 """
 
 from __future__ import annotations
 
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
@@ -30,6 +29,7 @@ from anchoredit_model.files import whole_file
 from anchoredit_model.vae import ImageVAE
 
 from .config import Config
+from .interrupt import Interrupt
 from .log import Log
 from .networks import Network, adapter_weights, merged, widen_text
 from .rollout import SessionCache, rollout
@@ -44,21 +44,25 @@ LORA = "lora.safetensors"
 
 def make_accelerator() -> Accelerator:
     """The processes. Without `cpu`, those on a machine that has nothing else would each believe they are alone."""
-    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # for CPUs too, see `arithmetic`
+    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # for CPUs too, see `attention`
     return Accelerator(cpu=not torch.accelerator.is_available())
 
 
-@contextmanager
-def arithmetic(config: Config, device: torch.device) -> Iterator[None]:
-    """Matrices in bfloat16, if the config wants that; on a CPU attention as products of matrices, too.
+def arithmetic(config: Config, device: torch.device) -> AbstractContextManager:
+    """Matrices in bfloat16, if the config wants that: for forward passes.
 
     Casts of weights are not cached: those made without a gradient, in a rollout, would stand in for the ones that
-    learn. The fused attention of a CPU has a backward pass that goes without its matrix units: 4 times slower.
+    learn.
     """
-    half = config.engine.precision == "bfloat16"
-    attention = sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
-    with torch.autocast(device.type, torch.bfloat16, half, cache_enabled=False), attention:
-        yield
+    return torch.autocast(device.type, torch.bfloat16, config.engine.precision == "bfloat16", cache_enabled=False)
+
+
+def attention(device: torch.device) -> AbstractContextManager:
+    """On a CPU attention as products of matrices: for forward passes, and backward ones that may repeat them.
+
+    The fused attention of a CPU has a backward pass that goes without its matrix units: 4 times slower.
+    """
+    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
 
 
 class Engine:
@@ -74,7 +78,8 @@ class Engine:
         self.step = 0  # finished steps
         self.spent = 0.0  # seconds in them
         self.saved_step: int | None = None  # of the newest state
-        self.stopping = False
+        self.interrupt = Interrupt(alone=accelerator.num_processes == 1)
+        self.stopping = False  # all processes agree on it
         if self.settings.steps <= 0 and self.settings.minutes <= 0:
             raise AnchorEditError(f"{stage.name} has no budget: set {stage.name}.steps or {stage.name}.minutes")
         if self.settings.micro_batches % accelerator.num_processes:
@@ -90,23 +95,33 @@ class Engine:
         by_minutes = self.spent / (60 * self.settings.minutes) if self.settings.minutes else 0.0
         return min(1.0, max(by_steps, by_minutes))
 
+    @property
+    def identity(self) -> dict[str, str | int | float]:
+        """What decides what a step learns from: the same steps of another one are other steps."""
+        facts = {**self.source.identity, "seed of the draws": self.config.engine.seed}
+        return {**facts, "base of the adapters": self.stage.main.base} if self.config.lora.rank else facts
+
     def resume(self) -> None:
-        """Go on where the newest state is. Raises AnchorEditError if its steps were made of other data."""
+        """Go on where the newest state is. Raises AnchorEditError if its steps were made of other data or draws."""
         saved = self.states.load(self.stage.networks)
-        for name, value in self.source.identity.items():
-            if saved["source"][name] != value:
+        for name, value in self.identity.items():
+            there = saved["source"].get(name, value)  # states of before may say less
+            if there != value:
                 raise AnchorEditError(
-                    f"the {name} of the state in '{self.folder}' is {saved['source'][name]}, this run's is {value}: "
-                    "resume with the data, seed, batch and micro_batches it was made with, or give another --out"
+                    f"the {name} of the state in '{self.folder}' is {there}, this run's is {value}: resume with the "
+                    "data, VAE, text encoder, seeds, batch and micro_batches it was made with, or give another --out"
                 )
         self.step, self.spent = saved["step"], saved["spent"]
         self.saved_step = self.step
 
     def train(self) -> bool:
         """Train until the budget is used up, then write the checkpoint; False if it was interrupted."""
+        if self.accelerator.is_main_process:
+            for line in self.source.describe():
+                print(f"{self.stage.name}: {line}", flush=True)
         log = self._log()
         saved = time.monotonic()
-        with self._interruptible():
+        with self.interrupt:
             while self.progress < 1 and not self.stopping:
                 began = time.monotonic()
                 values = self.train_step()
@@ -121,15 +136,16 @@ class Engine:
                 if self._due(time.monotonic() - saved):
                     self.save()
                     saved = time.monotonic()
-        if self.saved_step != self.step:
-            self.save()
-        elif not (self.folder / CHECKPOINT).is_file():  # killed right after its last state
-            self._write_checkpoint()
+            self.interrupt.saving = True
+            if self.saved_step != self.step:
+                self.save()
+            elif self._first_says(checkpoint_step(self.folder) != self.step):  # ended after its last state, before it
+                self._write_checkpoint()
         if log:
             log.close()
         if self.stopping and self.accelerator.is_main_process:
             print(f"{self.stage.name}: stopped and saved at step {self.step}: go on with --resume", flush=True)
-        return self.progress >= 1
+        return self.progress >= 1 and not self.stopping
 
     def train_step(self) -> dict[str, float]:
         """One step of every network that learns in it: losses, gradient norms and rates."""
@@ -144,30 +160,31 @@ class Engine:
                     self.config.engine.seed, self.stage.name, learner, self.step, micro, self.accelerator.device
                 )
                 batch = self.source.batch(self.step, micro).to(self.accelerator.device)
-                with arithmetic(self.config, self.accelerator.device):
-                    loss = self.stage.loss(learner, batch, draws, self.progress)
-                (loss / len(mine)).backward()
+                with attention(self.accelerator.device):
+                    with arithmetic(self.config, self.accelerator.device):
+                        loss = self.stage.loss(learner, batch, draws, self.progress)
+                    (loss / len(mine)).backward()
                 losses.append(loss.detach())
             loss = self.accelerator.reduce(torch.stack(losses).mean(), "mean")
-            norm, rate = network.update(self.progress, self.step + 1)
-            values |= {f"loss/{learner}": loss.item(), f"gradient/{learner}": norm, f"rate/{learner}": rate}
             if not torch.isfinite(loss):
                 raise AnchorEditError(
                     f"the loss of {learner} is {loss.item()} at step {self.step}: lower the learning rate and resume "
                     "from the last state"
                 )
+            norm, rate = network.update(self.progress, self.step + 1)
+            values |= {f"loss/{learner}": loss.item(), f"gradient/{learner}": norm, f"rate/{learner}": rate}
         return values
 
     def save(self) -> None:
         """Write what training goes on from, and the averaged weights as a checkpoint to use."""
         progress = {"stage": self.stage.name, "step": self.step, "spent": self.spent, "progress": self.progress}
-        progress["source"] = self.source.identity
+        progress["source"] = self.identity
         self.states.save(self.stage.networks, progress)
         self.saved_step = self.step
         self._write_checkpoint()
 
     def _write_checkpoint(self) -> None:
-        write_checkpoint(self.folder, self.stage.main, self.stage, self.config, self.accelerator)
+        write_checkpoint(self.folder, self.stage.main, self.stage, self.step, self.accelerator)
         self.accelerator.wait_for_everyone()
 
     def _mine(self) -> range:
@@ -179,18 +196,21 @@ class Engine:
         steps = self.config.engine.save_steps
         if steps and self.step % steps == 0:
             return True
-        due = torch.tensor(float(seconds > 60 * self.config.engine.save_minutes), device=self.accelerator.device)
-        return bool(self._from_first(due))
+        return self._first_says(seconds > 60 * self.config.engine.save_minutes)
 
     def _agree(self, seconds: float) -> None:
         """All processes go by the first one's clock, and stop together if one is to stop."""
         if self.accelerator.num_processes == 1:
             self.spent += seconds
+            self.stopping = self.interrupt.asked
             return
         device = self.accelerator.device
         self.spent += self._from_first(torch.tensor(seconds, device=device)).item()
-        stopping = torch.tensor(float(self.stopping), device=device)
+        stopping = torch.tensor(float(self.interrupt.asked), device=device)
         self.stopping = self.accelerator.reduce(stopping, "sum").item() > 0
+
+    def _first_says(self, answer: bool) -> bool:
+        return bool(self._from_first(torch.tensor(float(answer), device=self.accelerator.device)))
 
     def _from_first(self, value: Tensor) -> Tensor:
         if self.accelerator.num_processes > 1:
@@ -215,37 +235,34 @@ class Engine:
         if log:
             log.pictures("samples", grid(batch.latents, made, self.vae), self.step)
 
-    @contextmanager
-    def _interruptible(self) -> Iterator[None]:
-        """Ctrl-C, or being asked to end, ends after the present step; a second time at once."""
 
-        def stop(number: int, _) -> None:
-            self.stopping = True
-            signal.signal(number, before[number])
-
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        for number in before:
-            signal.signal(number, stop)
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+def checkpoint_step(folder: Path) -> int | None:
+    """The step whose weights the checkpoint in a stage's folder holds; None if there is none, or it does not say."""
+    try:
+        with safe_open(folder / CHECKPOINT, framework="pt") as file:
+            return int(file.metadata()["step"])
+    except (OSError, SafetensorError, TypeError, KeyError, ValueError):
+        return None
 
 
-def write_checkpoint(folder: Path, network: Network, stage: Stage, config: Config, accelerator: Accelerator) -> None:
-    """The averaged weights as one file that everything reads; with adapters also a LoRA file of them alone."""
+def write_checkpoint(folder: Path, network: Network, stage: Stage, step: int, accelerator: Accelerator) -> None:
+    """The averaged weights as one file that everything reads; with adapters also a LoRA file of them alone.
+
+    The LoRA file's metadata has `base`, the weights that it belongs to, as the config names them. The checkpoint comes
+    last: the step that it names is that of both.
+    """
+    config = stage.config
     source = network.average.network if network.average else network
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     state = get_model_state_dict(source.module, options=options)
     if not accelerator.is_main_process:
         return
-    weights = widen_text(merged(state, source.module), config.model.text_dim)
-    save_checkpoint(folder / CHECKPOINT, weights, config.model, stage.edit)
     if config.lora.rank:
         adapters = adapter_weights(state, config.lora.alpha, config.lora.rank)
         with whole_file(folder / LORA, "LoRA") as unfinished:
-            save_file(adapters, unfinished, {"format": "pt"})
+            save_file(adapters, unfinished, {"format": "pt", "base": network.base})
+    weights = widen_text(merged(state, source.module), config.model.text_dim)
+    save_checkpoint(folder / CHECKPOINT, weights, config.model, stage.edit, step=str(step))
 
 
 @torch.no_grad()
@@ -261,7 +278,8 @@ def sample_sessions(stage: Stage, batch: Batch, device: torch.device) -> Tensor:
     generator = torch.Generator(device).manual_seed(0)  # the same noise each time, to compare
     draws = len(edit.steps) if edit.sampler == "renoise" else 1
     noise = torch.randn(turns, draws, *batch.latents[:, 0].shape, generator=generator, device=device)
-    with arithmetic(stage.config, device), torch.compiler.set_stance("force_eager"):  # many shapes, few calls
+    eager = torch.compiler.set_stance("force_eager")  # many shapes, few calls
+    with arithmetic(stage.config, device), attention(device), eager:
         return rollout(cache, batch.latents, batch.text, noise, edit)
 
 

@@ -12,10 +12,12 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
@@ -38,10 +40,15 @@ _GELU_SCALE = 2 * math.sqrt(2 / math.pi)
 class Start:
     """What a network is built from: sizes as trained (`text_dim` without the columns that are always zero), and the
     function that makes its weights, which only the process that needs them calls.
+
+    name      of the weights, for people
+    adapters  those of peft that training goes on with, by peft's names; None: new ones, if any
     """
 
     sizes: TransformerConfig
     weights: Callable[[], dict[str, Tensor]]
+    name: str = "random"
+    adapters: dict[str, Tensor] | None = None
 
 
 class Network:
@@ -49,11 +56,13 @@ class Network:
 
     module   the bare transformer, sharded under FSDP2: what remembers, samples and is saved
     forward  what a loss with a gradient calls: `module`, or its DDP wrapper
+    base     name of the weights that it began with, without adapters
     """
 
-    def __init__(self, module: CausalWanTransformer, forward: nn.Module, optimiser: Optimiser | None = None):
+    def __init__(self, module: CausalWanTransformer, forward: nn.Module, base: str, optimiser: Optimiser | None = None):
         self.module = module
         self.forward = forward
+        self.base = base
         self.settings = optimiser
         self.optimisers = make_optimisers(module, optimiser) if optimiser else []
         self.average: Average | None = None
@@ -63,16 +72,26 @@ class Network:
         return {name: parameter for name, parameter in self.module.named_parameters() if parameter.requires_grad}
 
     def sync_gradients(self, wanted: bool) -> None:
-        """Whether the next backward pass exchanges gradients; only the last of a step needs to."""
+        """Whether the next backward pass exchanges gradients; by DDP only the last of a step needs to.
+
+        Shards always do: kept back, every process would hold the gradients of all weights, in float32.
+        """
         if self.forward is not self.module:
             self.forward.require_backward_grad_sync = wanted
-        elif hasattr(self.module, "set_requires_gradient_sync"):
-            self.module.set_requires_gradient_sync(wanted)
 
     def update(self, progress: float, step: int) -> tuple[float, float]:
-        """One step of every optimiser and of the average; the gradient's norm before clipping and the rate."""
+        """One step of every optimiser and of the average; the gradient's norm before clipping and the rate.
+
+        Raises AnchorEditError, and changes nothing, if the norm is not finite.
+        """
         rate = self.settings.rate(progress)
         norm = nn.utils.clip_grad_norm_(self.learnt().values(), self.settings.clip)
+        norm = (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
+        if not math.isfinite(norm):
+            raise AnchorEditError(
+                f"the norm of the gradient is {norm} in step {step}: lower the learning rate {self.settings.lr:g} and "
+                "go on from the last state with --resume"
+            )
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = rate
@@ -80,8 +99,7 @@ class Network:
             optimiser.zero_grad(set_to_none=True)
         if self.average:
             self.average.update(self, step)
-        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        return norm.item(), rate
+        return norm, rate
 
 
 class Average:
@@ -133,6 +151,8 @@ class Builder:
             module = CausalWanTransformer(start.sizes)
             module.load_state_dict(start.weights())
             module = adapted(module, lora, engine.seed).to(dtype)
+            if lora.rank and start.adapters:
+                module.load_state_dict(start.adapters, strict=False)  # of their layers, see `lora_start`
         if sharded:
             build = partial(_empty, start.sizes, lora, dtype)
             module = shard(module, build, engine, accelerator.device.type)
@@ -145,7 +165,7 @@ class Builder:
                 block.ffn[1] = CompiledGelu()
                 block.compile(dynamic=False)
         wrapped = optimiser is not None and accelerator.num_processes > 1 and not sharded
-        return Network(module, accelerator.prepare_model(module) if wrapped else module, optimiser)
+        return Network(module, accelerator.prepare_model(module) if wrapped else module, start.name, optimiser)
 
 
 def shard(
@@ -293,7 +313,36 @@ def file_start(path: str, sizes: TransformerConfig) -> Start:
             )
         return {**state, "text_embedding.0.weight": first[:, : sizes.text_dim].contiguous()}
 
-    return Start(sizes, weights)
+    return Start(sizes, weights, path)
+
+
+def lora_start(base: Start, path: Path, lora: Lora) -> Start:
+    """The base with the adapters of a LoRA file that the stage before left, to go on with.
+
+    Raises AnchorEditError if the file cannot be read, or has adapters of another base, rank, alpha or of other layers.
+    """
+    remedy = "give the settings of the stage before, or its merged weights as this one's init"
+    try:
+        with safe_open(path, framework="pt") as file:
+            found, of = {name: file.get_tensor(name) for name in file.keys()}, (file.metadata() or {}).get("base")
+    except (SafetensorError, OSError) as error:
+        raise AnchorEditError(f"LoRA '{path}' cannot be read ({error}): {remedy}") from error
+    if of != base.name:
+        raise AnchorEditError(f"the adapters in '{path}' belong to the weights '{of}', not to '{base.name}': {remedy}")
+    alphas = {found.pop(name).item() for name in list(found) if name.endswith(".alpha")}
+    state = {
+        name.removeprefix("diffusion_model.").replace(".weight", ".default.weight"): tensor
+        for name, tensor in found.items()
+    }
+    with torch.device("meta"):
+        module = adapted(CausalWanTransformer(base.sizes), lora)
+    wanted = {name: tensor.shape for name, tensor in module.state_dict().items() if ".lora_" in name}
+    if alphas != {lora.alpha} or {name: tensor.shape for name, tensor in state.items()} != wanted:
+        raise AnchorEditError(
+            f"'{path}' has other adapters than lora.rank {lora.rank}, lora.alpha {lora.alpha:g} and lora.targets "
+            f"{list(lora.targets)} make: {remedy}"
+        )
+    return replace(base, adapters=state)
 
 
 def widen_text(state: dict[str, Tensor], text_dim: int) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -35,6 +35,7 @@ REMEDIES = {
     "broken chain": "number a session's turns 1, 2, ..., each starting from the picture that the turn before made",
     "duplicate key": "give every session a key of its own",
     "unreadable table": "give the columns session, turn, source, target and instruction in every row",
+    "a star": "give this stage chains; the first stage learns from stars as well",
     "outside the folder": "keep pictures in the folder named for them and give paths relative to it",
 }
 
@@ -79,11 +80,16 @@ class Problems:
 
 @dataclass(frozen=True)
 class EditSession:
-    """`pictures` uint8 [T + 1, 3, H, W], the source first; `instructions` T texts by language ("en", "zh", ...)."""
+    """`pictures` uint8 [T + 1, 3, H, W], the source first; `instructions` T texts by language ("en", "zh", ...).
+
+    In a `star` every edit starts from the source, otherwise from the picture before. Sessions of the studio leave it
+    to its settings.
+    """
 
     key: str
     pictures: Tensor
     instructions: tuple[Mapping[str, str], ...]
+    star: bool = False
 
     @property
     def turns(self) -> int:
@@ -115,7 +121,7 @@ class WorkSizes:
         if size == (height, width):
             return session
         canvas = fit_into(height, width, *size).to_work(session.pictures.float() / 255)
-        return EditSession(session.key, to_bytes(canvas), session.instructions)
+        return replace(session, pictures=to_bytes(canvas))
 
 
 def languages_of(instructions: Sequence[Mapping[str, str]]) -> tuple[str, ...]:

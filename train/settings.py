@@ -22,8 +22,13 @@ T = TypeVar("T")
 
 
 def load_config(name: str, changes: Sequence[str] = ()) -> Config:
-    """The config called `name`, or that of the YAML file `name`, with `changes` "key=value" done to it in order."""
+    """The config called `name`, or that of the YAML file `name`, with `changes` "key=value" done to it.
+
+    All at once, a later one of a key before an earlier one: settings that only make sense together may come in any
+    order.
+    """
     config = _from_file(Path(name)) if name.endswith((".yaml", ".yml")) else named(name)
+    changed: dict[str, Any] = {}
     for change in changes:
         key, equals, text = change.partition("=")
         if not equals:
@@ -31,8 +36,8 @@ def load_config(name: str, changes: Sequence[str] = ()) -> Config:
         tree: Any = _parse(text, f"--set {change}")
         for part in reversed(key.strip().split(".")):
             tree = {part: tree}
-        config = merge(config, tree)
-    return config
+        changed = _combined(changed, tree)
+    return merge(config, changed)
 
 
 def merge(settings: T, changes: Mapping[str, Any], path: str = "") -> T:
@@ -69,6 +74,13 @@ def keys(settings: Any, path: str = "") -> list[str]:
         value = getattr(settings, field.name)
         found += keys(value, f"{path}{field.name}.") if is_dataclass(value) else [f"{path}{field.name}"]
     return found
+
+
+def _combined(first: Any, second: Any) -> Any:
+    """Two trees as one; where both say something, the second counts."""
+    if not (isinstance(first, dict) and isinstance(second, dict)):
+        return second
+    return {**first, **{key: _combined(first.get(key), value) for key, value in second.items()}}
 
 
 def _from_file(path: Path) -> Config:

@@ -2,7 +2,8 @@
 
     <key>.0.jpg   the source
     <key>.1.jpg   after the first edit, and so on
-    <key>.json    {"instructions": [{"en": "...", "zh": "..."}, ...]}, one entry per edit
+    <key>.json    {"instructions": [{"en": "...", "zh": "..."}, ...]}, one entry per edit; with "star": true every
+                  edit starts from the source, otherwise from the picture before
 
 A key has no dot; the files of one session follow each other and its pictures have one size. Written by
 `python -m train data {write,convert}`, checked by `python -m train data validate`, read through the webdataset
@@ -43,6 +44,7 @@ class StoredSession:
     key: str
     jpegs: Sequence[bytes]
     instructions: Sequence[dict[str, str]]
+    star: bool = False
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def write_shards(
 def store(session: EditSession) -> StoredSession:
     """Compress a session's pictures; nearly lossless, with full colour resolution."""
     jpegs = [to_jpeg(picture.float() / 255) for picture in session.pictures]
-    return StoredSession(session.key, jpegs, [dict(texts) for texts in session.instructions])
+    return StoredSession(session.key, jpegs, [dict(texts) for texts in session.instructions], session.star)
 
 
 def to_jpeg(picture: torch.Tensor) -> bytes:
@@ -187,12 +189,15 @@ def _decode(key: str, sample: dict) -> EditSession:
         raise BadSession("unreadable instructions", str(error)) from None
     listed = content.get("instructions") if isinstance(content, dict) else None
     instructions = check_instructions(listed, len(files) - 1)
+    star = content.get("star", False)
+    if not isinstance(star, bool):
+        raise BadSession("unreadable instructions", f'"star" is {star!r}, not true or false')
     try:
         shown = [decode_image(files[turn], f"{key}.{turn}.jpg", FORMATS) for turn in range(len(files))]
     except AnchorEditError as error:
         raise BadSession("unreadable picture", str(error)) from None
     check_sizes((picture.shape[2], picture.shape[1]) for picture in shown)
-    return EditSession(key, to_bytes(torch.stack(shown)), instructions)
+    return EditSession(key, to_bytes(torch.stack(shown)), instructions, star)
 
 
 def _files(session: StoredSession) -> dict[str, bytes | str]:
@@ -200,6 +205,7 @@ def _files(session: StoredSession) -> dict[str, bytes | str]:
     if key_of(session.key) != session.key:
         raise AnchorEditError(f"session key '{session.key}' is unfit: use letters, digits, '_' and '-'")
     check_instructions(list(session.instructions), len(session.jpegs) - 1)
-    text = json.dumps({"instructions": list(session.instructions)}, ensure_ascii=False)
+    mark = {"star": True} if session.star else {}
+    text = json.dumps({"instructions": list(session.instructions), **mark}, ensure_ascii=False)
     pictures = {f"{turn}.jpg": jpeg for turn, jpeg in enumerate(session.jpegs)}
     return {"__key__": session.key, **pictures, "json": text.encode()}

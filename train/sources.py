@@ -62,17 +62,17 @@ class Source:
         self,
         data: EncodedSessions,
         settings: StageSettings,
-        star: bool = False,
         seed: int = 1,
         shown: EncodedSessions | None = None,
         english: float = 0.5,
     ):
-        self.data, self.star = data, star
+        self.data = data
         self.shown_data = shown or data
         # shapes that never change are what a compiled model wants
         self.rows = max(
             len(states) for table in (data.texts, self.shown_data.texts) for states in table.states.values()
         )
+        self.english = english
         languages = _shares_of(data, english)
         self._loaders = [
             Loader(data, settings.batch, seed, micro, settings.micro_batches, languages, self.rows)
@@ -81,9 +81,9 @@ class Source:
         self._reading: dict[int, tuple[int, Iterator[dict], Batch]] = {}  # micro-batch -> step, what follows, its batch
 
     @property
-    def identity(self) -> dict[str, str | int]:
+    def identity(self) -> dict[str, str | int | float]:
         """What a step is a place in, whatever the number of processes."""
-        return self._loaders[0].identity
+        return {**self._loaders[0].identity, "share of English": self.english}
 
     def batch(self, step: int, micro: int) -> Batch:
         """The micro-batch `micro` of step `step` = 0, 1, ..."""
@@ -100,22 +100,24 @@ class Source:
 
     def shown(self, count: int) -> Batch:
         """Up to `count` sessions to draw samples of."""
-        shape = self.shown_data.shapes[0]
-        numbers = [number for number, other in enumerate(self.shown_data.shapes) if other == shape][:count]
+        kinds = list(zip(self.shown_data.shapes, self.shown_data.stars))
+        numbers = [number for number, kind in enumerate(kinds) if kind == kinds[0]][:count]
         languages = [self.shown_data.languages(number)[0] for number in numbers]
         return self._batch(self.shown_data.batch(numbers, languages, self.rows))
 
     def describe(self) -> list[str]:
         """Lines about what there is, and what is left out."""
-        layout = "stars: every edit starts from the source" if self.star else "chains"
-        return [layout, *self.data.describe(), *self._loaders[0].describe()]
+        return [*self.data.describe(), *self._loaders[0].describe()]
 
     def _batch(self, loaded: dict) -> Batch:
-        return Batch(loaded["latents"].float(), loaded["texts"].float(), self.star)
+        return Batch(loaded["latents"].float(), loaded["texts"].float(), loaded["star"])
 
 
 def find_parts(data: Data, edit: EditConfig, layouts: Sequence[str], device: str = "cpu") -> tuple[list[Part], bool]:
-    """The parts of the data in the first of `layouts` that there is, and whether they are stars."""
+    """The parts of the data, and whether they are the studio's stars, which it draws if they come first in `layouts`.
+
+    Sessions in shards say themselves what they are.
+    """
     if not data.path:
         star = layouts[0] == "star"
         return list(_studio(data, edit, star, data.stars if star else data.chains, data.seed, device)), star
@@ -145,13 +147,15 @@ def open_source(
 
     def prepared(parts: list[Part]) -> EncodedSessions:
         barrier, report = accelerator.wait_for_everyone, lambda line: print(line, flush=True)
-        return prepare(parts, encoders, cache, sizes, rank, world, data.workers, barrier, report)
+        found = prepare(parts, encoders, cache, sizes, rank, world, data.workers, barrier, report)
+        found = found.as_stars() if star else found
+        return found if "star" in layouts else found.chains()
 
     found = prepared(parts)
     shown = None
     if not data.path and data.shown:
         shown = prepared(list(_studio(data, edit, star, data.shown, data.seed + _SHOWN_SEED, device)))
-    return Source(found, settings, star, data.seed, shown, data.english)
+    return Source(found, settings, data.seed, shown, data.english)
 
 
 def _shares_of(data: EncodedSessions, english: float) -> dict[str, float]:

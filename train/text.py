@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from anchoredit_model.errors import AnchorEditError
 from anchoredit_model.text import END_ID, PAD_ID, UNKNOWN_ID, TextEncoder
 from train.config import Text
+from train.parts import is_finished, mark_finished
 from train.studio import INSTRUCTION_SLOTS, sample_instructions
 
 VOCABULARY_SIZE = 1000  # 256 of them are the bytes that any text falls back on
@@ -222,8 +223,16 @@ def normalise(encoder: TextEncoder, texts: list[str]) -> float:
     return power.item()
 
 
-def run(options: Text, out: Path, resume: bool = False) -> None:
-    """Draw instructions, build the vocabulary, train, measure, save in `out`; too short to be resumed."""
+def run(options: Text, out: Path, resume: bool = False) -> bool:
+    """Draw instructions, build the vocabulary, train, measure, save in `out`; True when that is done.
+
+    Too short to be resumed: with `resume` a finished encoder is left alone, and any other is made from the start.
+    Raises AnchorEditError where an encoder would be lost, or if it learns too little.
+    """
+    if resume and is_finished(out):
+        return True
+    if not resume and (out / "config.json").is_file():
+        raise AnchorEditError(f"'{out}' has a text encoder: keep a finished one with --resume, or give another --out")
     torch.manual_seed(options.seed)
     texts, labels = sample_instructions(options.pool, torch.Generator().manual_seed(options.seed))
     rng = random.Random(options.seed)
@@ -251,4 +260,6 @@ def run(options: Text, out: Path, resume: bool = False) -> None:
         )
     power = normalise(encoder, sorted(set(seen)))
     encoder.save_pretrained(out)
+    mark_finished(out)
     print(f"text: {encoder.pieces.get_piece_size()} pieces, mean square {power:.3f} -> 1, saved in {out}")
+    return True

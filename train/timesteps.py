@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from anchoredit_model.errors import AnchorEditError
 from anchoredit_model.sampling import shifted_sigmas
 
 NOISE = 1000  # the time of pure noise
@@ -28,6 +29,8 @@ class TimeSampling:
     shift        pushes times towards noise, s = shift*u / (1 + (shift-1)*u) with u = t / 1000
     own          the sampler's own times, with their weights (none: equal ones)
     own_share    how often a time is one of those
+
+    Raises AnchorEditError for a share of no times, and weights that are not one for each.
     """
 
     low: float = 0
@@ -36,6 +39,17 @@ class TimeSampling:
     own: tuple[float, ...] = ()
     own_weights: tuple[float, ...] = ()
     own_share: float = 0.0
+
+    def __post_init__(self):
+        if self.own_share and not self.own:
+            raise AnchorEditError(
+                f"times.own_share is {self.own_share} of no times: list them in times.own, or set it to 0"
+            )
+        if self.own_weights and (len(self.own_weights) != len(self.own) or min(self.own_weights) < 0):
+            raise AnchorEditError(
+                f"times.own_weights {list(self.own_weights)} do not fit times.own {list(self.own)}: give each a weight "
+                "of 0 or more, or none at all"
+            )
 
 
 def sigma_of(times: Tensor) -> Tensor:

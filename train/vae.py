@@ -23,8 +23,17 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from anchoredit_model.errors import AnchorEditError
 from anchoredit_model.files import whole_file
-from anchoredit_model.vae import ImageVAE, OneFrameConv, decode_frames, encode_moments, to_image_convolutions
+from anchoredit_model.vae import (
+    CONFIG_NAME,
+    ImageVAE,
+    OneFrameConv,
+    decode_frames,
+    encode_moments,
+    to_image_convolutions,
+)
 from train.config import Vae
+from train.interrupt import Interrupt
+from train.parts import is_finished, mark_finished
 from train.render import compiled_layers, render
 from train.studio import sample_images, sample_sessions
 
@@ -201,13 +210,20 @@ class Trainer:
         torch.set_rng_state(state["random"])
         self.generator.set_state(state["generator"])
 
-    def train(self, pool: PicturePool, held_out: Tensor) -> None:
-        """Train until the minutes are over."""
+    def train(self, pool: PicturePool, held_out: Tensor) -> bool:
+        """Train until the minutes are over; False if that was interrupted. The state is saved in either case."""
+        with Interrupt() as interrupt:
+            self._steps(pool, held_out, interrupt)
+            interrupt.saving = True
+            self.save_state()
+        return not interrupt.asked
+
+    def _steps(self, pool: PicturePool, held_out: Tensor, interrupt: Interrupt) -> None:
         budget = 60 * self.options.minutes
         logged_at, logged_step, saved_at = self.elapsed, self.step, self.elapsed
         losses: list[float] = []
         errors: list[float] = []
-        while self.elapsed < budget:
+        while self.elapsed < budget and not interrupt.asked:
             cosine = (1 + math.cos(math.pi * min(self.elapsed / budget, 1))) / 2
             for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
                 group["lr"] = PEAK_LEARNING_RATE * min((self.step + 1) / WARM_UP_STEPS, 1) * cosine
@@ -240,7 +256,6 @@ class Trainer:
                 self.save_state()
                 print(f"vae: step {self.step} held-out PSNR {psnr:.2f} dB, saved in {self.out}", flush=True)
                 saved_at = self.elapsed
-        self.save_state()
 
 
 def _is_hidden_kernel(module: nn.Module) -> bool:
@@ -252,15 +267,33 @@ def _as_matrix(kernel: Tensor) -> Tensor:
     return kernel.permute(0, 2, 3, 1).contiguous().view(len(kernel), -1)
 
 
-def run(options: Vae, out: Path, resume: bool = False) -> None:
-    """Train, measure the latents, choose the dtype to store, save in `out`."""
+def run(options: Vae, out: Path, resume: bool = False) -> bool:
+    """Train, measure the latents, choose the dtype to store, save in `out`; False if it was interrupted.
+
+    With `resume` it goes on from its state, if it has one, and a finished VAE is left alone unless it is given more
+    minutes. Raises AnchorEditError where a VAE or a state would be lost.
+    """
     torch.manual_seed(options.seed)
     held_out = sample_images(HELD_OUT, PICTURE_SIZE, PICTURE_SIZE, torch.Generator().manual_seed(options.seed + 1))
     trainer = Trainer(options, out)
-    if resume:
+    if trainer.state_file.is_file():
+        if not resume:
+            raise AnchorEditError(
+                f"'{trainer.state_file}' is the state of a training: go on with --resume, or give another --out"
+            )
         trainer.load_state()
+        if not options.decoder_only and is_finished(out) and trainer.elapsed >= 60 * options.minutes:
+            return True
+    elif not options.decoder_only and (out / CONFIG_NAME).is_file():
+        raise AnchorEditError(
+            f"'{out}' has a VAE and no state to go on from: give another --out, or use it with --set parts.vae={out}"
+        )
+    if not options.decoder_only:  # of which every state is as good a VAE as the one it began with
+        mark_finished(out, False)
     pool = PicturePool(options.pool, trainer.generator)
-    trainer.train(pool, held_out)
+    if not trainer.train(pool, held_out):
+        print(f"vae: stopped and saved at step {trainer.step}: go on with --resume", flush=True)
+        return False
 
     if not options.decoder_only:
         measure_latents(trainer.vae, pool.sample(MEASURED))
@@ -270,4 +303,6 @@ def run(options: Vae, out: Path, resume: bool = False) -> None:
     lossless = all(torch.equal(weight, weight.bfloat16().float()) for weight in kept)
     dtype = torch.bfloat16 if exact - rounded < FREE_LOSS_DB and lossless else torch.float32
     trainer.vae.save_pretrained(out, dtype)
+    mark_finished(out)
     print(f"vae: held-out PSNR {exact:.2f} dB, {rounded:.2f} dB rounded to bfloat16; saved as {dtype} in {out}")
+    return True

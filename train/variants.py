@@ -79,6 +79,6 @@ def _budget(whole: StageSettings, *parts: StageSettings) -> dict[str, float]:
 
 def _with_shared_parts(config: Config, out: Path) -> Config:
     """All variants read one cache, and the VAE and text encoder of `out` unless the config names others."""
-    parts = config.parts
-    parts = replace(parts, vae=parts.vae or str(out / "vae"), text=parts.text or str(out / "text_encoder"))
+    shared = Curriculum(config, out)
+    parts = replace(config.parts, vae=str(shared.vae_folder()), text=str(shared.text_folder()))
     return replace(config, parts=parts, data=replace(config.data, cache=config.data.cache or str(out / "cache")))

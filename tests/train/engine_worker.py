@@ -1,7 +1,8 @@
 """Runs stages of the curriculum in a process of its own, for test_engine.py:
 
-    engine_worker.py CONFIG OUT STAGE [--die-at STEP] [--parallel ddp fsdp]
+    engine_worker.py CONFIG OUT STAGE [--die-at STEP] [--interrupt STEP] [--parallel ddp fsdp]
 
+`--interrupt` sends the last process Ctrl-C twice, as torchrun does, after the processes' agreement in that step.
 `--parallel` runs the stage once per kind, in OUT/<kind>, and asserts that the weights are spread as they should be.
 """
 
@@ -20,6 +21,7 @@ from train.__main__ import leave_group
 from train.curriculum import Curriculum
 from train.engine import Engine
 from train.settings import load_config
+from train.stage import Draws
 
 
 def die_at(step: int) -> None:
@@ -34,6 +36,18 @@ def die_at(step: int) -> None:
     Engine.train_step = dying
 
 
+def interrupt_at(step: int) -> None:
+    due = Engine._due
+
+    def interrupted(self, seconds):
+        if self.step == step and self.accelerator.is_last_process:
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGINT)
+        return due(self, seconds)
+
+    Engine._due = interrupted
+
+
 def spread_as(kind: str) -> None:
     """Assert before the first step that all networks are sharded, or wrapped."""
     train = Engine.train
@@ -43,9 +57,22 @@ def spread_as(kind: str) -> None:
             parameters = [*network.module.parameters(), *network.average.network.module.parameters()]
             assert all(isinstance(parameter, DTensor) for parameter in parameters) == (kind == "fsdp")
             assert isinstance(network.forward, DistributedDataParallel) == (kind == "ddp")
+        if kind == "fsdp":
+            gradients_are_shards(self)
         return train(self)
 
     Engine.train = checked
+
+
+def gradients_are_shards(engine: Engine) -> None:
+    """Assert that no process keeps whole gradients, not even after a micro-batch that is not the last of its step."""
+    network, micro = engine.stage.main, engine.accelerator.process_index
+    network.sync_gradients(False)
+    draws = Draws.of(1, "check", "model", 0, micro, engine.accelerator.device)
+    engine.stage.loss("model", engine.source.batch(0, micro), draws, 0.0).backward()
+    for parameter in network.learnt().values():
+        assert isinstance(parameter.grad, DTensor)
+        parameter.grad = None
 
 
 def main() -> None:
@@ -54,18 +81,21 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("stage")
     parser.add_argument("--die-at", type=int)
+    parser.add_argument("--interrupt", type=int)
     parser.add_argument("--parallel", nargs="*")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.die_at:
         die_at(options.die_at)
+    if options.interrupt:
+        interrupt_at(options.interrupt)
     for kind in options.parallel or [None]:
         changes = [f"engine.parallel={kind}"] if kind else []
         if kind:
             train = Engine.train
             spread_as(kind)
         curriculum = Curriculum(load_config(options.config, changes), options.out / (kind or ""))
-        assert curriculum.run(options.stage)
+        assert curriculum.run(options.stage) == (not options.interrupt)
         if kind:
             Engine.train = train
 

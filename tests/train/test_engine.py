@@ -20,11 +20,14 @@ pytest.importorskip("tensorboard")
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from anchoredit_model.checkpoint import load_transformer
+from anchoredit_model.checkpoint import load_transformer, read_checkpoint, save_checkpoint
 from anchoredit_model.errors import AnchorEditError
 from train.__main__ import main
 from train.curriculum import Curriculum
+from train.dry_run import estimate, largest_forward
 from train.engine import Engine
+from train.log import Log
+from train.pretrain import Pretrain
 from train.settings import load_config
 from train.variants import VARIANTS
 
@@ -78,9 +81,11 @@ def losses(folder: Path) -> torch.Tensor:
     return torch.tensor([value for row in rows for name, value in row.items() if name.startswith("loss")])
 
 
-def test_two_processes_learn_as_one(config, tmp_path):
+def test_two_processes_learn_as_one(config, tmp_path, capsys):
     """By DDP and by FSDP2, the latter with all weights as DTensors: the same 20 losses on the same global batch."""
     assert train(config, tmp_path / "one", "causal", "causal.init=" + start(config, tmp_path))
+    said = capsys.readouterr().out
+    assert "causal: 12 sessions" in said and "causal: 3 batches of 4 sessions per epoch" in said
     settings = tmp_path / "two.yaml"
     settings.write_text(Path(config).read_text(encoding="utf-8"), encoding="utf-8")
     text = settings.read_text(encoding="utf-8").replace("causal: {", f"causal: {{init: {tmp_path / 'start'}, ")
@@ -105,6 +110,11 @@ def start(config: str, folder: Path) -> str:
     return str(path)
 
 
+def sizes_of(checkpoint: Path) -> tuple:
+    read = read_checkpoint(checkpoint)
+    return read.transformer_config, read.edit_config
+
+
 def test_a_killed_run_goes_on_as_if_it_had_not_been(config, tmp_path):
     """SIGKILL at step 30 of 60, the last state being that of step 20: bit for bit the same in the end."""
     changed = Path(config).read_text(encoding="utf-8").replace("steps: 20", "steps: 60", 1)
@@ -123,12 +133,20 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(config, tmp_path):
     states = [path / "state/step-00000060/__0_0.distcp" for path in (folder, tmp_path / "whole" / "pretrain")]
     assert states[0].read_bytes() == states[1].read_bytes()  # trained weights, average and optimisers
     assert torch.equal(losses(folder), losses(tmp_path / "whole" / "pretrain"))
-    (folder / "transformer.safetensors").unlink()
     written = states[0].stat().st_mtime_ns
-    assert train(str(settings), tmp_path / "killed", "pretrain", resume=True)  # finished: only what is missing is made
-    assert states[0].stat().st_mtime_ns == written
-    last = load_file(folder / "transformer.safetensors")
-    assert all(torch.equal(tensor, last[name]) for name, tensor in weights[0].items())
+    for spoil in ("missing", "stale", "nothing"):
+        checkpoint = folder / "transformer.safetensors"
+        if spoil == "missing":
+            checkpoint.unlink()
+        elif spoil == "stale":  # as after a full disk: the state of step 60 beside the weights of step 40
+            older, model, edit = load_file(checkpoint), *sizes_of(checkpoint)
+            save_checkpoint(checkpoint, {name: tensor + 1 for name, tensor in older.items()}, model, edit, step="40")
+        made = checkpoint.stat().st_mtime_ns if checkpoint.exists() else None
+        assert train(str(settings), tmp_path / "killed", "pretrain", resume=True)  # finished: only what lacks is made
+        assert states[0].stat().st_mtime_ns == written
+        assert (checkpoint.stat().st_mtime_ns == made) == (spoil == "nothing")
+        last = load_file(checkpoint)
+        assert all(torch.equal(tensor, last[name]) for name, tensor in weights[0].items())
 
 
 def test_ctrl_c_saves_and_a_full_disk_leaves_the_state_before(config, tmp_path, monkeypatch, largest_file, capsys):
@@ -139,7 +157,14 @@ def test_ctrl_c_saves_and_a_full_disk_leaves_the_state_before(config, tmp_path, 
             os.kill(os.getpid(), signal.SIGINT)
         return train_step(self)
 
+    save = Engine.save
+
+    def impatient(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        save(self)
+
     monkeypatch.setattr(Engine, "train_step", interrupted)
+    monkeypatch.setattr(Engine, "save", impatient)  # a second Ctrl-C waits for what the first one asked for
     handler = signal.getsignal(signal.SIGINT)
     assert not train(config, tmp_path, "pretrain")
     assert signal.getsignal(signal.SIGINT) is handler and "--resume" in capsys.readouterr().out
@@ -147,12 +172,59 @@ def test_ctrl_c_saves_and_a_full_disk_leaves_the_state_before(config, tmp_path, 
     assert [path.name for path in (folder / "state").iterdir()] == ["step-00000004"]
     before = (folder / "transformer.safetensors").read_bytes()
     monkeypatch.setattr(Engine, "train_step", train_step)
-    with pytest.raises(AnchorEditError, match="the global batch of the state in .* give another --out"):
-        train(config, tmp_path, "pretrain", "pretrain.micro_batches=4", resume=True)
+    monkeypatch.setattr(Engine, "save", save)
+    for change, named in {
+        "pretrain.micro_batches=4": "global batch",
+        "edit.area_ratio=2": "latents",
+        "data.english=0.5": "share of English",
+        "data.seed=2": "data",
+        "engine.seed=2": "seed of the draws",
+    }.items():
+        with pytest.raises(AnchorEditError, match=f"the {named} of the state in .* give another --out"):
+            train(config, tmp_path, "pretrain", change, resume=True)
     with largest_file(20_000), pytest.raises(AnchorEditError, match="cannot be written"):
         train(config, tmp_path, "pretrain", resume=True)
     assert [path.name for path in (folder / "state").iterdir()] == ["step-00000004"]
     assert (folder / "transformer.safetensors").read_bytes() == before
+
+
+def test_ctrl_c_in_one_of_two_processes_stops_both_at_one_step(config, tmp_path):
+    done = worker(config, tmp_path, "pretrain", "--interrupt", 3, processes=2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [path.name for path in (tmp_path / "pretrain" / "state").iterdir()] == ["step-00000004"]
+
+
+def test_a_gradient_that_is_not_finite_spoils_nothing(config, tmp_path, monkeypatch):
+    """A finite loss can have one; the state before it stays the last, and so do the weights."""
+    assert train(config, tmp_path, "pretrain", "pretrain.steps=2")
+    loss, weights = Pretrain.loss, {}
+
+    def spoiled(self, *args):
+        weights["now"] = self.main.module.state_dict()
+        weights["before"] = {name: tensor.clone() for name, tensor in weights["now"].items()}
+        value = loss(self, *args)
+        value.register_hook(lambda gradient: gradient * torch.inf)
+        return value * 1.0
+
+    monkeypatch.setattr(Pretrain, "loss", spoiled)
+    with pytest.raises(AnchorEditError, match="the norm of the gradient is .* in step 3: lower the learning rate"):
+        train(config, tmp_path, "pretrain", resume=True)
+    assert all(torch.equal(tensor, weights["before"][name]) for name, tensor in weights["now"].items())
+    assert [path.name for path in (tmp_path / "pretrain" / "state").iterdir()] == ["step-00000002"]
+
+
+def test_a_log_that_cannot_be_written_is_one_clear_error(tmp_path, largest_file):
+    log = Log(tmp_path / "stage", 0, "stage", 0.0)
+    log.add({"loss": 1.0}, 0.1)
+    log.line(1, {})
+    with largest_file((tmp_path / "stage" / "log.jsonl").stat().st_size):
+        with pytest.raises(AnchorEditError, match="log .*log.jsonl' cannot be written .*make room"):
+            log.line(2, {"minutes": 1.0})
+    log.line(3, {})
+    log.close()
+    (tmp_path / "file").touch()
+    with pytest.raises(AnchorEditError, match="log .* cannot be written .*another --out"):
+        Log(tmp_path / "file", 0, "stage", 0.0)
 
 
 def test_the_whole_curriculum_and_its_export(config, tmp_path, monkeypatch):
@@ -199,6 +271,16 @@ def test_variants_have_one_budget_and_one_start(config, tmp_path, monkeypatch, c
     assert "there is no variant 'stage 4': choose of 'stage 1'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_checkpointing_learns_the_same(config, tmp_path, precision):
+    learnt = []
+    for checkpointing in ("false", "true"):
+        changes = [f"engine.precision={precision}", f"engine.checkpointing={checkpointing}", "pretrain.steps=2"]
+        assert train(config, tmp_path / checkpointing, "pretrain", *changes)
+        learnt.append(losses(tmp_path / checkpointing / "pretrain"))
+    assert torch.equal(*learnt)
+
+
 def test_adapters_alone_learn_and_both_files_say_the_same(config, tmp_path):
     """The merged checkpoint is the base plus what the LoRA file says, by the rule of those who load it."""
     base, _ = load_transformer(start(config, tmp_path))
@@ -218,12 +300,82 @@ def test_adapters_alone_learn_and_both_files_say_the_same(config, tmp_path):
         torch.testing.assert_close(merged.state_dict()[name], expected, atol=1e-6, rtol=1e-5)
 
 
+def test_adapters_go_through_the_stages_on_one_base(config, tmp_path, capsys):
+    """The exported LoRA file makes the exported model of the weights that the first stage began with."""
+    base = start(config, tmp_path)
+    lora = ["lora.rank=4", "lora.alpha=8", "pretrain.init=" + base, "pretrain.steps=3", "causal.steps=3"]
+    lora += ["pretrain.optimiser.kind=adamw", "causal.optimiser.kind=adamw", "export.dtype=float32"]
+    lora += ["distill.consistency.optimiser.kind=adamw", "distill.matching.steps=0"]
+    out, models = tmp_path / "lora", [load_transformer(base)[0].state_dict()]
+    for stage, folder in (("pretrain", "pretrain"), ("causal", "causal"), ("distill", "distill/consistency")):
+        assert train(config, out, stage, *lora)
+        models.append(load_transformer(out / folder / "transformer.safetensors")[0].state_dict())
+        with safe_open(out / folder / "lora.safetensors", framework="pt") as file:
+            assert file.metadata()["base"] == base
+        adapters = load_file(out / folder / "lora.safetensors")
+        for name, tensor in models[-1].items():
+            layer = f"diffusion_model.{name.removesuffix('.weight')}"
+            expected = models[0][name]
+            if f"{layer}.alpha" in adapters:
+                up, down = (adapters[f"{layer}.lora_{part}.weight"] for part in "BA")
+                expected = expected + adapters[f"{layer}.alpha"] / 4 * up @ down
+                assert not torch.equal(tensor, models[-2][name]), "nothing learnt"
+            torch.testing.assert_close(tensor, expected, atol=1e-6, rtol=1e-5)
+    main(["export", "--config", config, *(word for change in lora for word in ("--set", change)), "--out", str(out)])
+    assert load_file(out / "lora.safetensors").keys() == adapters.keys()
+    other = Curriculum(load_config(config, [*lora, "lora.rank=8"]), out)
+    with pytest.raises(
+        AnchorEditError, match="other adapters than lora.rank 8, .* its merged weights as this one's init"
+    ):
+        other.start("causal", 32)
+    other = Curriculum(load_config(config, [*lora, f"pretrain.init={out / 'causal' / 'transformer.safetensors'}"]), out)
+    with pytest.raises(
+        AnchorEditError, match="belong to the weights '.*first/pretrain/transformer.safetensors', not to"
+    ):
+        other.start("causal", 32)
+
+
 def test_a_dry_run_says_what_there_is_and_writes_nothing(config, tmp_path, capsys):
     assert main(["all", "--config", config, "--out", str(tmp_path / "none"), "--dry-run"]) == 0
     said = capsys.readouterr().out
     for part in ("weights", "20 steps", "memory of a process", "activations", "12 chains of 3 edits", "starts anew"):
         assert part in said, part
-    assert not (tmp_path / "none").exists()
+    assert "missing" not in said and not (tmp_path / "none").exists()
+
+
+def test_a_dry_run_names_everything_that_is_missing(config, small_model, tmp_path, capsys):
+    """As the run itself would, but all at once; what an earlier step of the command makes is not missing."""
+
+    def missing(command: str, *changes: str) -> list[str]:
+        asked = [word for change in changes for word in ("--set", change)]
+        code = main([command, "--config", config, *asked, "--out", str(tmp_path / "none"), "--dry-run"])
+        found = [line for line in capsys.readouterr().out.splitlines() if line.startswith("missing: ")]
+        assert code == (2 if found else 0)
+        return found
+
+    def names(lines: list[str], *said: str) -> bool:
+        return len(lines) == len(said) and all(word in line for line, word in zip(lines, said))
+
+    bare = ["parts.vae=", "parts.text="]
+    assert names(missing("causal", *bare), "a VAE is needed", "a text encoder is needed", "train pretrain first")
+    assert missing("all", *bare) == []
+    assert names(missing("all", "data.path=nowhere"), "no training data in 'nowhere'")
+    assert names(missing("all", "parts.transformer=nowhere"), "nowhere")
+    assert names(
+        missing("distill"), "train causal first, or --set distill.consistency.init", "--set distill.teacher=FILE"
+    )
+    assert names(missing("export", *bare), "a VAE", "a text encoder", "no trained transformer")
+    wan = ["model.dim=128", "model.ffn_dim=128", "model.num_heads=1", f"parts.transformer={small_model}"]
+    assert missing("pretrain", *wan) == missing("variants", *wan) == []
+    assert names(missing("pretrain", *wan, "model.num_layers=3"), "the config asks for 3")
+
+
+def test_pairs_of_shards_take_memory_for_every_turn(config):
+    studio = load_config(config)
+    shards = load_config(config, ["data.path=shards", "causal.turns=4"])
+    assert largest_forward("pretrain", studio) == (2, 3) and largest_forward("pretrain", shards) == (2 * 4, 2)
+    doubled = load_config(config, ["data.path=shards", "causal.turns=8"])
+    assert estimate("pretrain", doubled, 1).activations > 1.9 * estimate("pretrain", shards, 1).activations
 
 
 @pytest.mark.parametrize(

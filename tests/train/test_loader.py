@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from itertools import islice
 
 import pytest
@@ -110,6 +111,36 @@ def test_what_cannot_be_loaded_is_said():
     with pytest.raises(AnchorEditError, match="a session is in en, and only zh is asked for"):
         Loader(encoded((6, 0, 0), languages=("en",)), 2, languages={"zh": 1.0})
     assert "left out always: 4 of 4 x 1 turns at 64x16" in Loader(data, 6).describe()
+
+
+def test_a_session_in_no_wanted_language_is_left_out_by_name():
+    data = encoded((6, 0, 0))
+    for name in "0_0_2", "1_0_5":
+        group, row = data.groups[int(name[0])], int(name[-1])
+        group.instructions[row] = [{"zh": "zh0"}]
+    loader = Loader(data, 5, seed=1, languages={"en": 1.0, "zh": 0.0})
+    seen = {key for batch in islice(loader, 20) for key in batch["keys"]}
+    assert seen == {f"{part}_0_{row}" for part in range(2) for row in range(6)} - {"0_0_2", "1_0_5"}
+    assert loader.describe() == [
+        "2 batches of 5 sessions per epoch",
+        "left out always: 2 in no wanted language (en), first: 0_0_2 in zh",
+    ]
+    assert all((batch["texts"] >= 0).all() for batch in islice(loader, 4))
+
+
+def test_stars_and_chains_are_never_in_one_batch():
+    data = encoded((6, 2, 0))
+    mixed = EncodedSessions([replace(data.groups[0], star=True), *data.groups[1:]], data.texts, Problems())
+    loader = Loader(mixed, 2, seed=1)
+    for batch in islice(loader, 2 * len(loader)):
+        assert {key.startswith("0_0") for key in batch["keys"]} == {batch["star"]}
+    assert "left out each epoch: 2 of 6 x 1 turns at 32x32, as stars" in Loader(mixed, 4).describe()
+    assert set(mixed.chains().stars) == {False} and len(mixed.chains()) == len(mixed) - 6
+    assert "left out: 6 x a star, first: session 0_0_0: a star (1 edits of one picture)" in "\n".join(
+        mixed.chains().describe()
+    )
+    with pytest.raises(AnchorEditError, match="no usable session: 16 x a star"):
+        mixed.as_stars().chains()
 
 
 def test_another_run_has_another_identity():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from anchoredit_model.checkpoint import UNDISTILLED
 from anchoredit_model.errors import AnchorEditError
 from train.config import NAMES, Optimiser
 from train.settings import load_config, to_yaml
@@ -25,6 +26,20 @@ def test_a_file_changes_its_base_and_settings_change_the_file(tmp_path):
     assert config.engine.compile is False and config.pretrain == load_config("wan-1.3b").pretrain
 
 
+def test_wan_is_sampled_as_wan_is():
+    for name in NAMES[1:]:
+        edit = load_config(name).undistilled()
+        assert all(getattr(edit, part) == getattr(UNDISTILLED, part) for part in ("num_steps", "shift", "guidance"))
+
+
+def test_settings_that_need_each_other_may_come_in_any_order():
+    changes = ["causal.times.own=[1000, 500]", "causal.times.own_weights=[2, 1]", "causal.steps=3", "causal.steps=4"]
+    for order in (changes, [*changes[1::-1], *changes[2:]]):
+        config = load_config("tiny", order)
+        assert config.causal.times.own_weights == (2.0, 1.0) and config.causal.steps == 4
+    assert load_config("tiny", ["causal.forcing=bidirectional", "causal.rollout=none"]).causal.rollout == "none"
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -39,6 +54,15 @@ def test_a_file_changes_its_base_and_settings_change_the_file(tmp_path):
         ("pretrain.optimiser.betas=[0.9]", "give 2"),
         ("engine.parallel=magic", "choose one of ddp, fsdp"),
         ("pretrain.batch=0", "set both to 1 or more"),
+        ("engine.log_steps=0", "engine.log_steps is 0: set it to 1 or more"),
+        ("engine.sample_steps=-1", "set it to 0 or more"),
+        ("lora.rank=-4", "lora.rank is -4: set it to 0 or more"),
+        ("causal.turns=0", "causal.turns is 0: set it to 1 or more"),
+        ("distill.consistency.grid=0", "distill.consistency.grid is 0"),
+        ("distill.matching.every=0", "distill.matching.every is 0: set it to 1 or more"),
+        ("distill.matching.times.own_share=0.5", "list them in times.own, or set it to 0"),
+        ("causal.times.own_weights=[1, 2]", "give each a weight"),
+        ("causal.times.own=[]", "list them in times.own"),
         ("pretrain.steps", "write it as key=value"),
         ("pretrain.steps=[", "is not YAML"),
     ],

@@ -7,6 +7,7 @@ import json
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,10 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from anchoredit_model.config import EditConfig
 from anchoredit_model.errors import AnchorEditError
+from train.cache import Encoders
+from train.config import Data, Pretrain
 from train.data import main
 from train.sessions import REMEDIES, EditSession, Problems, WorkSizes
 from train.shards import ShardPart, StoredSession, key_of, shard_parts, store, to_jpeg, write_shards
+from train.sources import open_source
 from train.studio_source import StudioSettings, studio_parts
 
 GOOD = ("first", "second", "third", "last")
@@ -119,6 +124,7 @@ BROKEN = {
     "too few": (said({"instructions": ONE}), "wrong instruction count", "1 for 2"),
     "too many": (said({"instructions": ONE * 3}), "wrong instruction count", "3 for 2"),
     "two languages": (said({"instructions": [{"en": "a"}, {"zh": "b"}]}), "no common language", "en, zh"),
+    "odd star": (said({"instructions": ONE * 2, "star": "yes"}), "unreadable instructions", "not true or false"),
     "half JPEG": (with_file("bad.1.jpg", picture(1, 64, 64)[:-400]), "unreadable picture", "bad.1.jpg"),
     "no picture": (with_file("bad.2.jpg", b"hello"), "unreadable picture", "bad.2.jpg"),
     "other format": (with_file("bad.2.jpg", picture(2, kind="PPM")), "unreadable picture", "bad.2.jpg"),
@@ -235,3 +241,29 @@ def test_written_studio_shards_are_valid(tmp_path, capsys):
     main(["validate", str(tmp_path)])
     said = capsys.readouterr().out
     assert "3 sessions in 2 shards, 6 turns" in said and "3 x 48x32" in said
+
+
+def test_written_stars_are_trained_on_as_stars(small_model, tmp_path, capsys):
+    """By the first stage, beside chains; the others leave them out by name, and say so if nothing else is there."""
+    for name, more in (("star", ["--star"]), ("chain", ["--seed", "2"])):
+        options = ["--sessions", "2", "--turns", "2", "--size", "64x64", "--name", name, *more]
+        main(["write", "--out", str(tmp_path / "shards"), *options])
+    main(["validate", str(tmp_path / "shards")])
+    assert "layouts: 2 x chains, 2 x stars" in capsys.readouterr().out
+    encoders = Encoders(small_model / "vae", small_model / "text_encoder")
+    alone = SimpleNamespace(device="cpu", process_index=0, num_processes=1, wait_for_everyone=lambda: None)
+
+    def source(layouts, path="shards"):
+        data, edit = Data(path=str(tmp_path / path)), EditConfig(area=64, area_step=64)
+        return open_source(data, Pretrain(batch=2), edit, layouts, encoders, tmp_path / "cache", alone)
+
+    both = source(("star", "chain"))
+    assert {both.batch(step, 0).star for step in range(2)} == {True, False} and both.shown(4).latents.shape[0] == 2
+    chains = source(("chain",))
+    assert {chains.batch(step, 0).star for step in range(4)} == {False}
+    assert "left out: 2 x a star" in "\n".join(chains.describe())
+    (tmp_path / "stars").mkdir()
+    for path in (tmp_path / "shards").glob("star-*"):
+        path.rename(tmp_path / "stars" / path.name)
+    with pytest.raises(AnchorEditError, match="no usable session: 2 x a star, .*: give this stage chains"):
+        source(("chain",), "stars")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import random
 
+import pytest
 import torch
 
+from anchoredit_model.errors import AnchorEditError
 from anchoredit_model.text import END_ID, TextEncoder
 from train.config import Text
 from train.studio import sample_instructions
@@ -37,3 +39,8 @@ def test_from_instructions_to_a_saved_encoder(tmp_path, capsys):
     states = torch.cat(encoder.encode(texts))[:, : encoder.model.config.d_model]
     assert states.isfinite().all() and abs(states.square().mean() - 1) < 0.2
     assert "step 15/15" in capsys.readouterr().out
+    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "text").iterdir()}
+    with pytest.raises(AnchorEditError, match="keep a finished one with --resume"):
+        run(Text(steps=15, floor=0, pool=600), tmp_path / "text")
+    assert run(Text(steps=15, floor=0, pool=600), tmp_path / "text", resume=True)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "text").iterdir()} == made
