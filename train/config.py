@@ -322,10 +322,13 @@ class Export:
     """The model that is put together, with its LoRA file if any.
 
     transformer  empty: the last stage's
+    average      others of the same sizes: the model has the mean of all weights, as of runs from one start
+                 (https://arxiv.org/abs/2203.05482)
     sampler      "renoise" or "euler"; empty: the one that the transformer was trained for
     """
 
     transformer: str = ""
+    average: tuple[str, ...] = ()
     dtype: str = "bfloat16"
     sampler: str = ""
 

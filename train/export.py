@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,8 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from anchoredit_model.checkpoint import load_transformer, save_checkpoint
+from anchoredit_model.errors import AnchorEditError
 from anchoredit_model.pipeline import AnchorEditPipeline
 from anchoredit_model.text import TextEncoder
+from anchoredit_model.transformer import CausalWanTransformer
 from anchoredit_model.vae import ImageVAE
 
 from .config import Config
@@ -40,6 +43,7 @@ def run(config: Config, out: Path) -> None:
     path = Path(config.export.transformer) if config.export.transformer else curriculum.last_checkpoint()
     dtype = getattr(torch, config.export.dtype)
     transformer, edit = load_transformer(path)
+    average(transformer, config.export.average)
     edit = replace(edit, sampler=config.export.sampler or edit.sampler)
     save_checkpoint(out / FILE, transformer, transformer.config, edit, dtype)
     if (path.parent / LORA).is_file():
@@ -50,6 +54,22 @@ def run(config: Config, out: Path) -> None:
     write_preview(out / FOLDER / "vae", vae)
     size = sum(file.stat().st_size for file in (out / FOLDER).rglob("*") if file.is_file())
     print(f"{path} -> {out / FILE}, {out / FOLDER} ({size / 1e6:.1f} MB)")
+
+
+@torch.no_grad()
+def average(transformer: CausalWanTransformer, others: Sequence[str]) -> None:
+    """Gives a transformer the mean of its weights and those of others.
+
+    Raises AnchorEditError if one is of other sizes or cannot be read.
+    """
+    mean = {name: weight.double() for name, weight in transformer.state_dict().items()}
+    for path in others:
+        other, _ = load_transformer(path)
+        if other.config != transformer.config:
+            raise AnchorEditError(f"'{path}' has other sizes than the transformer that is exported: leave it out")
+        for name, weight in other.state_dict().items():
+            mean[name] += weight
+    transformer.load_state_dict({name: weight / (1 + len(others)) for name, weight in mean.items()})
 
 
 def write_preview(folder: Path, vae: ImageVAE) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from anchoredit_model.pipeline import AnchorEditPipeline
+from anchoredit_model.checkpoint import load_transformer, save_checkpoint
+from anchoredit_model.errors import AnchorEditError
+from anchoredit_model.pipeline import TINY, AnchorEditPipeline
 from train.export import latent_colours
 from train.export import run as run_export
 from train.settings import load_config
@@ -23,10 +26,10 @@ def picture(folder: Path) -> torch.Tensor:
 
 @pytest.fixture
 def exported(small_model, tmp_path):
-    def run(dtype: str, sampler: str = "") -> Path:
+    def run(dtype: str, sampler: str = "", average: str = "[]") -> Path:
         changes = {"parts.vae": "vae", "parts.text": "text_encoder", "export.transformer": "transformer"}
         asked = [f"{key}={small_model / part}" for key, part in changes.items()]
-        asked += [f"export.dtype={dtype}", f"export.sampler={sampler}"]
+        asked += [f"export.dtype={dtype}", f"export.sampler={sampler}", f"export.average={average}"]
         run_export(load_config("tiny", asked), tmp_path / dtype)
         return tmp_path / dtype / "model"
 
@@ -53,6 +56,23 @@ def test_an_export_may_be_sampled_otherwise(exported, small_model):
     trained = AnchorEditPipeline.from_pretrained(small_model).edit
     other = {"renoise": "euler", "euler": "renoise"}[trained.sampler]
     assert AnchorEditPipeline.from_pretrained(exported("float32", other)).edit == replace(trained, sampler=other)
+
+
+def test_runs_may_be_averaged(exported, small_model, tmp_path):
+    """The mean of weights, of which one counts as much as another; other sizes are refused."""
+    one, edit = load_transformer(small_model / "transformer")
+    other = copy.deepcopy(one)
+    with torch.no_grad():
+        for weight in other.parameters():
+            weight += 3
+    save_checkpoint(tmp_path / "other.safetensors", other, other.config, edit)
+    made, _ = load_transformer(exported("float32", average=f"[{tmp_path / 'other.safetensors'}] ") / "transformer")
+    for (name, weight), expected in zip(made.state_dict().items(), one.state_dict().values()):
+        torch.testing.assert_close(weight, expected + 1.5, msg=name)
+    with pytest.raises(
+        AnchorEditError, match="tiny/transformer' has other sizes than the transformer"
+    ):
+        exported("float32", average=f"[{TINY / 'transformer'}]")
 
 
 def test_preview_colours_are_the_linear_map_of_a_linear_vae():
