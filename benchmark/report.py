@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
     trials = find_trials(args.runs)
     write_report(trials, args.out)
     if args.into:
-        _write_into(args.into, "\n".join(markdown(trial) for trial in trials))
+        _write_into(args.into, "\n".join(f"{trial.title}:\n\n{markdown(trial)}" for trial in trials))
     for trial in trials:
         print(f"{trial.title}\n\n{markdown(trial)}")
     print(f"{args.out / 'report.html'}")

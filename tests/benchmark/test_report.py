@@ -77,6 +77,7 @@ def test_the_page_stands_alone_and_the_tables_say_the_same(tmp_path):
     assert not re.search(r'(src|href)="(?!data:|#)', page) and page.count("<svg") == 1 and page.count("<img") == 4
     text = readme.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    assert "\nchain, 2 turns, 2 sessions:\n\n| editor |" in text
     assert "| truth | 100.0 | 100.0 | 100.0 (100.0 to 100.0) |" in text
     (trial,) = json.loads((tmp_path / "out" / "report.json").read_text())
     truth, idle = trial["groups"]
