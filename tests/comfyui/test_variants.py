@@ -13,9 +13,9 @@ def variants_graph(name: str, number: int = 2, **inputs) -> dict:
     graph = base_graph()
     options = {**NETWORKS, "seed": 7, "steps": 0, "guidance": 0.0, "count": COUNT, **inputs}
     graph["turn1"] = turn(["start", 0], LINES[0])
-    graph["variants"] = node("AnchorEditVariants", memory=["turn1", 0], instruction=LINES[1], **options)
+    graph["variants"] = node("AnchorEditVariants", memory=["turn1", 0], instruction=LINES[2], **options)
     graph["pick"] = node("AnchorEditPick", candidates=["variants", 0], number=number)
-    graph["turn3"] = turn(["pick", 0], LINES[2])
+    graph["turn3"] = turn(["pick", 0], LINES[1])
     graph["probe_all"] = probe(f"{name}_all", image=["variants", 1])
     graph["probe_pick"] = probe(f"{name}_pick", memory=["pick", 0], image=["pick", 1])
     graph["probe_on"] = probe(f"{name}_on", memory=["turn3", 0], image=["turn3", 1])
@@ -29,8 +29,8 @@ def ran(run) -> set[str]:
 def test_candidates_are_turns_and_picking_samples_nothing(host, picture_file):
     graph = variants_graph("one", guidance=2.0)
     for number, seed in enumerate(variant_seeds(7, COUNT), 1):
-        graph[f"alone{number}"] = turn(["turn1", 0], LINES[1], seed=seed, guidance=2.0)
-        graph[f"on{number}"] = turn([f"alone{number}", 0], LINES[2])
+        graph[f"alone{number}"] = turn(["turn1", 0], LINES[2], seed=seed, guidance=2.0)
+        graph[f"on{number}"] = turn([f"alone{number}", 0], LINES[1])
         graph[f"probe{number}"] = probe(f"alone{number}", memory=[f"on{number}", 0], image=[f"alone{number}", 1])
     run = succeed(host, graph)
     assert run.outputs["variants"]["images"]  # shown on the node
