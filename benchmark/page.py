@@ -53,10 +53,12 @@ _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1240px; margin: 2em auto; padding: 0 1em; color: #1c1c1c }
 h1 { font-size: 1.5em } h2 { font-size: 1.2em; margin-top: 2.2em } h3 { font-size: 1em; margin-bottom: .3em }
 .wide { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums; white-space: nowrap }
-th, td { padding: .3em .7em; border-bottom: 1px solid #ddd; text-align: right } th { border-bottom-width: 2px }
+table { font-size: 13px }
+th, td { padding: .3em .55em; border-bottom: 1px solid #ddd; text-align: right }
+th { border-bottom-width: 2px; white-space: normal; vertical-align: bottom }
 th:first-child, td:first-child { text-align: left } .plots svg { max-width: 100%; height: auto }
-.film { display: grid; grid-template-columns: max-content auto; gap: 2px 10px; align-items: center; font-size: 13px }
-.film img { display: block } .note { color: #666; font-size: 13px }
+.film { display: grid; grid-template-columns: 10em auto; gap: 2px 10px; align-items: center; font-size: 13px }
+.film img { display: block; max-width: 100% } .note { color: #666; font-size: 13px }
 """
 
 
