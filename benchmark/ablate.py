@@ -86,7 +86,7 @@ def _name(label: str, variant: str, variants: int) -> str:
 def _run(args: argparse.Namespace, name: str, variant: str, model: str | None, turns: int, seed: int) -> None:
     """One run; a finished one is only read, also one of more turns that begins as this would."""
     if args.protocol in _BEGIN_ALIKE:
-        turns = max(turns, *_finished_turns(args.out / name, args.protocol, seed), 0)
+        turns = max([turns, *_finished_turns(args.out / name, args.protocol, seed)])
     folder = args.out / name / f"{args.protocol}-{turns}-seed-{seed}"
     print(f"{name}, {args.protocol}, {turns} turns, sampling seed {seed}", flush=True)
     options = [*VARIANTS[variant], "--protocol", args.protocol, "--turns", turns, "--sampling-seed", seed]

@@ -148,10 +148,12 @@ def _name(folder: Path, root: Path) -> str:
 
 
 def _group(name: str, runs: Sequence[Run]) -> Group:
-    asked = [{**run.settings["editor_settings"], "sampling_seed": None} for run in runs]
-    for run, other in zip(runs, asked):
-        measured = [of.settings.get("similarities") for of in (run, runs[0])]
-        if other != asked[0] or run.settings["editor"] != runs[0].settings["editor"] or measured[0] != measured[1]:
+    def asked(run: Run) -> tuple:
+        settings = run.settings
+        return settings["editor"], {**settings["editor_settings"], "sampling_seed": None}, settings.get("similarities")
+
+    for run in runs:
+        if asked(run) != asked(runs[0]):
             raise AnchorEditError(
                 f"'{runs[0].folder}' and '{run.folder}' are both '{name}' but of different editors or measures: give "
                 "folders of other names"

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from anchoredit_model.errors import AnchorEditError
 from train.judge import Judge, Thresholds
+from train.render import render
 from train.studio import held_out_generator
 
 from .editors import Editor
 from .protocols import Trial, make_trial
 from .run_report import is_success, make_report, print_report
-from .runner import run_session, truths
+from .runner import as_saved, run_session, truths
 from .sheet import draw_strip
 from .suite import Record, Suite
 
@@ -45,7 +46,7 @@ class StudioSuite(Suite):
         return self._trial
 
     def source(self, session: int) -> Tensor:
-        return truths(self._trial, session, self.size)[0]
+        return as_saved(render(self._trial.sessions.scenes[0][session : session + 1], self.size, self.size)[0])
 
     def asked(self, session: int) -> list[str]:
         return [row[session] for row in self._trial.sessions.texts]
