@@ -34,7 +34,7 @@ from train.instructions import (
     possible_edits,
     sample_edit,
 )
-from train.scene import COLUMN, CORNERS, FACTS, WORN, Scenes, sample_scenes
+from train.scene import CORNERS, FACTS, Scenes, sample_scenes
 from train.studio import Sessions, pick_language, python_rng, sample_sessions, visible_states
 
 _PLAIN_KINDS = tuple(kind for kind in KINDS if kind not in (*POINTING_BACK, "black and white", "null"))
@@ -216,7 +216,7 @@ def _is_thing(change: Change, place: str, thing: int) -> bool:
 
 
 def _has_a_thing(facts: Facts) -> bool:
-    return any(facts[COLUMN[place]] for place in (*WORN, *CORNERS))
+    return bool(possible_edits("remove", [facts]))
 
 
 PROTOCOLS = {

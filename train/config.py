@@ -33,6 +33,7 @@ class Data:
     workers  processes that read pictures while they are encoded
     stars    sessions in which every edit, one of `star_turns`, starts from the source: for stage 1
     chains   sessions in which each of `chain_turns` edits starts from the picture before: for stages 2 and 3
+    shares   kinds of the studio's edits that come so many times as often as the others: [[resize, 5], [move, 3]]
     shown    sessions of the studio that samples are drawn of, of which none is trained on; with a `path` samples are
              of its first sessions, which are
     compile  draw, and on a CPU encode, by compiled loops where there is much of it
@@ -48,6 +49,7 @@ class Data:
     star_turns: int = 4
     chains: int = 12_288
     chain_turns: int = 5
+    shares: tuple[tuple[str, float], ...] = ()
     shown: int = 16
     compile: bool = True
     english: float = 0.8

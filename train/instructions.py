@@ -3,7 +3,8 @@
 An `Edit` names its kind and the facts it changes; `apply` makes the next facts, `phrase` the words. An edit is
 only offered where exactly one picture is right and where it shows: nothing is recoloured in black and white, no
 eyes are counted behind glasses, no small letters written in pixel art. What points back (undo, "bring back the
-hat", back to colour) is only offered while the state it points to is among those that an editor may still see.
+hat", back to colour) is only offered while the state it points to is among those that an editor may still see, and
+what uncovers something (eyes behind glasses, colours) only while one of those shows it.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from .scene import COLUMN, CORNERS, FACTS, START_STYLE, START_TONE, WORN
@@ -80,8 +82,8 @@ def possible_edits(kind: str, history: Sequence[Facts], visible: Sequence[int] |
     if kind == "black and white":
         return [] if grey else [Edit(kind, (Change("tone", START_TONE, 1),))]
     if kind == "back to colour":
-        seen = any(history[state][COLUMN["tone"]] == START_TONE for state in visible)
-        return [Edit(kind, (Change("tone", 1, START_TONE),))] if grey and seen else []
+        known = all(_is_known(fact, history, visible, "tone", START_TONE) for fact in ("colour", "background"))
+        return [Edit(kind, (Change("tone", 1, START_TONE),))] if grey and known else []
     if kind == "undo":
         return [undo(history, state) for state in visible if _can_undo(history, state)]
     if kind == "bring back":
@@ -98,7 +100,9 @@ def possible_edits(kind: str, history: Sequence[Facts], visible: Sequence[int] |
     if kind in _FACT_OF_KIND:
         return _edits(kind, _FACT_OF_KIND[kind], facts)
     if kind == "remove":
-        return [Edit(kind, (Change(place, value, 0),)) for place, value in _things(facts)]
+        eyes = _is_known("eyes", history, visible, "glasses", 0)
+        things = [(place, value) for place, value in _things(facts) if place != "glasses" or eyes]
+        return [Edit(kind, (Change(place, value, 0),)) for place, value in things]
     if kind == "replace":  # only things that have an alternative
         edits = [edit for place, _ in _things(facts) for edit in _edits(kind, place, facts)]
     else:
@@ -121,13 +125,15 @@ def sample_edit(
     kinds: Sequence[str] = KINDS,
     visible: Sequence[int] | None = None,
     counts: Counter | None = None,
+    shares: Mapping[str, float] = MappingProxyType({}),
 ) -> Edit:
     """A random edit that the session allows: of the possible kinds the one that `counts` has least of, which it joins.
 
-    Kinds that are seldom possible catch up this way, so that over many sessions all come equally often.
+    Kinds that are seldom possible catch up this way, so that over many sessions all come equally often, or as
+    often as their `shares` say, which are 1 if not given.
     """
     counts = Counter() if counts is None else counts
-    for kind in sorted(rng.sample(kinds, len(kinds)), key=counts.__getitem__):
+    for kind in sorted(rng.sample(kinds, len(kinds)), key=lambda kind: counts[kind] / shares.get(kind, 1.0)):
         edits = possible_edits(kind, history, visible)
         if edits:
             counts[kind] += 1
@@ -168,6 +174,12 @@ def _edits(kind: str, fact: str, facts: Facts) -> list[Edit]:
 def _things(facts: Facts) -> list[tuple[str, int]]:
     """Where something is, and what."""
     return [(place, facts[COLUMN[place]]) for place in _PLACES if facts[COLUMN[place]]]
+
+
+def _is_known(fact: str, history: Sequence[Facts], visible: Sequence[int], cover: str, bare: int) -> bool:
+    """Whether a visible state shows the newest value of a fact, uncovered: the fact `cover` has the value `bare`."""
+    seen = [history[state] for state in visible if history[state][COLUMN[cover]] == bare]
+    return any(facts[COLUMN[fact]] == history[-1][COLUMN[fact]] for facts in seen)
 
 
 def _is_free(change: Change, facts: Facts) -> bool:

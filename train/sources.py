@@ -166,5 +166,5 @@ def _shares_of(data: EncodedSessions, english: float) -> dict[str, float]:
 
 def _studio(data: Data, edit: EditConfig, star: bool, count: int, seed: int, device: str) -> Sequence[Part]:
     turns = data.star_turns if star else data.chain_turns
-    settings = StudioSettings(turns, edit.area, edit.area, seed, star)
+    settings = StudioSettings(turns, edit.area, edit.area, seed, star, data.shares)
     return studio_parts(settings, count, device=device, compiled=data.compile and count >= _COMPILED_FROM)

@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -60,8 +61,10 @@ def sample_sessions(
     kinds: Sequence[str] = KINDS,
     languages: Sequence[str] = LANGUAGES,
     star: bool = False,
+    shares: Mapping[str, float] = MappingProxyType({}),
 ) -> Sessions:
-    """`count` sessions of `turns` edits, all kinds equally often at every turn as far as sessions allow them.
+    """`count` sessions of `turns` edits, all kinds equally often at every turn as far as sessions allow them, or those
+    in `shares` so many times as often as the others.
 
     With `star` every edit starts from the source instead of the state before.
     """
@@ -72,7 +75,7 @@ def sample_sessions(
     for _ in range(turns):
         counts: Counter = Counter()
         seen = [history[:1] if star else history for history in histories]
-        step = [sample_edit(history, rng, kinds, visible_states(len(history)), counts) for history in seen]
+        step = [sample_edit(history, rng, kinds, visible_states(len(history)), counts, shares) for history in seen]
         for history, past, edit in zip(histories, seen, step, strict=True):
             history.append(edit.apply(past[-1]))
         scenes.append(source.with_facts(torch.tensor([history[-1] for history in histories])))

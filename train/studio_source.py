@@ -17,7 +17,7 @@ import torch
 
 from anchoredit_model.errors import AnchorEditError
 
-from .instructions import LANGUAGES, phrase
+from .instructions import KINDS, LANGUAGES, phrase
 from .render import compiled_layers, render
 from .sessions import EditSession, Problems, to_bytes
 from .studio import sample_sessions
@@ -29,15 +29,23 @@ _DRAWN_BY = ("scene.py", "instructions.py", "instructions.json", "studio.py", "r
 
 @dataclass(frozen=True)
 class StudioSettings:
-    """What to draw. With `star` every edit starts from the source, else from the picture before."""
+    """What to draw. With `star` every edit starts from the source, else from the picture before. `shares`: kinds of
+    edits that come so many times as often as the others."""
 
     turns: int
     height: int = 128
     width: int = 128
     seed: int = 1
     star: bool = False
+    shares: tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self):
+        for kind, share in self.shares:
+            if kind not in KINDS or not share > 0:
+                raise AnchorEditError(
+                    f"shares gives {share:g} to edits of the kind {kind!r}: give more than 0, to some of "
+                    f"{', '.join(KINDS)}"
+                )
         if min(self.turns, self.height, self.width) < 1:
             raise AnchorEditError(f"{self} asks for nothing: turns, height and width are at least 1")
 
@@ -75,7 +83,8 @@ class StudioPart:
         for start in range(self.start, self.stop, _BATCH):
             count = min(_BATCH, self.stop - start)
             seed = settings.batch_seed(start)
-            drawn = sample_sessions(count, settings.turns, torch.Generator().manual_seed(seed), star=settings.star)
+            generator = torch.Generator().manual_seed(seed)
+            drawn = sample_sessions(count, settings.turns, generator, star=settings.star, shares=dict(settings.shares))
             size = settings.height, settings.width
             frames = [to_bytes(render(scenes.to(self.device), *size, layers)).cpu() for scenes in drawn.scenes]
             rng = random.Random(seed)

@@ -8,6 +8,7 @@ from collections import Counter
 import pytest
 import torch
 
+from anchoredit_model.errors import AnchorEditError
 from train.instructions import KINDS, LANGUAGES, POINTING_BACK, phrase, possible_edits, undo
 from train.render import LAYERS, render
 from train.scene import COLUMN, CORNERS, FACTS, START_STYLE, START_TONE, Scenes, sample_scenes
@@ -18,6 +19,7 @@ from train.studio import (
     sample_sessions,
     visible_states,
 )
+from train.studio_source import StudioSettings
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -58,6 +60,18 @@ def test_an_edit_changes_the_facts_it_names_and_never_the_identity():
             assert all((was[COLUMN[fact]], now[COLUMN[fact]]) == (old, new) for fact, old, new in edit.changes)
 
 
+def test_shares_say_how_often_kinds_come():
+    even, uneven = (
+        Counter(edit.kind for step in sample_sessions(300, 4, generator(12), **how).edits for edit in step)
+        for how in ({}, {"shares": {"resize": 4.0, "null": 0.5}})
+    )
+    assert uneven["resize"] / uneven["move"] == pytest.approx(4 * even["resize"] / even["move"], rel=0.1)
+    assert uneven["null"] / uneven["move"] == pytest.approx(0.5 * even["null"] / even["move"], rel=0.1)
+    for shares in ((("resise", 2.0),), (("resize", 0.0),)):
+        with pytest.raises(AnchorEditError, match=f"shares gives .* '{shares[0][0]}': .*background"):
+            StudioSettings(turns=1, shares=shares)
+
+
 def test_in_a_star_every_edit_starts_from_the_source():
     sessions = sample_sessions(30, 3, generator(4), star=True)
     source = sessions.scenes[0].facts.tolist()
@@ -83,6 +97,33 @@ def test_what_points_back_has_a_visible_referent():
             for edit in possible_edits("style", history, seen):
                 plain = any(state[COLUMN["style"]] == START_STYLE for state in shown)
                 assert edit.changes[0].new != START_STYLE or plain
+
+
+def test_what_an_edit_uncovers_can_be_known():
+    """No picture that an editor sees would be the same with another value, if what the edit uncovers shows it."""
+    colours = ("colour", "background")
+    uncovered = 0
+    for states in histories(11, 300, 5):
+        for turn in range(1, 6):
+            history, seen = states[:turn], visible_states(turn)
+            shown = [history[state] for state in seen if state < turn - 1]
+            bare = [facts for facts in shown if not facts[COLUMN["glasses"]]]
+            coloured = [facts for facts in shown if facts[COLUMN["tone"]] == START_TONE]
+            removed = [edit.changes[0].fact for edit in possible_edits("remove", history, seen)]
+            eyes = history[-1][COLUMN["eyes"]] in [facts[COLUMN["eyes"]] for facts in bare]
+            assert ("glasses" in removed) == bool(history[-1][COLUMN["glasses"]] and eyes)
+            uncovered += "glasses" in removed
+            if possible_edits("back to colour", history, seen):
+                for fact in colours:
+                    assert history[-1][COLUMN[fact]] in [facts[COLUMN[fact]] for facts in coloured]
+                uncovered += 1
+    assert uncovered > 50
+    source = sample_sessions(1, 1, generator(1)).scenes[0]
+    hidden = source.with_facts(source.facts.clone())
+    hidden.facts[0, COLUMN["glasses"]] = 1
+    others = hidden.with_facts(hidden.facts.clone())
+    others.facts[0, COLUMN["eyes"]] = (others.facts[0, COLUMN["eyes"]] + 1) % 3
+    assert torch.equal(render(hidden, 128, 128), render(others, 128, 128))
 
 
 def test_undo_goes_back_to_any_state():
