@@ -16,13 +16,21 @@ from anchoredit_model.views import bidirectional_views
 
 from .degrade import degrade
 from .forcing import sequence_predictor, turns_predictor
-from .losses import add_noise, flow_matching_loss, frame_weights, turn_weights
+from .losses import Predict, add_noise, flow_matching_loss, frame_weights, regression_loss, turn_weights
 from .networks import Network
 from .pretrain import change_weight, without
-from .rollout import one_pass, own_history, replace_frames, rollout_probability, sample_replaced, turns_now
+from .rollout import (
+    last_step_x0,
+    one_pass,
+    own_history,
+    replace_frames,
+    rollout_probability,
+    sample_replaced,
+    turns_now,
+)
 from .sources import Batch
 from .stage import Draws, Stage, StageParts
-from .timesteps import forcing_times, sample_times, sigma_of
+from .timesteps import NOISE, forcing_times, sample_times, sigma_of
 
 
 class Causal(Stage):
@@ -60,13 +68,24 @@ class Causal(Stage):
             else:
                 history = replace_frames(latents, self._one_pass(batch, draws), replaced)[:, :-1]
         history = self._damaged(history, draws)
-        times = sample_times(target.shape[:2], settings.times, draws.own)
-        sigma, noise = sigma_of(times), draws.noise(target.shape)
         predict = turns_predictor(self.main.forward, history, batch.text, slots=self.slots, stride=self.stride)
-        flow = predict(add_noise(target, noise, sigma), times)
         weights = turn_weights(turns, settings.turn_weight)[None]
         emphasis = change_weight(target, latents[:, :-1], settings.change_weight)
+        if settings.own_steps and draws.chance(settings.own_steps):
+            return self._after_own_steps(predict, target, weights, emphasis, draws)
+        times = sample_times(target.shape[:2], settings.times, draws.own)
+        sigma, noise = sigma_of(times), draws.noise(target.shape)
+        flow = predict(add_noise(target, noise, sigma), times)
         return flow_matching_loss(flow, target, noise, weights, emphasis)
+
+    def _after_own_steps(
+        self, predict: Predict, target: Tensor, weights: Tensor, emphasis: Tensor | None, draws: Draws
+    ) -> Tensor:
+        """The sampler stopped at one of its steps; divided by its noise level, so that late steps learn as well."""
+        times = self.settings.times
+        step = draws.which(times.weights)
+        x0 = last_step_x0(predict, draws.noise((step + 1, *target.shape)), step, times.own)
+        return regression_loss(x0, target, weights, emphasis) / (times.own[step] / NOISE)
 
     def _diffusion(self, batch: Batch, draws: Draws, progress: float, form: str) -> Tensor:
         """One sequence of frames 0..T, each noisy in its own way, or one behind a history at t = 0."""

@@ -33,7 +33,7 @@ class Data:
     workers  processes that read pictures while they are encoded
     stars    sessions in which every edit, one of `star_turns`, starts from the source: for stage 1
     chains   sessions in which each of `chain_turns` edits starts from the picture before: for stages 2 and 3
-    shares   kinds of the studio's edits that come so many times as often as the others: [[resize, 5], [move, 3]]
+    shares   kinds of the studio's edits that come so many times as often as the others: [[resize, 5], ['null', 0.5]]
     shown    sessions of the studio that samples are drawn of, of which none is trained on; with a `path` samples are
              of its first sessions, which are
     compile  draw, and on a CPU encode, by compiled loops where there is much of it
@@ -226,6 +226,9 @@ class Causal(StageSettings):
     turn_weight        alpha: turn number p of 0..1 weighs 1 + alpha * p
     change_weight      as in `Pretrain`
     dropout            how often an instruction is null, for guidance
+    own_steps          how often the noisy turns are not the noisy truth but what the sampler itself has made on its way
+                       to one of `times.own`, so that its later steps learn to mend what earlier ones missed; only in
+                       teacher forcing, for a model that is sampled by re-noising at those times
     degrade            whether histories are damaged, by `degradations`
     rollout            the form of self-rollout: "cached", as inference does it, "one_pass" or "none"
     rollout_peak       probability that a frame of the history is the model's own, from `rollout_end` on; none
@@ -243,6 +246,7 @@ class Causal(StageSettings):
     turn_weight: float = 1.0
     change_weight: float = 0.0
     dropout: float = 0.05
+    own_steps: float = 0.0
     degrade: bool = True
     degradations: Degradations = field(default_factory=Degradations)
     rollout: str = "cached"
@@ -258,6 +262,11 @@ class Causal(StageSettings):
         _one_of("causal.rollout", self.rollout, ("cached", "one_pass", "none"))
         for name in ("first_turns", "turns", "rollout_steps"):
             _at_least(1, f"causal.{name}", getattr(self, name))
+        if self.own_steps and (self.forcing != "teacher" or not self.times.own):
+            raise AnchorEditError(
+                f"causal.own_steps is {self.own_steps}: list the sampler's times in causal.times.own, the noisiest "
+                "first, and set causal.forcing=teacher, or set it to 0"
+            )
         if self.forcing == "bidirectional" and self.rollout != "none":
             raise AnchorEditError(
                 f"causal.rollout {self.rollout!r} reads what a causal model remembers, and causal.forcing is "

@@ -1,6 +1,7 @@
 """What the three stages minimise, as functions of tensors and nothing else.
 
 `flow_matching_loss`   stages 1 and 2, and the fake score of stage 3
+`regression_loss`      stage 2 where a picture is not the noisy truth but what the sampler has made of it so far
 `consistency_loss`     stage 3a: the student's x0 agrees along the teacher's path
 `generator_loss`       stage 3b: distribution matching, with `critic_loss` for its fake score
 
@@ -63,16 +64,15 @@ def flow_matching_loss(
     Frames count by `weights` [B or 1, F] within their sample; a sample without any weight does not count.
     `emphasis` [B, F, 1, h, w] multiplies the error position by position.
     """
-    error = (flow.float() - (noise.float() - clean.float())).square()
-    if emphasis is not None:
-        error = error * emphasis
-    frames = error.mean(dim=(-3, -2, -1))  # [B, F]
-    if weights is None:
-        return frames.mean()
-    weights = weights.to(frames).expand_as(frames)
-    total = weights.sum(dim=1)  # [B]
-    samples = (frames * weights).sum(dim=1) / total.clamp(min=_SMALLEST)
-    return samples.sum() / (total > 0).sum().clamp(min=1)
+    return _weighted(flow.float() - (noise.float() - clean.float()), weights, emphasis)
+
+
+def regression_loss(x0: Tensor, clean: Tensor, weights: Tensor | None = None, emphasis: Tensor | None = None) -> Tensor:
+    """Mean squared error of x0 against the truth, all [B, F, C, h, w]; weights as in `flow_matching_loss`.
+
+    Where what a model made is its own input no noise is left that a flow could be held against.
+    """
+    return _weighted(x0.float() - clean.float(), weights, emphasis)
 
 
 def consistency_loss(
@@ -130,6 +130,20 @@ def critic_loss(fake: Predict, x0: Tensor, noise: Tensor, time: Tensor, sigma: T
     """Flow matching of the fake score on what the generator makes, x0 [B, F, C, h, w] without its gradient."""
     x0 = x0.detach()
     return flow_matching_loss(fake(add_noise(x0, noise, sigma), time), x0, noise)
+
+
+def _weighted(difference: Tensor, weights: Tensor | None, emphasis: Tensor | None) -> Tensor:
+    """Mean square of [B, F, C, h, w], each frame by its weight, each position by its emphasis."""
+    error = difference.square()
+    if emphasis is not None:
+        error = error * emphasis
+    frames = error.mean(dim=(-3, -2, -1))  # [B, F]
+    if weights is None:
+        return frames.mean()
+    weights = weights.to(frames).expand_as(frames)
+    total = weights.sum(dim=1)  # [B]
+    samples = (frames * weights).sum(dim=1) / total.clamp(min=_SMALLEST)
+    return samples.sum() / (total > 0).sum().clamp(min=1)
 
 
 def _over_latents(sigma: Tensor) -> Tensor:

@@ -49,6 +49,11 @@ class Draws:
         """A shared whole number, low <= number < high."""
         return int(torch.randint(low, high, (), generator=self.shared, device=self.shared.device))
 
+    def which(self, weights: Sequence[float]) -> int:
+        """A shared index 0, 1, ... of `weights`, in proportion to them."""
+        chances = torch.tensor(weights, device=self.shared.device)
+        return int(torch.multinomial(chances, 1, generator=self.shared))
+
     def noise(self, shape: Sequence[int]) -> Tensor:
         """Standard normal numbers of this micro-batch."""
         return torch.randn(tuple(shape), generator=self.own, device=self.own.device)

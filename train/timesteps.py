@@ -51,6 +51,11 @@ class TimeSampling:
                 "of 0 or more, or none at all"
             )
 
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """Of the sampler's own times, one each."""
+        return self.own_weights or (1.0,) * len(self.own)
+
 
 def sigma_of(times: Tensor) -> Tensor:
     """The noise level of times in 0..1000, same shape. Raises TypeError for times that were rounded."""
@@ -72,7 +77,7 @@ def sample_times(shape: Sequence[int], sampling: TimeSampling, generator: torch.
     if not sampling.own_share:
         return times
     own = torch.tensor(sampling.own, dtype=torch.float32, device=generator.device)
-    weights = torch.tensor(sampling.own_weights or [1.0] * len(own), device=generator.device)
+    weights = torch.tensor(sampling.weights, device=generator.device)
     picked = torch.multinomial(weights, times.numel(), replacement=True, generator=generator).view(tuple(shape))
     return torch.where(_uniform(shape, generator) < sampling.own_share, own[picked], times)
 

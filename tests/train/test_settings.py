@@ -38,6 +38,9 @@ def test_settings_that_need_each_other_may_come_in_any_order():
         config = load_config("tiny", order)
         assert config.causal.times.own_weights == (2.0, 1.0) and config.causal.steps == 4
     assert load_config("tiny", ["causal.forcing=bidirectional", "causal.rollout=none"]).causal.rollout == "none"
+    for change in ("causal.forcing=diffusion", "causal.times={own: [], own_weights: [], own_share: 0}"):
+        with pytest.raises(AnchorEditError, match="causal.own_steps is 0.5.*set it to 0"):
+            load_config("tiny", ["causal.own_steps=0.5", change])
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from anchoredit_model.config import TransformerConfig
+from anchoredit_model.config import EditConfig, TransformerConfig
 from anchoredit_model.transformer import CausalWanTransformer
 from train.causal import Causal
 from train.config import Causal as CausalSettings
@@ -20,8 +20,10 @@ from train.degrade import Degradations
 from train.distill import Consistency, Matching
 from train.forcing import turns_predictor
 from train.networks import CompiledGelu, initialise
+from train.rollout import SessionCache, rollout
 from train.sources import Batch
 from train.stage import Draws
+from train.timesteps import TimeSampling
 
 SIZES = TransformerConfig(dim=32, ffn_dim=48, num_heads=2, num_layers=2, freq_dim=16, text_dim=12)
 LATENT_DAMAGE = Degradations(p_round_trip=0.0, p_jpeg=0.0)  # the kinds that need no VAE
@@ -109,6 +111,29 @@ def test_histories_are_what_the_settings_say():
     assert not torch.equal(shown["damaged"][0], truth) and (shown["damaged"][0] - truth).abs().mean() < 0.5
     for _, times in shown.values():
         assert (times[:, :3] == 0).all() and (times[:, 3:] > 0).all()
+
+
+@pytest.mark.parametrize("last", [0, 2])
+def test_own_steps_are_what_inference_makes(monkeypatch, last):
+    """The loss is the error of the sampler's picture, stopped at a step, behind the true history."""
+    drawn, steps, turns = [], (1000.0, 750.0, 500.0), 3
+    noise = Draws.noise
+    monkeypatch.setattr(Draws, "noise", lambda self, shape: drawn.append(noise(self, shape)) or drawn[-1])
+    times = TimeSampling(own=steps, own_weights=tuple(float(step == last) for step in range(3)))
+    stage = causal(own_steps=1.0, times=times, degrade=False, rollout="none", dropout=0.0, turn_weight=0.0)
+    loss = stage.loss("model", batch(turns), draws(), 1.0)
+    edit = EditConfig(sampler="renoise", steps=steps[: last + 1], guidance=1.0)
+    errors = []
+    for turn in range(1, turns + 1):
+        latents, text = batch(turns).latents[:, : turn + 1], batch(turns).text
+        replaced = torch.zeros(2, turn + 1, dtype=torch.bool)
+        replaced[:, turn] = True
+        spent = drawn[0][:, :, turn - 1].expand(turn, *drawn[0][:, :, 0].shape)  # only the last turn's counts
+        made = rollout(SessionCache(stage.main.module), latents, text, spent, edit, replaced)
+        errors.append((made - latents)[:, turn].square().mean())
+    assert torch.allclose(loss, torch.stack(errors).mean() / (steps[last] / 1000), rtol=1e-4)
+    loss.backward()
+    assert learnt(stage.main.module) == [name for name, _ in stage.main.module.named_parameters()]
 
 
 def test_sessions_and_rollout_grow_over_the_budget():
