@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from anchoredit_model.errors import AnchorEditError
 
@@ -92,14 +94,20 @@ def _options(command: str, argv: list[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def leave_group() -> None:
-    """Several processes part before they end: threads that still wait for another one would abort the program."""
+def leave(code: int) -> NoReturn:
+    """Ends the program; where several processes worked together, without waiting for the threads that joined them.
+
+    Now and then such a thread is still about to return when the interpreter comes down, which aborts a program that
+    has done all it should. Every file is closed by then.
+    """
     distributed = sys.modules.get("torch.distributed")
     if distributed and distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":
-    code = main(sys.argv[1:])
-    leave_group()
-    sys.exit(code)
+    leave(main(sys.argv[1:]))

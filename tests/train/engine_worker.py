@@ -17,7 +17,7 @@ import torch
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from train.__main__ import leave_group
+from train.__main__ import leave
 from train.curriculum import Curriculum
 from train.engine import Engine
 from train.settings import load_config
@@ -102,4 +102,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-    leave_group()
+    leave(0)

@@ -49,7 +49,7 @@ parts: {{vae: {small_model / "vae"}, text: {small_model / "text_encoder"}}}
 data: {{cache: {folder / "cache"}, stars: 12, star_turns: 2, chains: 12, chain_turns: 3, shown: 2}}
 engine: {{compile: false, precision: float32, log_steps: 1, sample_steps: 0}}
 pretrain: {{steps: 20, minutes: 0, batch: 2, micro_batches: 2}}
-causal: {{steps: 20, minutes: 0, batch: 2, micro_batches: 2, rollout_start: 0.0, rollout_steps: 1}}
+causal: {{steps: 20, minutes: 0, batch: 2, micro_batches: 2, own_steps: 0.5, rollout_start: 0.0, rollout_steps: 1}}
 distill:
   consistency: {{steps: 3, minutes: 0, batch: 2, micro_batches: 2}}
   matching: {{steps: 6, minutes: 0, batch: 2, micro_batches: 2}}
