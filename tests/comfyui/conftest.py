@@ -6,12 +6,14 @@ COMFYUI_PATH is the host's folder (without it: the ComfyUI that this pack is ins
 the interpreter that runs it (without it: the one that runs pytest). COMFYUI_ARGS are given to the host as well.
 """
 
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
 HERE = Path(__file__).resolve().parent
+SAMPLE = HERE.parents[1] / "anchoredit_model" / "assets" / "sample.png"
 sys.path.insert(0, str(HERE))  # for the modules that the tests share
 
 
@@ -28,13 +30,10 @@ def host(tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.fixture(scope="session")
 def picture_file(host) -> Path:
-    """A drawing in the host's input folder."""
-    from PIL import Image, ImageDraw
-
-    image = Image.new("RGB", (128, 128), (240, 220, 180))
-    ImageDraw.Draw(image).ellipse((34, 40, 94, 100), fill=(200, 40, 40))
+    """The bundled sample in the host's input folder: of pictures that it does not know the model has to guess what is
+    in them, and a guess magnifies rounding."""
     path = host.folder / "input" / "drawing.png"
-    image.save(path)
+    shutil.copyfile(SAMPLE, path)
     return path
 
 
