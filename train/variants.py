@@ -32,7 +32,7 @@ VARIANTS: Mapping[str, tuple[str, dict]] = {
     "without self-rollout": ("causal", {"causal": {"rollout": "none"}}),
     "without degradation": ("causal", {"causal": {"degrade": False}}),
     "without identity mapping": ("causal", _NO_IDENTITY),
-    "bidirectional": ("causal", {"causal": {"forcing": "bidirectional", "rollout": "none"}}),
+    "bidirectional": ("causal", {"causal": {"forcing": "bidirectional", "rollout": "none", "own_steps": 0.0}}),
     "stages 1 to 3": ("distill", {}),
 }
 
