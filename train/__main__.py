@@ -95,17 +95,18 @@ def _options(command: str, argv: list[str]) -> argparse.Namespace:
 
 
 def leave(code: int) -> NoReturn:
-    """Ends the program; where several processes worked together, without waiting for the threads that joined them.
+    """Ends the program; where several processes have done their work, without waiting for the threads that joined them.
 
-    Now and then such a thread is still about to return when the interpreter comes down, which aborts a program that
-    has done all it should. Every file is closed by then.
+    Now and then such a thread is still about to return when the interpreter comes down, which would make a failure of
+    a success. After an error the interpreter still has files to close.
     """
     distributed = sys.modules.get("torch.distributed")
     if distributed and distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        if code == 0:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
     sys.exit(code)
 
 

@@ -70,7 +70,7 @@ def test_the_hosts_samplers_and_the_command_line_make_the_same_turns(host, pictu
 
 
 def test_guidance_is_the_same_with_conditions_together_and_apart(host, picture_file):
-    sure = "write OK on the sign"  # where the bundled model is not, guidance magnifies rounding up to 3e-5
+    sure = "write OK on the sign"  # where the bundled model is not, guidance magnifies rounding beyond the bar
     graph = base_graph()
     for name in ("together", "apart"):
         native_turn(graph, name, ["tiny", 0], ["start", 0], sure, guidance=3.0)
