@@ -50,13 +50,13 @@ test-comfyui: .venv/.test
 	$(RUN) -m pytest $(PYTEST_ARGS) tests/comfyui
 
 check-comfyui: .venv/.check
-	$(RUN) -m pytest $(PYTEST_ARGS) tests/comfyui/in_browser.py tests/comfyui/linters.py
+	$(RUN) -m pytest $(PYTEST_ARGS) tests/browser/check_pages.py tests/comfyui/check_linters.py
 
 workflows: .venv/.test
-	$(RUN) tests/comfyui/make_workflows.py
+	$(RUN) scripts/write_workflows.py
 
 locales: .venv/.test
-	$(RUN) tests/comfyui/translations.py
+	$(RUN) scripts/write_locales.py
 
 lint: .venv/.lint
 	$(RUN) -m ruff check .

@@ -108,7 +108,7 @@ def edit_command(arguments: argparse.Namespace) -> int:
         raise AnchorEditError(f"--area {arguments.area}: a session keeps its size: leave --area out, or give a picture")
     # inputs are read and the folder is tried before the slow import of the model
     from .images import load_image
-    from .session import load_session
+    from .memory.session_file import load_session
 
     source = load_image(arguments.image) if arguments.image else None
     saved = load_session(arguments.session) if arguments.session else None
@@ -168,7 +168,7 @@ class _Record:
         """Writes what is new: the session first, all else can be made from it. Returns the last picture's path."""
         from .filmstrip import contact_sheet, thumbnail
         from .images import save_image, to_tensor
-        from .session import save_session
+        from .memory.session_file import save_session
 
         save_session(memory, self.folder / SESSION_NAME)
         for turn in range(len(self.thumbnails), len(memory)):

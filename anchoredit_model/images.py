@@ -15,8 +15,8 @@ import torch
 from PIL import Image, ImageOps, PngImagePlugin
 from torch import Tensor
 
+from .atomic_write import whole_file
 from .errors import AnchorEditError
-from .files import whole_file
 
 log = logging.getLogger(__name__)
 

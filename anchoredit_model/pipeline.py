@@ -23,19 +23,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .checkpoint import fingerprint, load_transformer, read_checkpoint, save_folder
+from .atomic_write import whole_file
+from .checkpoint.layout import fingerprint, load_transformer, read_checkpoint, save_folder
 from .config import EditConfig, MemoryPolicy, TransformerConfig
 from .errors import AnchorEditError
-from .files import whole_file
 from .geometry import composite, fit
 from .images import to_tensor
-from .kv_store import KVStore
-from .memory import AnchorMemory, MemoryReader, Turn
+from .memory.anchor_memory import AnchorMemory, MemoryReader, Turn
+from .memory.kv_store import KVStore
+from .memory.visibility import FrameView
+from .networks.text_encoder import TextEncoder
+from .networks.transformer import Block, CausalWanTransformer, TextContext
+from .networks.vae import ImageVAE
 from .sampling import OnStep, PredictFlow, guided, sample, variant_seeds, with_steps
-from .text import TextEncoder
-from .transformer import Block, CausalWanTransformer, TextContext
-from .vae import ImageVAE
-from .views import FrameView
 
 TINY = Path(__file__).parent / "tiny"
 _INDEX = "model_index.json"

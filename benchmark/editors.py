@@ -28,12 +28,12 @@ from torch.nn.utils.rnn import pad_sequence
 
 from anchoredit_model.config import MemoryPolicy
 from anchoredit_model.errors import AnchorEditError
-from anchoredit_model.memory import Turn
+from anchoredit_model.memory.anchor_memory import Turn
+from anchoredit_model.memory.visibility import bidirectional_views
 from anchoredit_model.pipeline import TINY, AnchorEditPipeline
 from anchoredit_model.sampling import PredictFlow, guided, sample, with_steps
-from anchoredit_model.views import bidirectional_views
-from train.forcing import sequence_predictor
-from train.render import render
+from studio.render import render
+from train.stages.forcing import sequence_predictor
 
 from .protocols import Trial
 

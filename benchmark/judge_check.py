@@ -22,13 +22,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from anchoredit_model.networks.vae import ImageVAE
 from anchoredit_model.pipeline import TINY
-from anchoredit_model.vae import ImageVAE
-from train.instructions import Edit, sample_edit
-from train.judge import Judge, Thresholds
-from train.render import render
-from train.scene import SUBJECT_TRAITS, TRAIT, Scenes
-from train.studio import Sessions, held_out_generator, python_rng, sample_sessions
+from studio.instructions import Edit, sample_edit
+from studio.judge import Judge, Thresholds
+from studio.render import render
+from studio.scene import SUBJECT_TRAITS, TRAIT, Scenes
+from studio.sessions import Sessions, held_out_generator, python_rng, sample_sessions
 
 from .run_folder import write_json
 

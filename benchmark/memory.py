@@ -17,8 +17,8 @@ from collections.abc import Iterator
 import torch
 
 from anchoredit_model.config import MemoryPolicy, TransformerConfig
-from anchoredit_model.cost import memory_cost
-from anchoredit_model.transformer import CausalWanTransformer
+from anchoredit_model.memory.kv_size import memory_cost
+from anchoredit_model.networks.transformer import CausalWanTransformer
 
 SIZES = ("1.3B", "14B")
 _WEIGHTS = {"bfloat16": 2, "float8": 1}  # bytes per number of the blocks' matrices; all else has 2

@@ -34,8 +34,8 @@ from torch import Tensor
 
 from anchoredit_model.config import TransformerConfig
 from anchoredit_model.errors import AnchorEditError
-from anchoredit_model.transformer import Block
-from anchoredit_model.views import FrameView
+from anchoredit_model.memory.visibility import FrameView
+from anchoredit_model.networks.transformer import Block
 
 PACK = Path(__file__).resolve().parents[1]
 STRIDE = 4  # of slots in time; the cost does not depend on it
@@ -96,12 +96,12 @@ def _find_host(folder: Path, device: str) -> None:
 
 
 def _attention_module() -> ModuleType:
-    """`nodes/attention.py`, whose relative imports need the pack as a package; without the host's node API."""
+    """`nodes/host/attention.py`, whose relative imports need the pack as a package; without the host's node API."""
     for name, folder in (("anchoredit_pack", PACK), ("anchoredit_pack.nodes", PACK / "nodes")):
         package = ModuleType(name)
         package.__path__ = [str(folder)]
         sys.modules[name] = package
-    return importlib.import_module("anchoredit_pack.nodes.attention")
+    return importlib.import_module("anchoredit_pack.nodes.host.attention")
 
 
 def _works(

@@ -25,7 +25,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from anchoredit_model.drift import colour_drift
+from anchoredit_model.drift.metrics import colour_drift
 from anchoredit_model.errors import AnchorEditError
 from anchoredit_model.filmstrip import contact_sheet, thumbnail
 from anchoredit_model.images import save_image

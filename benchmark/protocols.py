@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 
 from anchoredit_model.errors import AnchorEditError
-from train.instructions import (
+from studio.instructions import (
     KINDS,
     LANGUAGES,
     MOST_UNDONE,
@@ -34,8 +34,8 @@ from train.instructions import (
     possible_edits,
     sample_edit,
 )
-from train.scene import CORNERS, FACTS, Scenes, sample_scenes
-from train.studio import Sessions, pick_language, python_rng, sample_sessions, visible_states
+from studio.scene import CORNERS, FACTS, Scenes, sample_scenes
+from studio.sessions import Sessions, pick_language, python_rng, sample_sessions, visible_states
 
 _PLAIN_KINDS = tuple(kind for kind in KINDS if kind not in (*POINTING_BACK, "black and white", "null"))
 _KEEPING_COLOURS = tuple(kind for kind in _PLAIN_KINDS if kind not in ("recolour", "background"))

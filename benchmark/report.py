@@ -18,8 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from anchoredit_model.atomic_write import whole_file
 from anchoredit_model.errors import AnchorEditError
-from anchoredit_model.files import whole_file
 
 from .figures import Interval
 from .page import draw_page

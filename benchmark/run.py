@@ -14,7 +14,7 @@ import argparse
 from dataclasses import fields
 from pathlib import Path
 
-from anchoredit_model.files import whole_file
+from anchoredit_model.atomic_write import whole_file
 
 from .editors import DEFAULT_SERVER, EDITORS, EditorOptions, make_editor
 from .run_folder import RunFolder, write_json

@@ -16,8 +16,8 @@ from typing import Any
 
 from torch import Tensor
 
+from anchoredit_model.atomic_write import whole_file
 from anchoredit_model.errors import AnchorEditError
-from anchoredit_model.files import whole_file
 from anchoredit_model.images import load_image, save_image
 
 _RECORD = "session.json"

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from train.instructions import KINDS
+from studio.instructions import KINDS
 
 from .figures import Interval, first_failures, interval, intervals, succeeded_so_far
 

@@ -29,17 +29,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from anchoredit_model.drift import drift
+from anchoredit_model.drift.metrics import drift
 from anchoredit_model.errors import AnchorEditError
-from train.instructions import Edit
-from train.render import render
-from train.scene import FACTS, Scenes
+from studio.instructions import Edit
+from studio.render import render
+from studio.scene import FACTS, Scenes
 
 from .editors import Editor
 from .protocols import Trial
 
 if TYPE_CHECKING:
-    from train.judge import Judge
+    from studio.judge import Judge
 
 DIGITS = 5  # of measured values in a record
 _SHOWS = 0.5 / 255  # two drawings differ in a pixel if a file would

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from anchoredit_model.pipeline import TINY, AnchorEditPipeline
-from train.studio import sample_images
+from studio.sessions import sample_images
 
 
 def main(argv: list[str]) -> int:

@@ -10,9 +10,9 @@ from PIL import Image
 from torch import Tensor
 
 from anchoredit_model.errors import AnchorEditError
-from train.judge import Judge, Thresholds
-from train.render import render
-from train.studio import held_out_generator
+from studio.judge import Judge, Thresholds
+from studio.render import render
+from studio.sessions import held_out_generator
 
 from .editors import Editor
 from .protocols import Trial, make_trial

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from anchoredit_model.errors import AnchorEditError
-from train.instructions import LANGUAGES
+from studio.instructions import LANGUAGES
 
 from .photo_suite import PHOTO_PROTOCOLS, PhotoSuite
 from .photos import default_photos, find_photos

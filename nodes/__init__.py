@@ -30,22 +30,22 @@ serials                    numbers that name a model and what is patched into it
 host                       the only file that touches ComfyUI's internals
 """
 
-from .needs import check_host
+from .host.requirements import check_host
 
 check_host()  # before anything of the host is imported
 
 from comfy_api.latest import ComfyExtension, io
 
 from .base import AnchorEditNode
+from .custom_sampling import ApplyMemory, CommitTurn
+from .editors.causal_wan import Runtime
 from .export import ExportTurns
 from .load import LoadModel, LoadTiny, ModelSettings
-from .look import Drift, Filmstrip
-from .memory import Policy, Rewind, Start
-from .native import ApplyMemory, CommitTurn
-from .runtime import Runtime
-from .session import LoadSession, SaveSession
+from .session_files import LoadSession, SaveSession
+from .start import Policy, Rewind, Start
 from .turn import Chain, Turn
-from .variants import Pick, Variants
+from .variations import Pick, Variants
+from .viewers import Drift, Filmstrip
 
 NODES = (
     *(LoadModel, ModelSettings, LoadTiny, Policy, Start, Turn, Chain, Variants, Pick, ApplyMemory, CommitTurn, Rewind),

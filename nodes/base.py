@@ -11,7 +11,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..anchoredit_model.errors import AnchorEditError
-from .runtime import Runtime
+from .editors.causal_wan import Runtime
 
 MemorySocket = io.Custom("ANCHOR_MEMORY")  # an AnchorMemory
 PolicySocket = io.Custom("ANCHOR_POLICY")  # a MemoryPolicy

@@ -5,10 +5,10 @@ import json
 from comfy_api.latest import io, ui
 
 from ..anchoredit_model.images import save_image
-from ..anchoredit_model.memory import AnchorMemory, Turn
+from ..anchoredit_model.memory.anchor_memory import AnchorMemory, Turn
 from .base import CATEGORY, AnchorEditNode, MemorySocket
-from .host import metadata_wanted, new_files, progress
-from .runtime import HostPipeline
+from .editors.causal_wan import HostPipeline
+from .host.model import metadata_wanted, new_files, progress
 
 CHUNK = "anchoredit"  # the PNG text chunk with what we know of a turn
 

@@ -11,8 +11,8 @@ from ..anchoredit_model.images import load_image
 from ..anchoredit_model.pipeline import TINY
 from ..anchoredit_model.sampling import in_words, with_steps
 from .base import CATEGORY, AnchorEditNode, remedies_first, to_image
-from .facts import ModelFacts, model_facts, with_facts
-from .host import load_bundled, load_model, model_files, model_path, say
+from .host.edit_metadata import ModelFacts, model_facts, with_facts
+from .host.model import load_bundled, load_model, model_files, model_path, say
 
 _FROM_FILE, _AS_IT_IS = "from file", "as it is"
 SAMPLE = TINY.parent / "assets" / "sample.png"

@@ -6,11 +6,11 @@ from comfy_api.latest import io
 
 from ..anchoredit_model.config import EditConfig
 from ..anchoredit_model.errors import AnchorEditError
-from ..anchoredit_model.memory import AnchorMemory
+from ..anchoredit_model.memory.anchor_memory import AnchorMemory
 from ..anchoredit_model.sampling import in_words, step_count, with_steps
 from .base import CATEGORY, AnchorEditNode, MemorySocket, mask_input, seed_input, to_image, to_mask
-from .host import new_graph, on_step, say
-from .runtime import HostPipeline
+from .editors.causal_wan import HostPipeline
+from .host.model import new_graph, on_step, say
 
 MASK = (
     "Where the edit may change the picture, painted at the source picture's size. Outside it every pixel stays as "

@@ -44,10 +44,10 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers import UMT5Config, UMT5EncoderModel
 
     from anchoredit_model.config import EditConfig, TransformerConfig
+    from anchoredit_model.networks.text_encoder import TextEncoder
+    from anchoredit_model.networks.transformer import CausalWanTransformer
+    from anchoredit_model.networks.vae import ImageVAE
     from anchoredit_model.pipeline import AnchorEditPipeline
-    from anchoredit_model.text import TextEncoder
-    from anchoredit_model.transformer import CausalWanTransformer
-    from anchoredit_model.vae import ImageVAE
 
     vocabulary = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
@@ -74,6 +74,18 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("small") / "model"
     pipeline.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def host(tmp_path_factory: pytest.TempPathFactory):
+    """A real ComfyUI (see tests/comfyui/conftest.py), started once and stopped at the end."""
+    from comfyui_server import server
+
+    named = server(tmp_path_factory.mktemp("comfyui"))
+    if named is None:
+        pytest.skip("no ComfyUI: set COMFYUI_PATH (and COMFYUI_PYTHON) to run these tests")
+    with named:
+        yield named
 
 
 @pytest.fixture

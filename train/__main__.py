@@ -22,8 +22,8 @@ from typing import NoReturn
 from anchoredit_model.errors import AnchorEditError
 
 from .config import NAMES, Config
-from .parts import FOLDERS, is_finished, wait_for
-from .settings import load_config
+from .config_io import load_config
+from .tiny.parts import FOLDERS, is_finished, wait_for
 
 ORDER = ("vae", "text", "pretrain", "causal", "distill", "export")
 
@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
     command, rest = argv[0], argv[1:]
     try:
         if command == "data":
-            importlib.import_module("train.data").main(rest)
+            importlib.import_module("train.data.cli").main(rest)
             return 0
         options = _options(command, rest)
         config = load_config(options.config, options.set)
@@ -51,7 +51,7 @@ def main(argv: list[str]) -> int:
             print(report(command, config, options.out), *lines, sep="\n", flush=True)
             return 2 if lacking else 0
         if command == "variants":
-            from .variants import run as train_variants
+            from .ablations import run as train_variants
 
             return 0 if train_variants(config, options.out, options.only, options.resume) else 130
         steps = ORDER if command == "all" else (command,)
@@ -72,7 +72,7 @@ def run(command: str, config: Config, out: Path, resume: bool = False, skip_give
             return True
         if not curriculum.accelerator.is_main_process:  # one process makes it, by itself
             return wait_for(folder)
-        return importlib.import_module(f"train.{command}").run(getattr(config, command), folder, resume)
+        return importlib.import_module(f"train.tiny.{command}").run(getattr(config, command), folder, resume)
     if command == "export":
         from .export import run as export
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field, replace
 from anchoredit_model.config import EditConfig, TransformerConfig
 from anchoredit_model.errors import AnchorEditError
 
-from .degrade import Degradations
-from .timesteps import TimeSampling
+from .stages.degrade import Degradations
+from .stages.timesteps import TimeSampling
 
 _FOUR_STEPS = (1000.0, 750.0, 500.0, 250.0)
 

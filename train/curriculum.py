@@ -22,17 +22,17 @@ from accelerate import Accelerator
 
 from anchoredit_model.errors import AnchorEditError
 
-from .cache import Encoders
-from .causal import Causal
 from .config import Config, StageSettings
-from .distill import Consistency, Matching
+from .data.latent_cache import Encoders
+from .data.source import Source, find_parts, open_source
 from .engine import CHECKPOINT, LORA, Engine, make_accelerator
 from .networks import Builder, Start, file_start, lora_start, random_start
-from .parts import FOLDERS, is_finished
-from .pretrain import Pretrain
-from .sources import Source, find_parts, open_source
-from .stage import Stage, StageParts
+from .stages.causal import Causal
+from .stages.distill import Consistency, Matching
+from .stages.pretrain import Pretrain
+from .stages.stage import Stage, StageParts
 from .state import newest
+from .tiny.parts import FOLDERS, is_finished
 
 STAGES: dict[str, tuple[type[Stage], ...]] = {
     "pretrain": (Pretrain,),

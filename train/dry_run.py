@@ -16,13 +16,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from anchoredit_model.config import TransformerConfig
 from anchoredit_model.errors import AnchorEditError
-from anchoredit_model.transformer import CausalWanTransformer
-from anchoredit_model.vae import ImageVAE
+from anchoredit_model.networks.transformer import CausalWanTransformer
+from anchoredit_model.networks.vae import ImageVAE
 
 from .config import Config, Lora
 from .curriculum import STAGES, Curriculum, refusals
+from .data.source import find_parts
 from .networks import adapted
-from .sources import find_parts
 from .state import newest
 
 _FLOAT, _HALF = 4, 2  # bytes

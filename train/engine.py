@@ -23,19 +23,19 @@ from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from anchoredit_model.checkpoint import save_checkpoint
+from anchoredit_model.atomic_write import whole_file
+from anchoredit_model.checkpoint.layout import save_checkpoint
 from anchoredit_model.errors import AnchorEditError
-from anchoredit_model.files import whole_file
-from anchoredit_model.vae import ImageVAE
+from anchoredit_model.networks.vae import ImageVAE
 
 from .config import Config
+from .config_io import to_yaml
+from .data.source import Batch, Source
 from .interrupt import Interrupt
 from .log import Log
 from .networks import Network, adapter_weights, merged, widen_text
-from .rollout import SessionCache, rollout
-from .settings import to_yaml
-from .sources import Batch, Source
-from .stage import Draws, Stage
+from .stages.rollout import SessionCache, rollout
+from .stages.stage import Draws, Stage
 from .state import States
 
 CHECKPOINT = "transformer.safetensors"

@@ -20,17 +20,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from anchoredit_model.checkpoint import load_transformer, save_checkpoint
+from anchoredit_model.checkpoint.layout import load_transformer, save_checkpoint
 from anchoredit_model.errors import AnchorEditError
+from anchoredit_model.networks.text_encoder import TextEncoder
+from anchoredit_model.networks.transformer import CausalWanTransformer
+from anchoredit_model.networks.vae import ImageVAE
 from anchoredit_model.pipeline import AnchorEditPipeline
-from anchoredit_model.text import TextEncoder
-from anchoredit_model.transformer import CausalWanTransformer
-from anchoredit_model.vae import ImageVAE
+from studio.sessions import held_out_generator, sample_images
 
 from .config import Config
 from .curriculum import Curriculum
 from .engine import LORA
-from .studio import held_out_generator, sample_images
 
 FOLDER, FILE = "model", "anchoredit.safetensors"
 PREVIEW_PICTURES = 16

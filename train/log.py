@@ -12,8 +12,8 @@ from pathlib import Path
 from torch import Tensor
 from tqdm import tqdm
 
+from anchoredit_model.atomic_write import whole_file
 from anchoredit_model.errors import AnchorEditError
-from anchoredit_model.files import whole_file
 
 _PLAIN_SECONDS = 30  # between bars where they are written one below the other
 

@@ -24,10 +24,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
-from anchoredit_model.checkpoint import load_transformer, read_checkpoint
+from anchoredit_model.checkpoint.layout import load_transformer, read_checkpoint
 from anchoredit_model.config import TransformerConfig
 from anchoredit_model.errors import AnchorEditError
-from anchoredit_model.transformer import CausalWanTransformer
+from anchoredit_model.networks.transformer import CausalWanTransformer
 
 from .config import Config, Engine, Lora, Optimiser
 

@@ -26,8 +26,8 @@ from anchoredit_model import cli
 from anchoredit_model.cli import main
 from anchoredit_model.filmstrip import filmstrip
 from anchoredit_model.images import load_image
+from anchoredit_model.memory.session_file import load_session
 from anchoredit_model.pipeline import AnchorEditPipeline
-from anchoredit_model.session import load_session
 
 NOISE = np.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=np.uint8)
 

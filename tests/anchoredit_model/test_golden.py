@@ -17,15 +17,15 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from anchoredit_model.checkpoint.keymap import to_wan_name
 from anchoredit_model.config import EditConfig, MemoryPolicy, TransformerConfig
 from anchoredit_model.geometry import Geometry, buckets, nearest_bucket
-from anchoredit_model.keymap import to_wan_name
-from anchoredit_model.kv_store import KVStore
-from anchoredit_model.memory import AnchorMemory, MemoryReader, Turn
-from anchoredit_model.rope import rotate, temporal_tables
+from anchoredit_model.memory.anchor_memory import AnchorMemory, MemoryReader, Turn
+from anchoredit_model.memory.kv_store import KVStore
+from anchoredit_model.memory.visibility import bidirectional_views, sequence_views, view_of
+from anchoredit_model.networks.rope import rotate, temporal_tables
+from anchoredit_model.networks.transformer import CausalWanTransformer
 from anchoredit_model.sampling import guided, nearest_sigma, renoise, shifted_sigmas
-from anchoredit_model.transformer import CausalWanTransformer
-from anchoredit_model.views import bidirectional_views, sequence_views, view_of
 
 FORWARD = 2e-5  # absolute, one forward in float32
 ROLLOUT = 1e-4  # absolute, after six turns
@@ -35,7 +35,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "golden_file" in metafunc.fixturenames:
         folder = metafunc.config.getoption("--golden")
         files = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".json"))
-        files = [path for path in files if not path.name.startswith("f_")]  # see tests/train/test_golden_losses.py
+        files = [path for path in files if not path.name.startswith("f_")]  # tests/train/stages has them
         metafunc.parametrize("golden_file", files, ids=[path.name for path in files])
 
 

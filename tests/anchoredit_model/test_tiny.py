@@ -9,11 +9,11 @@ from safetensors import safe_open
 
 from anchoredit_model.config import TransformerConfig
 from anchoredit_model.pipeline import TINY, AnchorEditPipeline
-from train.instructions import Change, Edit
-from train.judge import Judge
-from train.render import render
-from train.scene import FACTS, sample_scenes
-from train.studio import held_out_generator
+from studio.instructions import Change, Edit
+from studio.judge import Judge
+from studio.render import render
+from studio.scene import FACTS, sample_scenes
+from studio.sessions import held_out_generator
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,12 @@ import torch
 
 from anchoredit_model.config import MemoryPolicy
 from anchoredit_model.errors import AnchorEditError
+from anchoredit_model.memory.visibility import sequence_views
 from anchoredit_model.pipeline import AnchorEditPipeline
-from anchoredit_model.views import sequence_views
 from benchmark.editors import EDITORS, EditorOptions, make_editor
 from benchmark.protocols import Trial, make_trial
-from train.render import render
-from train.studio import held_out_generator
+from studio.render import render
+from studio.sessions import held_out_generator
 
 SIZE, TURNS = 64, 3
 

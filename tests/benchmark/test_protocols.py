@@ -9,9 +9,9 @@ import torch
 
 from anchoredit_model.errors import AnchorEditError
 from benchmark.protocols import PROTOCOLS, Trial, make_trial
-from train.instructions import LANGUAGES, POINTING_BACK, phrase
-from train.scene import COLUMN, CORNERS, FACTS, WORN
-from train.studio import held_out_generator
+from studio.instructions import LANGUAGES, POINTING_BACK, phrase
+from studio.scene import COLUMN, CORNERS, FACTS, WORN
+from studio.sessions import held_out_generator
 
 SESSIONS = 24
 State = dict[str, int]

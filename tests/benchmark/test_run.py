@@ -17,7 +17,7 @@ from benchmark.__main__ import main as command
 from benchmark.editors import TruthEditor
 from benchmark.run import main
 from benchmark.sheet import can_write, caption
-from train.render import render
+from studio.render import render
 
 TURNS, SESSIONS = 4, 3
 ASKED = ["--sessions", str(SESSIONS), "--turns", str(TURNS), "--size", "32"]

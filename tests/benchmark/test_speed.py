@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from anchoredit_model.kv_store import KVStore
+from anchoredit_model.memory.kv_store import KVStore
 from benchmark.speed import main
 
 FRAME = 2 * 2 * 16 * 128 * 4  # keys and values, layers, tokens of 64x64 pixels, width, float32

@@ -7,25 +7,12 @@ the interpreter that runs it (without it: the one that runs pytest). COMFYUI_ARG
 """
 
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 
 HERE = Path(__file__).resolve().parent
 SAMPLE = HERE.parents[1] / "anchoredit_model" / "assets" / "sample.png"
-sys.path.insert(0, str(HERE))  # for the modules that the tests share
-
-
-@pytest.fixture(scope="session")
-def host(tmp_path_factory: pytest.TempPathFactory):
-    from comfyui_server import server
-
-    named = server(tmp_path_factory.mktemp("comfyui"))
-    if named is None:
-        pytest.skip("no ComfyUI: set COMFYUI_PATH (and COMFYUI_PYTHON) to run these tests")
-    with named:
-        yield named
 
 
 @pytest.fixture(scope="session")

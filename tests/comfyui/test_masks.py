@@ -19,9 +19,9 @@ from comfyui_graphs import (
 from comfyui_server import server
 from PIL import Image, ImageDraw
 
-from anchoredit_model.memory import AnchorMemory
+from anchoredit_model.memory.anchor_memory import AnchorMemory
+from anchoredit_model.memory.session_file import load_session
 from anchoredit_model.pipeline import AnchorEditPipeline
-from anchoredit_model.session import load_session
 
 CELL = 8  # pixels of a latent cell
 

@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from anchoredit_model.images import load_image, to_pil
-from anchoredit_model.session import load_session, save_session
+from anchoredit_model.memory.session_file import load_session, save_session
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,8 @@ import json
 
 import pytest
 from comfyui_graphs import MUTED, api_graph, succeed
-from make_workflows import NEED_FILES, SHEETS, WORKFLOWS
 from PIL import Image
+from write_workflows import NEED_FILES, SHEETS, WORKFLOWS
 
 FILES = sorted(WORKFLOWS.glob("*.json"))
 RUNNING = [path for path in FILES if path.stem not in NEED_FILES]

@@ -18,10 +18,10 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from train.__main__ import leave
+from train.config_io import load_config
 from train.curriculum import Curriculum
 from train.engine import Engine
-from train.settings import load_config
-from train.stage import Draws
+from train.stages.stage import Draws
 
 
 def die_at(step: int) -> None:

@@ -20,16 +20,16 @@ pytest.importorskip("tensorboard")
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from anchoredit_model.checkpoint import load_transformer, read_checkpoint, save_checkpoint
+from anchoredit_model.checkpoint.layout import load_transformer, read_checkpoint, save_checkpoint
 from anchoredit_model.errors import AnchorEditError
 from train.__main__ import main
+from train.ablations import VARIANTS
+from train.config_io import load_config
 from train.curriculum import Curriculum
 from train.dry_run import estimate, largest_forward
 from train.engine import Engine
 from train.log import Log
-from train.pretrain import Pretrain
-from train.settings import load_config
-from train.variants import VARIANTS
+from train.stages.pretrain import Pretrain
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKER = Path(__file__).with_name("engine_worker.py")

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from anchoredit_model.checkpoint import load_transformer, save_checkpoint
+from anchoredit_model.checkpoint.layout import load_transformer, save_checkpoint
 from anchoredit_model.errors import AnchorEditError
 from anchoredit_model.pipeline import TINY, AnchorEditPipeline
+from train.config_io import load_config
 from train.export import latent_colours
 from train.export import run as run_export
-from train.settings import load_config
 
 
 def picture(folder: Path) -> torch.Tensor:

@@ -1,0 +1,286 @@
+"""How far a picture has drifted from a reference: damage, colour, place and sharpness, each by itself.
+
+In torch alone: the Drift node runs inside ComfyUI, where scikit-image and torchmetrics need not exist, and the
+benchmark must measure the same. The definitions are those of scikit-image where it has the metric, and the tests
+hold them to it. None of them looks at a picture without the reference: such metrics can improve while it rots.
+
+A picture is [3, H, W], sRGB, 0..1; a mask [H, W] is 1 (or True) where the picture should be untouched, and
+nothing outside it has any influence.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import AnchorEditError
+from .registration import Alignment, align
+
+SMALLEST_SIDE = 16  # pixels; less holds no window of SSIM
+
+_LUMA = (0.2125, 0.7154, 0.0721)  # of R, G, B: as scikit-image's rgb2gray
+_XYZ_OF_RGB = (  # sRGB, IEC 61966-2-1, each row divided by the white D65 (2 degrees)
+    (0.412453 / 0.95047, 0.357580 / 0.95047, 0.180423 / 0.95047),
+    (0.212671, 0.715160, 0.072169),
+    (0.019334 / 1.08883, 0.119193 / 1.08883, 0.950227 / 1.08883),
+)
+_WINDOW_SIGMA, _WINDOW_RADIUS = 1.5, 5  # pixels: the Gaussian window of Wang et al. 2004
+_C1, _C2 = 0.01**2, 0.03**2
+_STRIP_PIXELS = 2**18  # worked on at once, so that it stays in the processor's cache
+_COLOUR_PIXELS = 2**21  # enough for means and a percentile
+_FAINT = (1 / 255) ** 2 / 12  # energy of rounding to 8 bits: less is not told from none
+
+
+@dataclass(frozen=True)
+class ColourDrift:
+    """Change of colour in CIELAB (D65, 2 degrees), mean over pixels; 0 for an identical picture.
+
+    dl: lightness L* (range 0..100), positive is lighter.
+    da: a*, positive is redder, negative greener.
+    db: b*, positive is yellower, negative bluer.
+    delta_e: mean CIE76 distance of a pixel from the reference's, never negative; about 2 can just be seen. It
+        counts what cancels in the means, and shifted or blurred edges too.
+    p99_l: change of the 99th percentile of L*, the highlights; positive is brighter.
+    """
+
+    dl: float
+    da: float
+    db: float
+    delta_e: float
+    p99_l: float
+
+
+@dataclass(frozen=True)
+class Drift(ColourDrift, Alignment):
+    """All drift of a picture against its reference. Every field is 0 for an identical picture, but
+    `confidence`, which is 1. The fields of colour are documented at `ColourDrift`, those of place (dx, dy,
+    scale, confidence) at `Alignment`.
+
+    l1: mean absolute difference, 0..1.
+    rmse: root mean square difference, 0..1; `psnr` is the same in dB.
+    ssim_loss: 1 - SSIM, 0..2.
+    sharpness: log2 of the high-frequency energy over the reference's: -1 is half of it (blurrier), +1 twice
+        (sharpened, or noisier).
+    """
+
+    l1: float
+    rmse: float
+    ssim_loss: float
+    sharpness: float
+
+    @property
+    def psnr(self) -> float:
+        """Peak signal-to-noise ratio in dB; infinite for an identical picture."""
+        return _decibel(self.rmse)
+
+    @property
+    def ssim(self) -> float:
+        """Structural similarity, -1..1; 1 for an identical picture."""
+        return 1 - self.ssim_loss
+
+
+def drift(picture: Tensor, reference: Tensor, mask: Tensor | None = None) -> Drift:
+    """Measure `picture` [3, H, W] against `reference` [3, H, W], where `mask` [H, W] says it should be untouched.
+
+    Values outside 0..1 are clipped, as in a file. Raises AnchorEditError if the sizes differ or are below 16
+    pixels, a value is not finite, or the mask leaves nothing to measure.
+    """
+    _check(picture, reference, mask)
+    for name, image in (("picture", picture), ("reference", reference)):
+        if not image.sum().isfinite():
+            raise AnchorEditError(f"{name} holds NaN or infinite values: run the model or VAE in bfloat16 or float32")
+    picture, reference = picture.float().clamp(0, 1), reference.float().clamp(0, 1)
+    return Drift(
+        l1=l1(picture, reference, mask),
+        rmse=rmse(picture, reference, mask),
+        ssim_loss=1 - ssim(picture, reference, mask),
+        sharpness=sharpness(picture, reference, mask),
+        **vars(colour_drift(picture, reference, mask)),
+        **vars(alignment(picture, reference, mask)),
+    )
+
+
+def l1(picture: Tensor, reference: Tensor, mask: Tensor | None = None) -> float:
+    """Mean absolute difference, 0..1; 0 for an identical picture."""
+    _check(picture, reference, mask)
+    (mean,) = _mean(lambda x, y, _: (x - y).abs().mean(dim=0, keepdim=True), picture, reference, mask)
+    return mean
+
+
+def rmse(picture: Tensor, reference: Tensor, mask: Tensor | None = None) -> float:
+    """Root mean square difference, 0..1; 0 for an identical picture."""
+    _check(picture, reference, mask)
+    (mean,) = _mean(lambda x, y, _: (x - y).square().mean(dim=0, keepdim=True), picture, reference, mask)
+    return math.sqrt(mean)
+
+
+def psnr(picture: Tensor, reference: Tensor, mask: Tensor | None = None) -> float:
+    """Peak signal-to-noise ratio in dB; infinite for an identical picture."""
+    return _decibel(rmse(picture, reference, mask))
+
+
+def ssim(picture: Tensor, reference: Tensor, mask: Tensor | None = None) -> float:
+    """Structural similarity of the grey pictures, -1..1; 1 for an identical picture.
+
+    Wang, Bovik, Sheikh and Simoncelli 2004: Gaussian windows, sigma 1.5, 11x11. With a mask a window sees
+    its untouched pixels only, and windows are centred on such pixels.
+    """
+    _check(picture, reference, mask)
+    (mean,) = _mean(_similarity, picture, reference, mask, halo=_WINDOW_RADIUS)
+    return mean
+
+
+def sharpness(picture: Tensor, reference: Tensor, mask: Tensor | None = None) -> float:
+    """Log2 of the high-frequency energy over the reference's; 0 for an identical picture, -1 for half.
+
+    The energy is that of the grey picture less its Gaussian blur (sigma 1.5): details below about 8 pixels.
+    What 8 bits cannot hold counts as none, so two flat pictures give 0.
+    """
+    _check(picture, reference, mask)
+    after, before = _mean(_detail, picture, reference, mask, halo=_WINDOW_RADIUS)
+    return math.log2((after + _FAINT) / (before + _FAINT))
+
+
+def colour_drift(picture: Tensor, reference: Tensor, mask: Tensor | None = None) -> ColourDrift:
+    """Mean change of colour and of the highlights, in CIELAB.
+
+    Of a picture beyond 2 megapixels every second (third ...) pixel each way is read.
+    """
+    _check(picture, reference, mask)
+    step = 1 + math.isqrt(picture[0].numel() // _COLOUR_PIXELS)
+    keep = None if mask is None else mask > 0.5
+    if keep is not None and keep[::step, ::step].any():
+        keep = keep[::step, ::step]
+    elif keep is not None:
+        step = 1
+    sampled = (image[:, ::step, ::step] for image in (picture, reference))
+    after, before = (lab(image.flatten(1) if keep is None else image[:, keep]) for image in sampled)  # [3, P]
+    change = after - before
+    dl, da, db = change.mean(dim=1).tolist()
+    delta_e = float(change.square().sum(dim=0).sqrt().mean())
+    return ColourDrift(dl, da, db, delta_e, p99_l=_p99(after[0]) - _p99(before[0]))
+
+
+def alignment(picture: Tensor, reference: Tensor, mask: Tensor | None = None) -> Alignment:
+    """Shift, scale and how sure they are."""
+    _check(picture, reference, mask)
+    return align(grey(picture), grey(reference), None if mask is None else mask > 0.5)
+
+
+def lab(picture: Tensor) -> Tensor:
+    """sRGB [3, ...] in 0..1 -> CIELAB [3, ...], D65, 2 degrees."""
+    linear = torch.where(picture > 0.04045, ((picture.clamp(min=0) + 0.055) / 1.055) ** 2.4, picture / 12.92)
+    xyz = (linear.new_tensor(_XYZ_OF_RGB) @ linear.flatten(1)).view_as(linear)
+    x, y, z = torch.where(xyz > 0.008856, xyz.clamp(min=0) ** (1 / 3), 7.787 * xyz + 16 / 116)
+    return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+def _check(picture: Tensor, reference: Tensor, mask: Tensor | None) -> None:
+    for name, image in (("picture", picture), ("reference", reference)):
+        if image.ndim != 3 or image.shape[0] != 3 or not image.is_floating_point():
+            raise ValueError(f"{name} must be float [3, height, width], not {image.dtype} {list(image.shape)}")
+    height, width = picture.shape[1:]
+    if picture.shape != reference.shape:
+        raise AnchorEditError(
+            f"picture is {width}x{height} but the reference {reference.shape[2]}x{reference.shape[1]}: "
+            "scale one to the size of the other"
+        )
+    if min(height, width) < SMALLEST_SIDE:
+        raise AnchorEditError(f"picture is {width}x{height} pixels: drift needs at least {SMALLEST_SIDE} each way")
+    if mask is None:
+        return
+    if mask.shape != picture.shape[1:]:
+        raise AnchorEditError(f"mask is {list(mask.shape)} but the picture [{height}, {width}]: use one of its size")
+    if not (mask > 0.5).any():
+        raise AnchorEditError("mask leaves no untouched pixel: measure without a mask, or mask less of the picture")
+
+
+def _mean(
+    local: Callable[[Tensor, Tensor, Tensor | None], Tensor],
+    picture: Tensor,
+    reference: Tensor,
+    mask: Tensor | None,
+    halo: int = 0,
+) -> list[float]:
+    """Means of the K planes `local(picture, reference, mask)` [K, H, W] over the untouched pixels.
+
+    Strip by strip, which is several times faster than a large picture at once. `halo` is how far `local`
+    looks around a pixel; pixels nearer to the picture's border than that are not counted, unless there are no
+    others.
+    """
+    height, width = picture.shape[1:]
+    counted = _counted(picture, mask, halo)
+    rows = max(1, _STRIP_PIXELS // width)
+    total = 0.0
+    for top in range(0, height, rows):
+        above = max(top - halo, 0)
+        around = slice(above, top + rows + halo)
+        planes = local(picture[:, around], reference[:, around], None if mask is None else mask[around])
+        planes = planes[:, top - above : top - above + rows]
+        total = total + (planes * counted[top : top + rows]).sum(dim=(1, 2)).double()
+    return (total / counted.sum()).tolist()
+
+
+def _counted(picture: Tensor, mask: Tensor | None, border: int) -> Tensor:
+    """True [H, W] at untouched pixels further than `border` from the edge, or at all if there are no such."""
+    untouched = torch.ones_like(picture[0], dtype=torch.bool) if mask is None else mask > 0.5
+    inner = F.pad(untouched[border : -border or None, border : -border or None], (border,) * 4)
+    return inner if inner.any() else untouched
+
+
+def _similarity(picture: Tensor, reference: Tensor, mask: Tensor | None) -> Tensor:
+    """SSIM of the window about each pixel [1, H, W]."""
+    x, y = grey(picture), grey(reference)
+    mean_x, mean_y, squares, product = _windows(torch.stack([x, y, x * x + y * y, x * y]), mask)
+    means, mean_squares = mean_x * mean_y, mean_x.square() + mean_y.square()
+    alike = (2 * means + _C1) * (2 * (product - means) + _C2)
+    return (alike / ((mean_squares + _C1) * (squares - mean_squares + _C2)))[None]
+
+
+def _detail(picture: Tensor, reference: Tensor, mask: Tensor | None) -> Tensor:
+    """High-frequency energy about each pixel of both pictures [2, H, W]."""
+    both = torch.stack([grey(picture), grey(reference)])
+    return (both - _windows(both, mask)).square()
+
+
+def _p99(values: Tensor) -> float:
+    return float(values.kthvalue(math.ceil(0.99 * len(values))).values)
+
+
+def grey(picture: Tensor) -> Tensor:
+    """Brightness [H, W] of a picture [3, H, W]."""
+    return torch.tensordot(picture.new_tensor(_LUMA), picture, dims=1)
+
+
+def _windows(planes: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean of [N, H, W] in the Gaussian window about each pixel, over its untouched pixels.
+
+    Without a mask, windows that reach over the border are meaningless; nobody counts them.
+    """
+    if mask is None:
+        return _blurred(planes)
+    weight = (mask > 0.5)[None].to(planes.dtype)
+    return _blurred(planes * weight) / _blurred(weight).clamp(min=1e-6)
+
+
+def _blurred(planes: Tensor) -> Tensor:
+    """[N, H, W] convolved with the Gaussian window, zeros around."""
+    radius = _WINDOW_RADIUS
+    taps = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / _WINDOW_SIGMA) ** 2)
+    taps = (taps / taps.sum()).tolist()
+    for dim, pad in ((1, (0, 0, radius, radius)), (2, (radius, radius))):
+        length = planes.shape[dim]
+        planes = F.pad(planes, pad)
+        # a sum of shifted planes: several times faster here than a convolution
+        summed = planes.narrow(dim, 0, length) * taps[0]
+        for offset, tap in enumerate(taps[1:], start=1):
+            summed.add_(planes.narrow(dim, offset, length), alpha=tap)
+        planes = summed
+    return planes
+
+
+def _decibel(rmse: float) -> float:
+    return math.inf if rmse == 0 else -20 * math.log10(rmse)

@@ -1,0 +1,227 @@
+"""The Wan 2.1 VAE for single images, for use without ComfyUI.
+
+Every picture is a one-frame video encoded by itself, so a causal 3-D convolution sees zero padding in all but the
+last slice of its kernel. `to_image_convolutions` keeps that slice as a 2-D convolution: the same numbers, a third of
+the work. Files keep Wan's 3-D layout, so stock diffusers and ComfyUI load them.
+
+Sources: Wan 2.1, https://arxiv.org/abs/2503.20314; diffusers' `AutoencoderKLWan`,
+https://huggingface.co/docs/diffusers/api/models/autoencoder_kl_wan
+
+Shapes: B batch, C channels, H and W height and width in pixels, h = H / 8 and w = W / 8 in latents.
+"""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..atomic_write import whole_file
+from ..errors import AnchorEditError
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKLWan
+
+WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
+CONFIG_NAME = "config.json"
+
+
+class OneFrameConv(nn.Module):
+    """A causal 3-D convolution as it acts on the first frame: only the last temporal slice of its kernel.
+
+    `weight` is [out, in, kh, kw]. `past` [out, in, kt - 1, kh, kw] holds the slices that a first frame never meets,
+    for saving; it is None where the kernel has one slice.
+    """
+
+    def __init__(self, conv: nn.Conv3d):
+        super().__init__()
+        self.weight = nn.Parameter(conv.weight.detach()[:, :, -1].clone(memory_format=torch.channels_last))
+        self.bias = conv.bias
+        past = conv.weight.detach()[:, :, :-1]
+        self.register_buffer("past", past.clone() if past.shape[2] else None, persistent=False)
+        self.stride = conv.stride[1:]
+        # WanCausalConv3d moves its padding into `_padding`, in F.pad's order: (left, right, top, bottom, before, 0).
+        self.padding = (conv._padding[2], conv._padding[0])
+
+    def forward(self, x: Tensor, cache: None = None) -> Tensor:
+        """[B, in, 1, H, W] -> [B, out, 1, H', W']. diffusers passes earlier frames as `cache`: there are none."""
+        return F.conv2d(x.squeeze(2), self.weight, self.bias, self.stride, self.padding).unsqueeze(2)
+
+    def video_weight(self) -> Tensor:
+        """The 3-D kernel [out, in, kt, kh, kw] as Wan's files store it."""
+        last = self.weight.detach().unsqueeze(2)
+        return (last if self.past is None else torch.cat([self.past, last], dim=2)).contiguous()
+
+
+def to_image_convolutions(model: "AutoencoderKLWan", forget_past: bool = False) -> "AutoencoderKLWan":
+    """Replace, in place, every causal 3-D convolution that a single frame passes through by its 2-D equal.
+
+    The `time_conv`s of the resampling layers start at the second frame: they stay, for saving only.
+    `forget_past` zeroes everything that only later frames would meet, for a VAE trained on images alone.
+    """
+    from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
+
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.Conv2d):
+                # Not `model.to(memory_format=...)`: it refuses the 5-D kernels that stay.
+                child.to(memory_format=torch.channels_last)
+            if not isinstance(child, WanCausalConv3d):
+                continue
+            if name != "time_conv":
+                child = OneFrameConv(child)
+                setattr(parent, name, child)
+            if forget_past:
+                unseen = [child.past] if isinstance(child, OneFrameConv) else child.parameters()
+                for tensor in unseen:
+                    if tensor is not None:
+                        nn.init.zeros_(tensor)
+    return model
+
+
+def video_state_dict(model: "AutoencoderKLWan") -> dict[str, Tensor]:
+    """The inverse of `to_image_convolutions`: the state dict of the stock 3-D model."""
+    state = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
+    for name, module in model.named_modules():
+        if isinstance(module, OneFrameConv):
+            state[f"{name}.weight"] = module.video_weight()
+    return state
+
+
+class ImageVAE:
+    """Images [B, 3, H, W] in 0..1 to normalised latents [B, 16, h, w] and back, each image by itself.
+
+    `model` is a diffusers `AutoencoderKLWan` and becomes 2-D in place.
+    """
+
+    spatial_factor = 8
+
+    def __init__(self, model: "AutoencoderKLWan"):
+        self.model = to_image_convolutions(model).eval()
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    ) -> "ImageVAE":
+        """Load a local diffusers folder (config.json and safetensors). Nothing is downloaded or unpickled."""
+        from diffusers import AutoencoderKLWan
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        config_file, weights_file = Path(folder) / CONFIG_NAME, Path(folder) / WEIGHTS_NAME
+        for file in (config_file, weights_file):
+            if not file.is_file():
+                raise AnchorEditError(
+                    f"VAE folder '{folder}' has no {file.name}: give a diffusers AutoencoderKLWan folder"
+                )
+        try:
+            config = json.loads(config_file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise AnchorEditError(f"VAE config '{config_file}' is not JSON ({error}): download it again") from None
+        found = config.get("_class_name") if isinstance(config, dict) else None
+        if found != "AutoencoderKLWan" or config.get("patch_size") or config.get("is_residual"):
+            raise AnchorEditError(f"VAE config '{config_file}' describes {found}: a Wan 2.1 AutoencoderKLWan is needed")
+        try:
+            # Cast here: diffusers warns about `model.to(dtype)`.
+            state = {name: tensor.to(device, dtype) for name, tensor in load_file(weights_file).items()}
+        except (SafetensorError, OSError) as error:
+            raise AnchorEditError(
+                f"VAE file '{weights_file}' is damaged ({error}): copy or download it again"
+            ) from None
+        try:
+            # No memory and no random numbers are spent on weights that the file is about to replace.
+            with torch.device("meta"):
+                model = AutoencoderKLWan.from_config(config)
+            for name in ("latents_mean", "latents_std"):
+                torch.tensor(model.config[name], dtype=torch.float32).reshape(model.config.z_dim)
+            model.load_state_dict(state, assign=True)
+        except (RuntimeError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise AnchorEditError(f"VAE file '{weights_file}' does not fit its {CONFIG_NAME}: {reason}") from None
+        return cls(model)
+
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+        """Write Wan's own 3-D layout, which stock `AutoencoderKLWan.from_pretrained` loads; `dtype` None keeps ours."""
+        from safetensors.torch import save_file
+
+        state = {name: tensor.to("cpu", dtype or self.dtype) for name, tensor in video_state_dict(self.model).items()}
+        with whole_file(Path(folder) / WEIGHTS_NAME, "VAE", make_folder=True) as unfinished:
+            save_file(state, unfinished, metadata={"format": "pt"})
+        with whole_file(Path(folder) / CONFIG_NAME, "VAE config") as unfinished:
+            unfinished.write_text(self.model.to_json_string(), encoding="utf-8")
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of a latent; 16 for Wan 2.1."""
+        return self.model.config.z_dim
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights, in which pictures are computed."""
+        return next(self.model.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.model.parameters()).device
+
+    def to(self, device: str | torch.device) -> "ImageVAE":
+        """Move the weights, in place."""
+        self.model.to(device)
+        return self
+
+    def enable_tiling(self) -> None:
+        """Work on large images in overlapping tiles, as diffusers does: less memory, faintly different numbers."""
+        self.model.enable_tiling()
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] in 0..1 -> float32 latents [B, 16, h, w]: posterior mean, about N(0, 1) per channel."""
+        if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] % 8 or images.shape[3] % 8:
+            raise AnchorEditError(
+                f"images for the VAE are {list(images.shape)}: pad or crop them to [B, 3, H, W], H and W multiples of 8"
+            )
+        scaled = images.to(self.device, torch.float32) * 2 - 1
+        frames = scaled.to(self.dtype, memory_format=torch.channels_last).unsqueeze(2)
+        if self.model.use_tiling:
+            moments = self.model.encode(frames).latent_dist.parameters
+        else:
+            moments = encode_moments(self.model, frames)
+        mean, std = self._statistics()
+        return (moments[:, : self.latent_channels, 0].float() - mean) / std
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Normalised latents [B, 16, h, w] -> float32 images [B, 3, H, W], clamped to 0..1."""
+        if latents.ndim != 4 or latents.shape[1] != self.latent_channels:
+            raise AnchorEditError(
+                f"latents for the VAE are {list(latents.shape)}: give [B, {self.latent_channels}, h, w]"
+            )
+        mean, std = self._statistics()
+        raw = (latents.to(self.device, torch.float32) * std + mean).to(self.dtype, memory_format=torch.channels_last)
+        if self.model.use_tiling:
+            frames = self.model.decode(raw.unsqueeze(2)).sample
+        else:
+            frames = decode_frames(self.model, raw.unsqueeze(2))
+        return (frames[:, :, 0].float() / 2 + 0.5).clamp(0, 1).contiguous()
+
+    def _statistics(self) -> tuple[Tensor, Tensor]:
+        """latents_mean and latents_std of the config, each [1, C, 1, 1]."""
+        config = self.model.config
+        values = torch.tensor([config.latents_mean, config.latents_std], dtype=torch.float32, device=self.device)
+        return tuple(values[:, None, :, None, None])
+
+
+def encode_moments(model: "AutoencoderKLWan", frames: Tensor) -> Tensor:
+    """Frames [B, 3, 1, H, W] in -1..1 -> mean and log-variance of the posterior [B, 2 C, 1, h, w].
+
+    Without diffusers' feature caches, which would keep every activation for a second frame that never comes.
+    """
+    return model.quant_conv(model.encoder(frames))
+
+
+def decode_frames(model: "AutoencoderKLWan", latents: Tensor) -> Tensor:
+    """Raw latents [B, C, 1, h, w] -> frames [B, 3, 1, H, W], about -1..1."""
+    return model.decoder(model.post_quant_conv(latents))

@@ -1,0 +1,48 @@
+"""Remembered keys and values on their way to where a layer needs them.
+
+Blocks in main memory are copied to the GPU layer by layer, each ahead of its use: while one layer computes, the next
+one's are on their way, on a stream of their own, so that the GPU holds two layers of them and not all.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...anchoredit_model.networks.transformer import Block
+
+Pairs = list[tuple[Tensor, Tensor]]  # keys and values [1, L, H, D] of every visible frame
+
+
+class LayerFeed:
+    """Layers of `blocks` where `device` is, asked for in order; a first layer begins a new forward."""
+
+    def __init__(self, blocks: tuple[Block, ...], device: torch.device):
+        self.blocks = blocks
+        self.device = device
+        self.layers = len(blocks[0].keys) if blocks else 0
+        ahead = device.type == "cuda" and any(block.device != device for block in blocks)
+        self._stream = torch.cuda.Stream(device) if ahead else None
+        self._coming: dict[int, Pairs] = {}
+
+    def layer(self, number: int) -> Pairs:
+        """One layer's keys and values on the device, in the dtype they are kept in."""
+        if self._stream is None:
+            return self._copied(number)
+        pairs = self._coming.pop(number) if number in self._coming else self._sent(number)
+        current = torch.cuda.current_stream(self.device)
+        current.wait_stream(self._stream)
+        for tensor in (tensor for pair in pairs for tensor in pair):
+            tensor.record_stream(current)  # not to be overwritten before this layer has read it
+        self._coming = {number + 1: self._sent(number + 1)} if number + 1 < self.layers else {}
+        return pairs
+
+    def _sent(self, number: int) -> Pairs:
+        with torch.cuda.stream(self._stream):
+            return self._copied(number, non_blocking=True)
+
+    def _copied(self, number: int, non_blocking: bool = False) -> Pairs:
+        return [
+            tuple(tensor.to(self.device, non_blocking=non_blocking) for tensor in (b.keys[number], b.values[number]))
+            for b in self.blocks
+        ]

@@ -1,0 +1,43 @@
+"""The artist's CLIP as the pipeline's text encoder.
+
+Legend: N text rows with padding, T valid ones, E text width.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ...anchoredit_model.errors import AnchorEditError
+from ...anchoredit_model.networks.text_encoder import MAX_ROWS, clean_text
+
+
+class HostText:
+    """The artist's CLIP. Instructions are taken literally: brackets are no weights."""
+
+    def __init__(self, clip):
+        self.clip = clip
+
+    def encode(self, texts: list[str]) -> list[Tensor]:
+        """The valid rows of each text, [T, E] float32."""
+        return [self._rows(clean_text(text)) for text in texts]
+
+    def _rows(self, text: str) -> Tensor:
+        return _valid_rows(self.clip.encode_from_tokens(self.clip.tokenize(text, disable_weights=True)))
+
+
+def text_rows(conditioning) -> Tensor:
+    """The valid rows [T, E] of a CONDITIONING that holds one text."""
+    if len(conditioning) != 1:
+        raise AnchorEditError(f"the CONDITIONING holds {len(conditioning)} texts: connect one CLIP Text Encode")
+    rows = _valid_rows(conditioning[0][0])
+    if not len(rows):
+        raise AnchorEditError("the CONDITIONING is all zeros: connect a CLIP Text Encode, empty for a null edit")
+    return rows
+
+
+def _valid_rows(states: Tensor) -> Tensor:
+    """States [1, N, E] up to the end token; what follows is zero."""
+    valid = int(states[0].abs().amax(dim=-1).count_nonzero())
+    if valid > MAX_ROWS:
+        raise AnchorEditError(f"the instruction has {valid} tokens: shorten it to {MAX_ROWS}")
+    return states[0, :valid].float()

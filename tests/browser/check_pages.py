@@ -1,0 +1,382 @@
+"""The shipped workflows in a browser, as an artist meets them: `make check-comfyui`.
+
+Not named test_*, so that the tests on a host need no browser and none of them skips. Beside COMFYUI_PATH and
+COMFYUI_PYTHON this reads CHROMIUM (without it: `chromium` on the PATH) and COMFYUI_ARGS, e.g. --front-end-root for a
+host whose own front end is not the installed one. All that the host's requirements name must be installed: without
+spandrel the front end of 0.3.64 cannot make a VAELoader. Screenshots to be looked at go to runs/browser/.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import time
+import urllib.error
+from urllib.parse import quote
+
+import pytest
+from comfyui_graphs import api_graph
+from comfyui_server import PACK
+from playwright.sync_api import Page, sync_playwright
+from write_locales import page_path
+from write_workflows import NEED_FILES, SHEETS, WORKFLOWS
+
+FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+FLAGS += " --disable-component-update --disable-sync"
+READY = "types => !!(window.app?.extensionManager && app.graph && types.every(t => LiteGraph.registered_node_types[t]))"
+OPENED = "count => app.graph.nodes.length === count && app.graph.nodes.some(node => node.type === 'AnchorEditStart')"
+# the picture of the card with this title, which is lazily loaded, under a URL of the browser's own
+SHOWN = """name => {
+    let card = [...document.querySelectorAll("*")].find(e => !e.children.length && e.textContent.trim() === name)
+    while (card && !card.querySelector("img")) card = card.parentElement
+    return card?.querySelector("img").naturalWidth === 512
+}"""
+UNKNOWN = "() => app.graph.nodes.filter(node => !LiteGraph.registered_node_types[node.type]).map(node => node.type)"
+BOXES = "() => app.graph.nodes.map(node => [node.title, ...node.getBounding()])"
+QUEUE = """async () => {
+    const end = new Promise(done => {
+        for (const kind of ["execution_success", "execution_error", "execution_interrupted"])
+            app.api.addEventListener(kind, event => done([kind, event.detail]), { once: true })
+    })
+    await app.queuePrompt(0, 1)
+    return app.lastNodeErrors && Object.keys(app.lastNodeErrors).length ? ["refused", app.lastNodeErrors] : await end
+}"""
+TURNS = "() => app.graph.nodes.filter(node => node.type === 'AnchorEditTurn').map(node => node.id)"
+# where the centre of a node's button is on the page
+BUTTON = """id => {
+    const node = app.graph.getNodeById(id), widget = node.widgets.find(widget => widget.name === "next_turn")
+    const { ds, canvas } = app.canvas, box = canvas.getBoundingClientRect()
+    const place = axis => (node.pos[axis] + [node.size[0] / 2, widget.last_y + 10][axis] + ds.offset[axis]) * ds.scale
+    return [box.left + place(0), box.top + place(1)]
+}"""
+# a graph of one node: its title, and how its inputs and widgets are called
+ALONE = """kind => {
+    app.graph.clear()
+    const node = LiteGraph.createNode(kind)
+    app.graph.add(node)
+    const named = entry => entry.localized_name ?? entry.label ?? entry.name
+    return [node.title, node.inputs.map(named), (node.widgets ?? []).map(named)]
+}"""
+# the bundled model, a session and its drift; the id of Start
+BARE = """() => {
+    app.graph.clear()
+    const [tiny, start, drift] = ["LoadTiny", "Start", "Drift"].map((kind, place) => {
+        const node = LiteGraph.createNode(`AnchorEdit${kind}`)
+        app.graph.add(node)
+        node.pos = [400 * place, 100]
+        node.setSize([360, 200 * (place + 1)])
+        return node
+    })
+    tiny.connect(1, start, start.findInputSlot("clip"))
+    tiny.connect(2, start, start.findInputSlot("vae"))
+    tiny.connect(3, start, start.findInputSlot("image"))
+    tiny.connect(2, drift, drift.findInputSlot("vae"))
+    start.connect(0, drift, drift.findInputSlot("memory"))
+    return start.id
+}"""
+# after that session: two candidates, one of them picked; the id of Pick
+PICKED = """id => {
+    const start = app.graph.getNodeById(id)
+    const tiny = app.graph.getNodeById(app.graph.getLink(start.inputs[0].link).origin_id)
+    const [variants, pick] = ["Variants", "Pick"].map((kind, place) => {
+        const node = LiteGraph.createNode(`AnchorEdit${kind}`)
+        app.graph.add(node)
+        node.pos = [400 * place, 800]
+        return node
+    })
+    const put = (name, value) => { variants.widgets.find(widget => widget.name === name).value = value }
+    put("count", 2)
+    put("seed", 31)
+    put("control_after_generate", "fixed")
+    for (const [slot, name] of ["model", "clip", "vae"].entries()) {
+        tiny.connect(slot, variants, variants.findInputSlot(name))
+    }
+    start.connect(0, variants, variants.findInputSlot("memory"))
+    variants.connect(0, pick, pick.findInputSlot("candidates"))
+    return pick.id
+}"""
+TYPING = "() => document.activeElement?.tagName === 'TEXTAREA' && document.activeElement.value === ''"
+STRIP = "() => app.graph.nodes.find(node => node.type === 'AnchorEditFilmstrip').properties.anchoredit_strip"
+# moves the canvas so that all of the strip is on the page, where it can be clicked
+TO_STRIP = """() => {
+    const { pos } = app.graph.nodes.find(node => node.type === "AnchorEditFilmstrip")
+    app.canvas.ds.offset = [200 - pos[0], 200 - pos[1]]
+    app.canvas.setDirty(true, true)
+}"""
+STRIP_IN_VIEW = """() => {
+    const box = document.querySelector(".anchoredit-strip .thumbs").getBoundingClientRect()
+    return box.top > 0 && box.bottom < window.innerHeight
+}"""
+DRAWN = "() => document.querySelectorAll('.anchoredit-strip .thumb img.there').length"
+BROKEN = "() => [...document.images].filter(image => image.src && image.complete && !image.naturalWidth).length"
+WIDE = {"width": 1920, "height": 1080}
+
+
+@pytest.fixture(scope="session")
+def browser():
+    path = os.environ.get("CHROMIUM") or shutil.which("chromium")
+    if path is None:
+        raise FileNotFoundError("no browser: install chromium, or set CHROMIUM to its path")
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=path, args=FLAGS.split())
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def page(browser, host):
+    """The host's page, alone in the world: what it asks of other machines is refused."""
+    here = f"http://127.0.0.1:{host.port}"
+    host.post("/settings", {"Comfy.TutorialCompleted": True})
+    page = browser.new_page(viewport=WIDE)
+    page.set_default_timeout(120_000)
+    page.route(lambda url: not url.startswith((here, "data:", "blob:")), lambda route: route.abort())
+    page.on("dialog", lambda dialog: dialog.accept())  # "leave the page?" when a workflow is not saved
+    page.goto(here)
+    page.wait_for_function(READY, arg=list(host.get("/object_info")))
+    yield page
+    page.close()
+
+
+def test_the_template_browser_shows_every_workflow(page, host, pytestconfig):
+    open_templates(page)
+    for name in SHEETS:
+        page.get_by_text(name, exact=True).first.scroll_into_view_if_needed()
+        page.wait_for_function(SHOWN, arg=name)
+    picture_of(page, host, "templates", pytestconfig)
+
+
+@pytest.mark.parametrize("name", SHEETS)
+def test_a_workflow_opens_from_it_and_runs(page, host, name, pytestconfig):
+    workflow = json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
+    open_templates(page)
+    page.get_by_text(name, exact=True).first.click()
+    page.wait_for_function(OPENED, arg=len(workflow["nodes"]))
+    assert page.evaluate(UNKNOWN) == []
+    assert overlapping(page.evaluate(BOXES)) == []
+
+    exported = page.evaluate("async () => (await app.graphToPrompt()).output")
+    for node in exported.values():
+        node.pop("_meta", None)
+        node.pop("is_changed", None)
+    assert exported == api_graph(workflow, host.get("/object_info"))
+    if name not in NEED_FILES:
+        how, detail = page.evaluate(QUEUE)
+        assert how == "execution_success", detail
+    picture_of(page, host, name, pytestconfig)
+
+
+def test_next_turns_and_the_strip_survive_a_saved_workflow(page, host, pytestconfig):
+    open_templates(page)
+    page.get_by_text("First edit", exact=True).first.click()
+    page.wait_for_function(OPENED, arg=len(json.loads((WORKFLOWS / "First edit.json").read_text())["nodes"]))
+    assert page.get_by_text("Run the workflow to see its turns here.").is_visible()
+    queue(page)
+    page.wait_for_function(f"({DRAWN})() === 3")
+    two = page.evaluate(TURNS)
+
+    for number, words in enumerate(("make it night", "give it one eye"), start=3):
+        next_turn(page, page.evaluate(TURNS)[-1])
+        page.keyboard.type(words)
+        assert len(page.evaluate(TURNS)) == number
+        assert overlapping(page.evaluate(BOXES)) == []
+    added = page.evaluate(TURNS)[2:]
+    picture_of(page, host, "next turns", pytestconfig)
+    graph = page.evaluate("async () => (await app.graphToPrompt()).output")
+    last, previous = (graph[str(node)]["inputs"] for node in reversed(added))
+    assert (previous["instruction"], last["instruction"]) == ("make it night", "give it one eye")
+    assert (previous["memory"], last["memory"]) == ([str(two[-1]), 0], [str(added[0]), 0])
+    for name in ("model", "clip", "vae", "seed", "steps", "guidance"):
+        assert last[name] == previous[name] == graph[str(two[-1])]["inputs"][name]
+    strip = next(node for node in graph.values() if node["class_type"] == "AnchorEditFilmstrip")
+    assert strip["inputs"]["memory"] == [str(added[-1]), 0]
+
+    cached = queue(page)
+    assert set(map(str, two)) <= cached and not set(map(str, added)) & cached
+    page.wait_for_function(f"({DRAWN})() === 5")
+    assert [turn["caption"] for turn in page.evaluate(STRIP)["turns"]][3:] == ["make it night", "give it one eye"]
+    assert page.evaluate(STRIP)["turn"] == 4
+    scrub(page)
+    picture_of(page, host, "scrubbed", pytestconfig)
+    page.locator(".anchoredit-strip .thumb").nth(3).click()
+    page.locator(".anchoredit-strip .against").click()
+    scrub(page)
+    assert page.locator(".anchoredit-strip .label").all_text_contents() == ["source", "turn 3"]
+    picture_of(page, host, "against the source", pytestconfig)
+
+    next_turn(page, added[-1])
+    page.evaluate("app.extensionManager.command.execute('Comfy.Undo')")
+    page.wait_for_function(f"({TURNS})().length === 4")
+    page.wait_for_function(f"({DRAWN})() === 5")
+
+    saved = save(page, host, "kept")
+    reload(page, host)
+    page.evaluate("saved => app.loadGraphData(saved, true, true, 'kept')", saved)
+    page.wait_for_function(f"({DRAWN})() === 5")
+    kept = page.evaluate(STRIP)
+    assert (kept["turn"], kept["against"]) == (3, "source")
+    assert queue(page)
+    assert page.evaluate(TURNS) == [*two, *added]
+    next_turn(page, added[-1])
+    picture_of(page, host, "loaded", pytestconfig)
+
+    for file in (host.folder / "temp").rglob("*.png"):
+        file.unlink()
+    reload(page, host)
+    page.evaluate("saved => app.loadGraphData(saved, true, true, 'kept')", saved)
+    page.get_by_text("The pictures of this run are gone").wait_for()
+    assert page.evaluate(BROKEN) == 0
+    picture_of(page, host, "gone", pytestconfig)
+
+    for nonsense in (None, 7, {"turns": 7}, {"turns": [None, {}], "turn": "x"}, {"turns": [], "turn": 99}):
+        strip = next(node for node in saved["nodes"] if node["type"] == "AnchorEditFilmstrip")
+        strip["properties"] = {"anchoredit_strip": nonsense}
+        page.evaluate("saved => app.loadGraphData(saved, true, true, 'kept')", saved)
+        page.get_by_text("Run the workflow to see its turns here.").wait_for()
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_names_and_help_are_in_the_language_of_the_artist(page, host, language, pytestconfig):
+    host.post("/settings", {"Comfy.Locale": language})
+    try:
+        reload(page, host)
+    finally:
+        host.post("/settings", {"Comfy.Locale": "en"})
+    words, own = (
+        json.loads((PACK / "locales" / language / name).read_text(encoding="utf-8"))
+        for name in ("nodeDefs.json", "main.json")
+    )
+    memory = words["AnchorEditTurn"]["outputs"]["0"]["name"]
+    for kind, texts in words.items():
+        title, inputs, widgets = page.evaluate(ALONE, kind)
+        assert title == texts["display_name"]
+        assert set(inputs) <= {entry["name"] for entry in texts["inputs"].values()}
+        gives = memory in [entry["name"] for entry in texts["outputs"].values()]
+        assert gives <= (own["anchoredit"]["nextTurn"] in widgets)
+
+    page.evaluate(ALONE, "AnchorEditTurn")
+    page.evaluate("app.canvas.selectNode(app.graph.nodes[0], false)")
+    page.evaluate("app.canvas.centerOnNode(app.graph.nodes[0])")
+    page.get_by_test_id("info-button").click()
+    help_page = page.locator(".node-help-content")
+    help_page.get_by_role("heading", level=1).wait_for()
+    written = page_path("AnchorEditTurn", language).read_text(encoding="utf-8")
+    assert written.splitlines()[2][:20] in help_page.inner_text()
+    picture_of(page, host, f"help {language}", pytestconfig)
+
+
+def test_next_turns_of_a_bare_session_and_its_branches(page, host, pytestconfig):
+    start = page.evaluate(BARE)
+    next_turn(page, start)
+    page.keyboard.type("make it night")
+    (one,) = page.evaluate(TURNS)
+    for words in ("write OK on the sign", "change the background to pink"):
+        next_turn(page, one)
+        page.keyboard.type(words)
+    assert overlapping(page.evaluate(BOXES)) == []
+    graph = page.evaluate("async () => (await app.graphToPrompt()).output")
+    turns = {node["inputs"]["instruction"]: node["inputs"] for node in graph.values() if "Turn" in node["class_type"]}
+    assert [turn["memory"] for turn in turns.values()] == [[str(start), 0], [str(one), 0], [str(one), 0]]
+    assert all(node["seed"] == turns["make it night"]["seed"] for node in turns.values())
+    drift = next(node["inputs"] for node in graph.values() if node["class_type"] == "AnchorEditDrift")
+    shown = graph[drift["memory"][0]]["inputs"]["instruction"]
+    assert shown == "write OK on the sign"  # the second branch has a preview of its own
+    queue(page)
+    page.evaluate("Object.assign(app.canvas.ds, { scale: 0.5, offset: [200, 0] })")
+    page.evaluate("app.canvas.setDirty(true, true)")
+    picture_of(page, host, "branches by button", pytestconfig)
+    assert overlapping(page.evaluate(BOXES)) == []  # the host has drawn pictures on nodes meanwhile
+
+
+def test_next_turn_of_a_picked_candidate(page, host):
+    start = page.evaluate(BARE)
+    pick = page.evaluate(PICKED, start)
+    next_turn(page, pick)
+    page.keyboard.type("make it night")
+    graph = page.evaluate("async () => (await app.graphToPrompt()).output")
+    turn, variants = (
+        next(node["inputs"] for node in graph.values() if node["class_type"] == f"AnchorEdit{kind}")
+        for kind in ("Turn", "Variants")
+    )
+    assert turn["memory"] == [str(pick), 0]
+    for name in ("model", "clip", "vae", "seed", "steps", "guidance"):
+        assert turn[name] == variants[name]
+    queue(page)
+
+
+def next_turn(page: Page, node: int) -> None:
+    """Presses the button with the mouse, and waits until words can be typed."""
+    page.evaluate("id => app.canvas.centerOnNode(app.graph.getNodeById(id))", node)
+    page.wait_for_timeout(300)  # the canvas is drawn anew
+    page.mouse.click(*page.evaluate(BUTTON, node))
+    page.wait_for_function(TYPING)
+
+
+def queue(page: Page) -> set[str]:
+    """Runs the workflow; the nodes that the host did not have to run again."""
+    how, detail, cached = page.evaluate(f"""async () => {{
+        let cached = []
+        const note = event => cached.push(...event.detail.nodes)
+        app.api.addEventListener("execution_cached", note)
+        const [how, detail] = await ({QUEUE})()
+        app.api.removeEventListener("execution_cached", note)
+        return [how, detail, cached]
+    }}""")
+    assert how == "execution_success", detail
+    return set(cached)
+
+
+def scrub(page: Page) -> None:
+    """Drags over the picture, from its left to its middle."""
+    page.evaluate(TO_STRIP)
+    page.wait_for_function(STRIP_IN_VIEW)
+    box = page.locator(".anchoredit-strip .stage").bounding_box()
+    height = box["y"] + box["height"] / 2
+    page.mouse.move(box["x"] + box["width"] / 8, height)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] / 2, height, steps=5)
+    page.mouse.up()
+    assert page.locator(".anchoredit-strip.split").count() == 1
+
+
+def save(page: Page, host, name: str) -> dict:
+    """Saves the workflow as the artist does; what lies in the host's file then."""
+    page.evaluate("void app.extensionManager.command.execute('Comfy.SaveWorkflowAs')")
+    field = page.get_by_role("dialog").get_by_role("textbox")
+    field.fill(name)
+    field.press("Enter")
+    file = quote(f"workflows/{name}.json", safe="")
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        page.wait_for_timeout(200)
+        with contextlib.suppress(urllib.error.HTTPError):  # not written yet
+            return host.get(f"/userdata/{file}")
+    raise AssertionError(f"the host has no file {name}.json")
+
+
+def reload(page: Page, host) -> None:
+    page.reload()
+    page.wait_for_function(READY, arg=list(host.get("/object_info")))
+
+
+def open_templates(page: Page) -> None:
+    page.evaluate("app.extensionManager.command.execute('Comfy.BrowseTemplates')")
+    page.get_by_text("anchoredit", exact=True).first.click()
+
+
+def overlapping(boxes: list) -> list[tuple[str, str]]:
+    """Titles of nodes that cover each other; a box is title, left, top, width, height."""
+    pairs = [(one, two) for number, one in enumerate(boxes) for two in boxes[:number]]
+    return [
+        (one[0], two[0])
+        for one, two in pairs
+        if all(abs(2 * (one[i] - two[i]) + one[i + 2] - two[i + 2]) < one[i + 2] + two[i + 2] for i in (1, 2))
+    ]
+
+
+def picture_of(page: Page, host, name: str, config) -> None:
+    page.wait_for_timeout(2000)  # pictures on nodes are drawn a little later
+    version = host.get("/system_stats")["system"]["comfyui_version"]
+    folder = config.rootpath / "runs" / "browser" / version
+    folder.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=folder / f"{name}.png")

@@ -1,0 +1,36 @@
+"""Previews cost a turn next to nothing, however quick its steps are. No host is needed."""
+
+import importlib.util
+from pathlib import Path
+
+import torch
+
+SPEC = importlib.util.spec_from_file_location("preview", Path(__file__).parents[3] / "nodes" / "host" / "preview.py")
+preview = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(preview)
+
+
+class Previewer:
+    def decode_latent_to_preview_image(self, kind: str, x0: torch.Tensor):
+        assert x0.shape == (1, 16, 1, 4, 6)
+        return kind, "a picture", 512
+
+
+def shown(monkeypatch, seconds: float, steps: int, previewer) -> list:
+    """What the host is told during a turn whose steps take `seconds` each."""
+    clock, told, checks = [100.0], [], []
+    monkeypatch.setattr(preview.time, "monotonic", lambda: clock[0])
+    callback = preview.step_callback(previewer, lambda *step: told.append(step), lambda: checks.append(1))
+    for step in range(1, steps + 1):
+        clock[0] += seconds
+        callback(step, steps, torch.zeros(16, 4, 6))
+    assert [(step, total) for step, total, _ in told] == [(step, steps) for step in range(1, steps + 1)]
+    assert len(checks) == steps  # an interrupt is noticed at every step
+    return [picture for *_, picture in told if picture]
+
+
+def test_previews_come_at_most_five_times_a_second_and_no_larger_than_the_result(monkeypatch):
+    assert shown(monkeypatch, 1 / 64, 4, Previewer()) == []
+    assert shown(monkeypatch, 1 / 64, 100, Previewer()) == [("JPEG", "a picture", 48)] * 7  # every 13th
+    assert len(shown(monkeypatch, 1.0, 4, Previewer())) == 4
+    assert shown(monkeypatch, 1.0, 4, None) == []

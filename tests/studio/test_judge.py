@@ -1,0 +1,137 @@
+"""The judge takes the truth, also after a VAE's round trip, and nothing else."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from anchoredit_model.networks.vae import ImageVAE
+from anchoredit_model.pipeline import TINY
+from studio.instructions import KINDS, Change, Edit, sample_edit
+from studio.judge import Judge, Thresholds
+from studio.render import render
+from studio.scene import COLUMN, FACTS, SUBJECT_TRAITS, TRAIT, Scenes
+from studio.sessions import Sessions, held_out_generator, sample_sessions
+
+SIDE, COUNT, TURN = 128, 34, 2  # the third edit of each session: all kinds occur
+
+
+@pytest.fixture(scope="module")
+def sessions() -> Sessions:
+    return sample_sessions(COUNT, TURN + 1, held_out_generator(21))
+
+
+@pytest.fixture(scope="module")
+def case(sessions):
+    before, after, edits = sessions.scenes[TURN], sessions.scenes[TURN + 1], sessions.edits[TURN]
+    return before, after, edits, render(before, SIDE, SIDE), render(after, SIDE, SIDE)
+
+
+def successes(pictures, previous, before, edits) -> torch.Tensor:
+    return Judge().judge(pictures, previous, before, edits).success
+
+
+def test_the_truth_is_a_success(case):
+    before, after, edits, source, truth = case
+    verdict = Judge().judge(truth, source, before, edits)
+    assert {edit.kind for edit in edits} == set(KINDS)
+    assert verdict.success.all() and torch.equal(verdict.facts, after.facts)
+    assert verdict.damage.max() < 1e-5 and verdict.shift.max() < 1e-3 and verdict.likeness.min() > 0.99
+
+
+def test_the_truth_after_a_round_trip_is_a_success(case):
+    before, _, edits, source, truth = case
+    vae = ImageVAE.from_pretrained(TINY / "vae")
+    with torch.no_grad():
+        passed = torch.cat([vae.decode(vae.encode(part)).clamp(0, 1) for part in truth.split(8)])
+    assert successes(passed, source, before, edits).float().mean() > 0.95
+
+
+def test_what_is_wrong_is_no_success(case):
+    before, after, edits, source, truth = case
+    real = torch.tensor([edit.kind != "null" for edit in edits])
+    assert not successes(source, source, before, edits)[real].any()
+    for axis in (-1, -2):
+        assert not successes(truth.roll(2, axis), source, before, edits).any()
+    assert not successes(truth.roll(1, 0), source, before, edits).any()
+    assert not successes(torch.rand_like(truth), source, before, edits).any()
+
+
+def test_another_creature_is_no_success(case):
+    before, after, edits, source, _ = case
+    columns = [TRAIT[name] for name in SUBJECT_TRAITS]
+    identity = after.identity.clone()
+    identity[:, columns] = torch.rand(COUNT, len(columns), generator=torch.Generator().manual_seed(1))
+    verdict = Judge().judge(render(Scenes(after.facts, identity), SIDE, SIDE), source, before, edits)
+    assert not verdict.identity.any()
+
+
+def test_another_edit_is_no_success(case):
+    before, after, edits, source, _ = case
+    rng, wrong = random.Random(2), []
+    for facts, wanted in zip(before.facts.tolist(), after.facts.tolist()):
+        other = wanted
+        while other == wanted:
+            other = sample_edit([facts], rng).apply(facts)
+        wrong.append(other)
+    pictures = render(after.with_facts(torch.tensor(wrong)), SIDE, SIDE)
+    assert not successes(pictures, source, before, edits).any()
+
+
+def test_a_picture_painted_over_in_the_right_colour_is_no_success():
+    sessions = sample_sessions(12, 1, held_out_generator(22), kinds=("recolour", "background"))
+    (edits,), before, after = sessions.edits, sessions.scenes[0], sessions.scenes[1]
+    source, truth = render(before, SIDE, SIDE), render(after, SIDE, SIDE)
+    changed = ((source - truth).abs().amax(dim=1, keepdim=True) > 0.04).float()
+    colour = (truth * changed).sum(dim=(2, 3), keepdim=True) / changed.sum(dim=(2, 3), keepdim=True)
+    painted = 0.7 * colour + 0.3 * source.mean(dim=1, keepdim=True)
+    assert not successes(painted, source, before, edits).any()
+
+
+def test_an_earlier_failure_is_not_counted_again():
+    """The editor did not put the hat on; what it does next is judged from what it has."""
+    sessions = sample_sessions(6, 1, held_out_generator(23), kinds=("null",))
+    scenes = sessions.scenes[0]
+    facts = scenes.facts.clone()
+    facts[:, COLUMN["headwear"]], facts[:, COLUMN["background"]] = 0, 1
+    bare = scenes.with_facts(facts)
+    hat = Edit("add", (Change("headwear", 0, 1),))
+    background = Edit("background", (Change("background", 1, 4),))
+    judge, source = Judge(), render(bare, SIDE, SIDE)
+    first = judge.judge(source, source, bare, [hat] * len(bare))
+    assert not first.followed.any() and torch.equal(first.facts, facts)
+    facts[:, COLUMN["background"]] = 4
+    then = render(bare.with_facts(facts), SIDE, SIDE)
+    assert judge.judge(then, source, bare.with_facts(first.facts), [background] * len(bare)).success.all()
+
+
+def test_facts_are_read_from_the_picture():
+    kinds = [kind for kind in KINDS if kind != "null"]
+    was, now = sample_sessions(len(kinds), 1, held_out_generator(24), kinds=kinds).scenes
+    pictures = render(now, SIDE, SIDE)
+    for number, picture in enumerate(pictures):
+        facts = Judge().read(picture, was[number : number + 1], list(FACTS))
+        (changed,) = (was.facts[number] != now.facts[number]).nonzero().flatten().tolist()
+        assert facts[changed] == now.facts[number, changed]
+
+
+def test_damage_grows_with_what_is_done_to_the_rest(case):
+    before, _, edits, source, truth = case
+    one = slice(0, 6)
+    damages = []
+    for strength in (0.0, 0.02, 0.05, 0.1):
+        picture = (truth[one] + strength).clamp(0, 1)
+        damages.append(Judge().judge(picture, source[one], before[one], edits[one]).damage)
+    assert (torch.stack(damages).diff(dim=0) > 0).all()
+    assert damages[-1].min() > Thresholds().damage
+
+
+def test_a_blot_anywhere_is_damage(case):
+    before, _, edits, source, truth = case
+    blotted = truth.clone()
+    blotted[:, :, 60:72, 2:14] = torch.tensor((0.0, 1.0, 0.0))[:, None, None]
+    seen = [number for number, edit in enumerate(edits) if edit.kind in ("count", "sign", "expression", "resize")]
+    verdict = Judge().judge(blotted[seen], source[seen], before[seen], [edits[number] for number in seen])
+    assert not verdict.untouched.any()

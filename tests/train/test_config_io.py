@@ -1,0 +1,89 @@
+"""Configs: names, YAML files, single settings; what is wrong is said in a line that helps."""
+
+from __future__ import annotations
+
+import pytest
+
+from anchoredit_model.checkpoint.layout import UNDISTILLED
+from anchoredit_model.errors import AnchorEditError
+from train.config import NAMES, Optimiser
+from train.config_io import load_config, to_yaml
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_named_config_survives_a_file(name, tmp_path):
+    config = load_config(name)
+    (tmp_path / "all.yaml").write_text(to_yaml(config), encoding="utf-8")
+    assert load_config(str(tmp_path / "all.yaml")) == config
+
+
+def test_a_file_changes_its_base_and_settings_change_the_file(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("base: wan-1.3b\ncausal: {steps: 7, times: {own: [1000, 500]}}\n", encoding="utf-8")
+    config = load_config(str(path), ["causal.optimiser.lr=1e-4", "causal.steps=9", "engine.compile=false"])
+    assert config.model == load_config("wan-1.3b").model and config.causal.steps == 9
+    assert config.causal.times.own == (1000.0, 500.0) and config.causal.optimiser.lr == 1e-4
+    assert config.engine.compile is False and config.pretrain == load_config("wan-1.3b").pretrain
+
+
+def test_wan_is_sampled_as_wan_is():
+    for name in NAMES[1:]:
+        edit = load_config(name).undistilled()
+        assert all(getattr(edit, part) == getattr(UNDISTILLED, part) for part in ("num_steps", "shift", "guidance"))
+
+
+def test_settings_that_need_each_other_may_come_in_any_order():
+    changes = ["causal.times.own=[1000, 500]", "causal.times.own_weights=[2, 1]", "causal.steps=3", "causal.steps=4"]
+    for order in (changes, [*changes[1::-1], *changes[2:]]):
+        config = load_config("tiny", order)
+        assert config.causal.times.own_weights == (2.0, 1.0) and config.causal.steps == 4
+    assert load_config("tiny", ["causal.forcing=bidirectional", "causal.rollout=none"]).causal.rollout == "none"
+    for change in ("causal.forcing=diffusion", "causal.times={own: [], own_weights: [], own_share: 0}"):
+        with pytest.raises(AnchorEditError, match="causal.own_steps is 0.5.*set it to 0"):
+            load_config("tiny", ["causal.own_steps=0.5", change])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("pretrain.step=3", "did you mean 'pretrain.steps'"),
+        ("pretrian.steps=3", "did you mean 'pretrain'"),
+        ("causal.lr=3", "did you mean 'causal.optimiser.lr'"),
+        ("wholly_unlike=3", "choose one of model, "),
+        ("pretrain=3", "set one of its parts"),
+        ("pretrain.steps=many", "give a whole number"),
+        ("pretrain.steps=1.5", "give a whole number"),
+        ("engine.compile=1", "give true or false"),
+        ("pretrain.optimiser.betas=[0.9]", "give 2"),
+        ("engine.parallel=magic", "choose one of ddp, fsdp"),
+        ("pretrain.batch=0", "set both to 1 or more"),
+        ("engine.log_steps=0", "engine.log_steps is 0: set it to 1 or more"),
+        ("engine.sample_steps=-1", "set it to 0 or more"),
+        ("lora.rank=-4", "lora.rank is -4: set it to 0 or more"),
+        ("causal.turns=0", "causal.turns is 0: set it to 1 or more"),
+        ("distill.consistency.grid=0", "distill.consistency.grid is 0"),
+        ("distill.matching.every=0", "distill.matching.every is 0: set it to 1 or more"),
+        ("distill.matching.times.own_share=0.5", "list them in times.own, or set it to 0"),
+        ("causal.times.own_weights=[1, 2]", "give each a weight"),
+        ("causal.times.own=[]", "list them in times.own"),
+        ("pretrain.steps", "write it as key=value"),
+        ("pretrain.steps=[", "is not YAML"),
+    ],
+)
+def test_what_is_wrong_is_said_with_its_remedy(change, said):
+    with pytest.raises(AnchorEditError) as error:
+        load_config("tiny", [change])
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["small", "missing.yaml"])
+def test_an_unknown_config_is_an_error(name):
+    with pytest.raises(AnchorEditError, match="name|choose"):
+        load_config(name)
+
+
+def test_the_learning_rate_rises_stays_and_falls_to_zero():
+    rate = Optimiser(lr=1.0, decay=0.4).rate
+    assert rate(0) == 0 and rate(1) == 0
+    assert rate(0.3) == 1 and abs(rate(0.8) - 0.5) < 1e-9
+    assert Optimiser(lr=1.0, warm_up=0).rate(0) == Optimiser(lr=1.0).rate(1) == 1

@@ -1,0 +1,235 @@
+"""Other people's edit sessions as shards: a folder per session, or a table in the manner of MagicBrush.
+
+Folders: every folder below the one given is a session and its name the key. In it are the pictures, in the order
+of their names (one called source, input or original comes first; masks are left out), and either
+`instructions.txt`, a line per turn, or `instructions.json`, a list of texts or of {"en": ..., "zh": ...}.
+
+Tables: CSV or JSON lines, a row per turn with the columns session, turn, source, target and instruction, or as
+https://huggingface.co/datasets/osunlp/MagicBrush calls them: img_id, turn_index, source_img, target_img.
+Further languages have columns of their own, instruction_zh for example. Turns count from 1 (or 0), and each starts
+from the picture that the one before made. Parquet is not read: it would take a large library for a file that is
+easily exported.
+
+Pictures that are RGB JPEGs are taken over byte by byte, others are compressed. What cannot be used is left out and
+said; paths that lead out of the pictures' folder are not followed.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from anchoredit_model.errors import AnchorEditError
+from anchoredit_model.images import load_image
+
+from .session import BadSession, Problems, check_instructions, check_sizes
+from .shards import StoredSession, key_of, to_jpeg
+
+_PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+_FIRST = ("source", "input", "original")
+_COLUMNS = {  # what each column may be called
+    "session": ("session", "session_id", "img_id", "id"),
+    "turn": ("turn", "turn_index"),
+    "source": ("source", "source_img", "input"),
+    "target": ("target", "target_img", "output"),
+}
+_INSTRUCTION = "instruction"
+_ORIENTATION = 0x0112  # the EXIF tag
+
+
+@dataclass(frozen=True)
+class Row:
+    """One turn of a table; `source` and `target` are paths as the table gives them."""
+
+    session: str
+    turn: int
+    source: str
+    target: str
+    instruction: dict[str, str]
+
+
+def convert_folders(root: Path, language: str, problems: Problems) -> Iterator[StoredSession]:
+    """Every folder below `root` as a session; `language` is that of texts that do not say theirs."""
+    keys = _Keys()
+    for folder in sorted((path for path in root.iterdir() if path.is_dir()), key=lambda path: _natural(path.name)):
+        try:
+            pictures = _pictures_in(folder, root)
+            texts = _texts_in(folder, root, language)
+            yield _session(keys.new(folder.name), pictures, texts)
+        except BadSession as bad:
+            problems.add(root.name, folder.name, bad.reason, bad.detail)
+
+
+def convert_table(table: Path, pictures: Path, language: str, problems: Problems) -> Iterator[StoredSession]:
+    """The sessions of a table in the order in which they begin; the paths in it are relative to `pictures`."""
+    sessions: dict[str, list[Row]] = {}
+    spoiled: set[str] = set()
+    for number, cells in enumerate(_read_table(table), 1):
+        try:
+            row = _row(cells, language)
+            sessions.setdefault(row.session, []).append(row)
+        except BadSession as bad:
+            session = str(_cell(cells, "session") or f"row {number}")
+            spoiled.add(session)  # what is left of such a session would not be what was edited
+            problems.add(table.name, session, bad.reason, f"row {number}: {bad.detail}")
+    keys = _Keys()
+    for session, rows in sessions.items():
+        if session in spoiled:
+            continue
+        try:
+            rows.sort(key=lambda row: row.turn)
+            yield _session(keys.new(session), _chain(rows, pictures), [row.instruction for row in rows])
+        except BadSession as bad:
+            problems.add(table.name, session, bad.reason, bad.detail)
+
+
+class _Keys:
+    """Gives out keys, each once."""
+
+    def __init__(self):
+        self.given: set[str] = set()
+
+    def new(self, name: str) -> str:
+        key = key_of(name)
+        if key in self.given:
+            raise BadSession("duplicate key", f"'{key}' is another session's")
+        self.given.add(key)
+        return key
+
+
+def _session(key: str, pictures: list[Path], texts: object) -> StoredSession:
+    """Raises BadSession if the pictures or texts do not make a session."""
+    if len(pictures) == 1:
+        raise BadSession("no edited picture", pictures[0].name)
+    instructions = check_instructions(texts, len(pictures) - 1)
+    jpegs, sizes = zip(*map(_jpeg, pictures))
+    check_sizes(sizes)
+    return StoredSession(key, jpegs, instructions)
+
+
+def _jpeg(path: Path) -> tuple[bytes, tuple[int, int]]:
+    """A picture file as the bytes of a JPEG, and its (width, height)."""
+    try:
+        picture = load_image(path)
+    except AnchorEditError as error:
+        raise BadSession("unreadable picture", str(error)) from None
+    with Image.open(path) as image:
+        as_it_is = image.format == "JPEG" and image.mode == "RGB" and image.getexif().get(_ORIENTATION, 1) == 1
+    return path.read_bytes() if as_it_is else to_jpeg(picture), (picture.shape[2], picture.shape[1])
+
+
+def _pictures_in(folder: Path, root: Path) -> list[Path]:
+    """The pictures of a session's folder, the source first."""
+    found = [path for path in folder.iterdir() if path.suffix.lower() in _PICTURES and "mask" not in path.stem.lower()]
+    if not found:
+        raise BadSession("missing picture", "the folder has none")
+    paths = sorted(found, key=lambda path: (path.stem.lower() not in _FIRST, _natural(path.name)))
+    return [_inside(path, root) for path in paths]
+
+
+def _texts_in(folder: Path, root: Path, language: str) -> object:
+    """What the folder's instructions file says, as a list of texts by language if it is sound."""
+    as_json, as_text = folder / "instructions.json", folder / "instructions.txt"
+    try:
+        if as_json.is_file():
+            content = json.loads(_inside(as_json, root).read_text(encoding="utf-8-sig"))
+            listed = content.get("instructions") if isinstance(content, dict) else content
+        elif as_text.is_file():
+            listed = _inside(as_text, root).read_text(encoding="utf-8-sig").rstrip().splitlines()
+        else:
+            raise BadSession("missing instructions", "neither instructions.json nor instructions.txt")
+    except (ValueError, RecursionError, OSError) as error:
+        raise BadSession("unreadable instructions", str(error)) from None
+    if not isinstance(listed, list):
+        return listed
+    return [{language: text.strip()} if isinstance(text, str) else text for text in listed]
+
+
+def _chain(rows: list[Row], root: Path) -> list[Path]:
+    """The source of the first turn and the targets of all, if each turn starts from the target before."""
+    turns = [row.turn for row in rows]
+    if turns[0] not in (0, 1) or turns != list(range(turns[0], turns[0] + len(turns))):
+        raise BadSession("broken chain", f"turns {', '.join(map(str, turns))}")
+    pictures = [_inside(root / rows[0].source, root)]
+    for row in rows:
+        if not _same_picture(_inside(root / row.source, root), pictures[-1]):
+            raise BadSession("broken chain", f"turn {row.turn} starts from {row.source}")
+        pictures.append(_inside(root / row.target, root))
+    return pictures
+
+
+def _same_picture(one: Path, other: Path) -> bool:
+    """Whether two files show the same, also where one was saved anew."""
+    if one == other or one.read_bytes() == other.read_bytes():
+        return True
+    try:
+        return torch.equal(load_image(one), load_image(other))
+    except AnchorEditError as error:
+        raise BadSession("unreadable picture", str(error)) from None
+
+
+def _inside(path: Path, root: Path) -> Path:
+    """The path of an existing file, resolved. Raises BadSession if it is elsewhere than below `root`."""
+    resolved = path.resolve()
+    if not resolved.is_relative_to(root.resolve()):
+        raise BadSession("outside the folder", str(path))
+    if not resolved.is_file():
+        raise BadSession("missing picture", str(path.relative_to(root)))
+    return resolved
+
+
+def _read_table(table: Path) -> Iterator[dict]:
+    """The rows of a CSV or JSON lines file; a line that is no JSON object is an empty row."""
+    suffix = table.suffix.lower()
+    if suffix not in (".csv", ".jsonl"):
+        raise AnchorEditError(f"table '{table}' is neither .csv nor .jsonl: export it as one of them")
+    try:
+        with table.open(encoding="utf-8-sig", newline="") as file:
+            if suffix == ".csv":
+                yield from csv.DictReader(file)
+            else:
+                yield from (_object(line) for line in file if line.strip())
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise AnchorEditError(f"table '{table}' cannot be read ({error}): save it as UTF-8") from error
+
+
+def _object(line: str) -> dict:
+    try:
+        content = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _row(cells: dict, language: str) -> Row:
+    """Raises BadSession if a column is missing or the turn is no number."""
+    values = {name: _cell(cells, name) for name in _COLUMNS}
+    texts = cells.get(_INSTRUCTION)
+    instruction = texts if isinstance(texts, dict) else {} if texts is None else {language: texts}
+    prefix = f"{_INSTRUCTION}_"
+    instruction |= {name.removeprefix(prefix): text for name, text in cells.items() if str(name).startswith(prefix)}
+    instruction = {said_in: text for said_in, text in instruction.items() if text is not None}
+    missing = [name for name, value in values.items() if value in (None, "")] + [_INSTRUCTION] * (not instruction)
+    if missing:
+        raise BadSession("unreadable table", f"no {', '.join(missing)}")
+    try:
+        turn = int(values["turn"])
+    except (TypeError, ValueError):
+        raise BadSession("unreadable table", f"turn is {values['turn']!r}") from None
+    return Row(str(values["session"]), turn, str(values["source"]), str(values["target"]), instruction)
+
+
+def _cell(cells: dict, name: str) -> object:
+    return next((cells[column] for column in _COLUMNS[name] if column in cells), None)
+
+
+def _natural(name: str) -> list[tuple[int, int, str]]:
+    """Sorts "2" before "10"."""
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", name) if part]

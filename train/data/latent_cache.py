@@ -1,0 +1,281 @@
+"""Latents and text states, made on first use and kept on disk.
+
+    encoders = Encoders("wan/vae", "wan/text_encoder", device="cuda", dtype=torch.bfloat16)
+    data = prepare(shard_parts("runs/shards"), encoders, "runs/cache", WorkSizes(), rank, world, barrier=barrier)
+
+A part of a source becomes one safetensors file of latents. Its name has the part's fingerprint, its folder that of
+the VAE and the work sizes, so latents never meet another VAE, other pictures or other sizes. Every distinct text is
+encoded once. Files are written whole or not at all; a killed run goes on at the part it was at. Tensors are read
+memory-mapped, so the processes of a machine share what is in its memory.
+
+Shapes: T edits; H, W pixels; h, w their latents; R rows of a text; E width of the text encoder. The columns up to
+the model's text_dim, which would be zero, are not stored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from anchoredit_model.atomic_write import whole_file
+from anchoredit_model.checkpoint.layout import fingerprint
+from anchoredit_model.errors import AnchorEditError
+from anchoredit_model.networks.text_encoder import TextEncoder, find_encoder
+from anchoredit_model.networks.vae import CONFIG_NAME, WEIGHTS_NAME, ImageVAE
+
+from .dataset import CachedGroup, EncodedSessions, Shape, TextTable
+from .session import EditSession, Part, Problem, Problems, WorkSizes
+from .workers import split, stream
+
+_FORMAT = 1  # of the files; another number is another cache
+_PIXELS = 4 * 1024 * 1024  # per forward of the VAE: four pictures of the largest work size
+_TEXTS_PER_FILE = 4096
+_COMPILED_FROM = 8  # parts of a source from which on a minute of compiling pays
+_READ_BY_ENCODER = ("encoder.", "quant_conv.")  # a VAE of which only the decoder was trained on keeps its latents
+_STAR = " star"  # at the end of a group's name
+_ID_LENGTH = 16  # hex digits of a hash in a name
+
+
+class Encoders:
+    """A VAE and a text encoder by their folders, loaded only if something is not in the cache yet.
+
+    `dtype` is what they compute in, but texts stay in float32 on a CPU, as the pipeline reads them there; what they
+    make is kept in bfloat16 always. `compile`: encode many pictures by compiled loops.
+    """
+
+    def __init__(
+        self,
+        vae: str | Path,
+        text: str | Path,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        compile: bool = False,
+    ):
+        self.vae_folder, self.text_folder = Path(vae), Path(text)
+        self.device, self.dtype, self.compile = torch.device(device), dtype, compile
+        self.text_dtype = torch.float32 if self.device.type == "cpu" else dtype
+
+    @cached_property
+    def vae(self) -> ImageVAE:
+        return ImageVAE.from_pretrained(self.vae_folder, self.device, self.dtype)
+
+    def vae_for(self, parts: int) -> ImageVAE:
+        """The VAE to encode so many parts of a source with: one of its own if it pays to compile it."""
+        if not self.compile or parts < _COMPILED_FROM:
+            return self.vae
+        vae = ImageVAE.from_pretrained(self.vae_folder, self.device, self.dtype)
+        vae.model.encoder.compile()
+        return vae
+
+    @cached_property
+    def text(self) -> TextEncoder:
+        return TextEncoder.from_pretrained(self.text_folder, device=self.device, dtype=self.text_dtype)
+
+    @cached_property
+    def vae_fingerprint(self) -> str:
+        """Of what makes latents: the encoder's weights, the configuration, the dtype."""
+        config = json.loads(_content(self.vae_folder / CONFIG_NAME))
+        settings = sorted((name, value) for name, value in config.items() if not name.startswith("_"))
+        weights = _weights(self.vae_folder / WEIGHTS_NAME)
+        seen = {name: tensor for name, tensor in weights.items() if name.startswith(_READ_BY_ENCODER)}
+        return _id(fingerprint(seen), settings, self.dtype)
+
+    @cached_property
+    def text_fingerprint(self) -> str:
+        """Of what makes text states: the weights, the configuration, the vocabulary, the dtype."""
+        folder, vocabulary = find_encoder(self.text_folder)
+        weights = [fingerprint(_weights(path)) for path in sorted(folder.glob("*.safetensors"))]
+        return _id(weights, _content(folder / "config.json"), _content(vocabulary), self.text_dtype)
+
+
+def encode_pictures(vae: ImageVAE, pictures: Tensor) -> Tensor:
+    """Pictures [N, 3, H, W], uint8 or 0..1, as latents [N, C, h, w] bfloat16 where the VAE is; a few at a time."""
+    at_once = max(1, _PIXELS // pictures[0, 0].numel())
+    scale = 1 if pictures.is_floating_point() else 255
+    return torch.cat([vae.encode(some.float() / scale).bfloat16() for some in pictures.split(at_once)])
+
+
+def encode_texts(encoder: TextEncoder, texts: list[str]) -> list[Tensor]:
+    """States [R, E] bfloat16 of every text, where the encoder is."""
+    width = encoder.model.config.d_model
+    return [states[:, :width].bfloat16() for states in encoder.encode(texts)]
+
+
+def prepare(
+    parts: Sequence[Part],
+    encoders: Encoders,
+    folder: str | Path,
+    sizes: WorkSizes,
+    rank: int = 0,
+    world: int = 1,
+    workers: int = 0,
+    barrier: Callable[[], None] = lambda: None,
+    report: Callable[[str], None] = lambda line: None,
+) -> EncodedSessions:
+    """All sessions of a source, encoded; what the cache in `folder` lacks is added to it first.
+
+    Every process encodes its share (`split`) and meets the others at `barrier`; all must see the same `folder`.
+    `workers` are processes that read pictures. `report` gets a line for every file made. Raises AnchorEditError if
+    no session is usable or a file cannot be written or read.
+    """
+    folder = Path(folder)
+    latents = folder / "latents" / _id(_FORMAT, encoders.vae_fingerprint, asdict(sizes))
+    texts = folder / "texts" / _id(_FORMAT, encoders.text_fingerprint)
+    files = [latents / f"{part.name}-{_id(part.fingerprint)}.safetensors" for part in parts]
+    if twice := [path for path, count in Counter(files).items() if count > 1]:
+        raise AnchorEditError(f"a part of the data is given twice ({twice[0].stem}): name every source once")
+    mine = split(list(zip(parts, files)), rank, world)
+    _encode_parts([(part, path) for part, path in mine if not path.exists()], encoders, sizes, workers, report)
+    barrier()
+    groups, problems = [], Problems()
+    for path in files:
+        found, wrong = _read_part(path)
+        groups += found
+        problems.found += wrong
+    if not groups:
+        raise AnchorEditError(f"no usable session in {len(parts)} parts: {'; '.join(problems.summary()) or 'no parts'}")
+    turns = chain.from_iterable(turns for group in groups for turns in group.instructions)
+    wanted = {"", *(text for said in turns for text in said.values())}
+    _encode_texts(wanted, texts, encoders, rank, world, report)
+    barrier()
+    states = {text: rows for path in sorted(texts.glob("*.safetensors")) for text, rows in _read_texts(path).items()}
+    made_by = {"latents": _id([f"{path.parent.name}/{path.name}" for path in files]), "texts": texts.name}
+    return EncodedSessions(groups, TextTable({text: states[text] for text in wanted}), problems, made_by)
+
+
+def _encode_parts(jobs: list[tuple[Part, Path]], encoders: Encoders, sizes: WorkSizes, workers: int, report) -> None:
+    """Makes the file of every part. A part is encoded by itself, so its file does not depend on the others."""
+    if not jobs:
+        return
+    vae = encoders.vae_for(len(jobs))
+    encoding: dict[int, _PartEncoder] = defaultdict(lambda: _PartEncoder(vae))
+    for number, item in stream([part for part, _ in jobs], sizes, workers):
+        if isinstance(item, EditSession):
+            encoding[number].add(item)
+        else:
+            part, path = jobs[number]
+            count = encoding[number].save(path, item)
+            del encoding[number]
+            report(f"encoded {part.name}: {count} sessions, {len(item.found)} problems")
+
+
+class _PartEncoder:
+    """Encodes the sessions of one part, together with others of the same shape and layout."""
+
+    def __init__(self, vae: ImageVAE):
+        self.vae = vae
+        self.waiting: dict[str, list[EditSession]] = defaultdict(list)  # by the name of their group
+        self.latents: dict[str, list[Tensor]] = defaultdict(list)
+        self.rows: dict[str, list] = defaultdict(list)
+
+    def add(self, session: EditSession) -> None:
+        name = _name((session.turns, *session.pictures.shape[-2:]), session.star)
+        self.waiting[name].append(session)
+        if sum(waiting.pictures[:, 0].numel() for waiting in self.waiting[name]) >= _PIXELS:
+            self._encode(name)
+
+    def save(self, path: Path, problems: Problems) -> int:
+        """Writes the part's file; the number of sessions in it."""
+        for name in list(self.waiting):
+            self._encode(name)
+        tensors = {name: torch.cat(latents) for name, latents in self.latents.items()}
+        # one entry, because safetensors writes several in any order
+        content = {"sessions": self.rows, "problems": [asdict(problem) for problem in problems.found]}
+        metadata = {"content": json.dumps(content, ensure_ascii=False)}
+        with whole_file(path, "latents", make_folder=True) as unfinished:
+            save_file(tensors, unfinished, metadata)
+        return sum(map(len, self.rows.values()))
+
+    def _encode(self, name: str) -> None:
+        sessions = self.waiting.pop(name)
+        pictures = torch.cat([session.pictures for session in sessions])  # [n (T + 1), 3, H, W]
+        latents = encode_pictures(self.vae, pictures).cpu()
+        self.latents[name].append(latents.unflatten(0, (len(sessions), -1)))
+        self.rows[name] += [[session.key, session.instructions] for session in sessions]
+
+
+def _read_part(path: Path) -> tuple[list[CachedGroup], list[Problem]]:
+    with _opened(path) as file:
+        content = json.loads(file.metadata()["content"])
+        groups = [
+            CachedGroup(_shape(name), file.get_tensor(name), *map(list, zip(*rows)), name.endswith(_STAR))
+            for name, rows in content["sessions"].items()
+        ]
+    return groups, [Problem(**problem) for problem in content["problems"]]
+
+
+def _encode_texts(wanted: Iterable[str], folder: Path, encoders: Encoders, rank: int, world: int, report) -> None:
+    """Encodes those of this process's texts that no file has.
+
+    Texts are shared out by their hash: what a process does must not depend on what others have written so far.
+    """
+    known = {text for path in folder.glob("*.safetensors") for text in _read_texts(path)}
+    missing = sorted(text for text in wanted if text not in known and int(_id(text), 16) % world == rank)
+    for start in range(0, len(missing), _TEXTS_PER_FILE):
+        texts = missing[start : start + _TEXTS_PER_FILE]
+        rows = [states.cpu() for states in encode_texts(encoders.text, texts)]
+        ends = torch.tensor([len(states) for states in rows]).cumsum(0)
+        with whole_file(folder / f"{_id(texts)}.safetensors", "text states", make_folder=True) as unfinished:
+            metadata = {"texts": json.dumps(texts, ensure_ascii=False)}
+            save_file({"states": torch.cat(rows), "ends": ends}, unfinished, metadata)
+        report(f"encoded {len(texts)} texts")
+
+
+def _read_texts(path: Path) -> dict[str, Tensor]:
+    """States [R, E] by the text."""
+    with _opened(path) as file:
+        texts, states, ends = json.loads(file.metadata()["texts"]), file.get_tensor("states"), file.get_tensor("ends")
+        starts = [0, *ends.tolist()]
+        return {text: states[start:end] for text, start, end in zip(texts, starts, ends.tolist())}
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator:
+    """A file of the cache; whatever is wrong with it becomes a line that says what to do."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise AnchorEditError(f"cache file '{path}' is damaged ({error}): delete it, it will be made again") from error
+
+
+def _name(shape: Shape, star: bool) -> str:
+    """Of a group in a file of latents."""
+    return "x".join(map(str, shape)) + (_STAR if star else "")
+
+
+def _shape(name: str) -> Shape:
+    turns, height, width = map(int, name.removesuffix(_STAR).split("x"))
+    return turns, height, width
+
+
+def _id(*values: object) -> str:
+    """A short name that differs wherever one of the values does."""
+    return hashlib.sha256(repr(values).encode()).hexdigest()[:_ID_LENGTH]
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise AnchorEditError(f"'{path}' cannot be read ({error.strerror}): give the folder of a whole model") from None
+
+
+def _weights(path: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}
+    except (SafetensorError, OSError) as error:
+        raise AnchorEditError(f"weights '{path}' cannot be read ({error}): copy them again") from None

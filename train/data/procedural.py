@@ -1,0 +1,108 @@
+"""The studio as a source of edit sessions: drawn on demand, the same on every machine, and written as shards.
+
+    parts = studio_parts(StudioSettings(turns=6, height=128, width=128, seed=1), sessions=4096)
+
+Both languages say the same edit, so a session can be learned in either.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import studio
+from anchoredit_model.errors import AnchorEditError
+from studio.instructions import KINDS, LANGUAGES, phrase
+from studio.render import compiled_layers, render
+from studio.sessions import sample_sessions
+
+from .session import EditSession, Problems, to_bytes
+
+_BATCH = 64  # sessions drawn at once
+_SEED_STEP = 1_000_003  # between the sequences of two seeds
+_DRAWN_BY = [Path(studio.__file__).with_name(name) for name in ("scene.py", "instructions.py", "instructions.json")]
+_DRAWN_BY += [Path(studio.__file__).with_name(name) for name in ("sessions.py", "render.py")] + [Path(__file__)]
+
+
+@dataclass(frozen=True)
+class StudioSettings:
+    """What to draw. With `star` every edit starts from the source, else from the picture before. `shares`: kinds of
+    edits that come so many times as often as the others."""
+
+    turns: int
+    height: int = 128
+    width: int = 128
+    seed: int = 1
+    star: bool = False
+    shares: tuple[tuple[str, float], ...] = ()
+
+    def __post_init__(self):
+        for kind, share in self.shares:
+            if kind not in KINDS or not share > 0:
+                raise AnchorEditError(
+                    f"shares gives {share:g} to edits of the kind {kind!r}: give more than 0, to some of "
+                    f"{', '.join(KINDS)}"
+                )
+        if min(self.turns, self.height, self.width) < 1:
+            raise AnchorEditError(f"{self} asks for nothing: turns, height and width are at least 1")
+
+    def batch_seed(self, number: int) -> int:
+        """The seed of one batch of sessions."""
+        return self.seed * _SEED_STEP + number
+
+
+@dataclass(frozen=True)
+class StudioPart:
+    """Sessions `start` to `stop` of the studio with these settings."""
+
+    settings: StudioSettings
+    start: int
+    stop: int
+    device: str = "cpu"
+    compiled: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"studio-{'star' if self.settings.star else 'chain'}-{self.settings.seed}-{self.start:07d}"
+
+    @property
+    def fingerprint(self) -> str:
+        """The settings and the files that draw: another studio is another source."""
+        digest = hashlib.sha256(repr((self.settings, self.start, self.stop)).encode())
+        for path in _DRAWN_BY:
+            digest.update(path.read_bytes())
+        return digest.hexdigest()
+
+    def sessions(self, problems: Problems) -> Iterator[EditSession]:
+        """The sessions of this part, in order; nothing is ever wrong with them."""
+        settings = self.settings
+        layers = compiled_layers() if self.compiled else None
+        for start in range(self.start, self.stop, _BATCH):
+            count = min(_BATCH, self.stop - start)
+            seed = settings.batch_seed(start)
+            generator = torch.Generator().manual_seed(seed)
+            drawn = sample_sessions(count, settings.turns, generator, star=settings.star, shares=dict(settings.shares))
+            size = settings.height, settings.width
+            frames = [to_bytes(render(scenes.to(self.device), *size, layers)).cpu() for scenes in drawn.scenes]
+            rng = random.Random(seed)
+            for number in range(count):
+                edits = [step[number] for step in drawn.edits]
+                texts = tuple({language: phrase(edit, rng, language) for language in LANGUAGES} for edit in edits)
+                pictures = torch.stack([frame[number] for frame in frames])
+                yield EditSession(f"studio_{settings.seed}_{start + number:07d}", pictures, texts)
+
+
+def studio_parts(
+    settings: StudioSettings, sessions: int, per_part: int = 4 * _BATCH, device: str = "cpu", compiled: bool = False
+) -> list[StudioPart]:
+    """The first `sessions` sessions as a source. `compiled`: see `render.compiled_layers`.
+
+    Drawn on a GPU or by compiled loops they should be read without worker processes.
+    """
+    starts = range(0, sessions, per_part)
+    return [StudioPart(settings, start, min(start + per_part, sessions), device, compiled) for start in starts]

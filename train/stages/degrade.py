@@ -1,0 +1,217 @@
+"""What may have happened to a history before the model sees it: damage in latent space, and through the VAE.
+
+At inference a turn looks back at pictures that the model made. Stage 2 makes the true history a little worse in
+the same ways - drifting colours, flattened texture, a trip through a picture file - more so the later the frame,
+and asks for the true edit nevertheless. Kinds, order and strengths are those of the published code
+(https://github.com/xuhang07/AnchorEdit, trainer/multi_turn_i2v.py); JPEG, which the paper names and the code
+lacks, joins the VAE's round trip.
+
+`degrade` draws and applies; what was drawn is a value of its own (`Draws`), so that the same damage can be done
+again. Everything runs on the whole batch, frame by frame with its own numbers, except the VAE, which only the
+chosen frames see.
+
+Legend: B batch, F frames, C latent channels, h w latent size.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from anchoredit_model.images import to_pil, to_tensor
+
+if TYPE_CHECKING:
+    from anchoredit_model.networks.vae import ImageVAE
+
+KINDS = ("round_trip", "jpeg", "colour", "low_frequency", "block", "laplace", "blur")
+_FIELD_CELL = 16  # latent positions per cell of the low-frequency field
+_ONE_LEAST = 1e-7  # keeps the logarithm of Laplace's law finite
+_BLUR_LEAST = 0.1  # sigma of the faintest blur
+
+
+@dataclass(frozen=True)
+class Degradations:
+    """How often each kind hits a frame, and how hard at strength 1.
+
+    A frame's strength is uniform between `least` and a bound that grows from `least` at the anchor to 1 at the
+    last frame; without `growing` it is 1 everywhere. The VAE and JPEG leave the anchor alone.
+    """
+
+    p_round_trip: float = 0.1
+    p_jpeg: float = 0.1
+    p_colour: float = 0.2
+    p_low_frequency: float = 0.2
+    p_block: float = 0.1
+    p_laplace: float = 0.1
+    p_blur: float = 0.1
+    growing: bool = True
+    least: float = 0.15
+    round_trip_mix: float = 0.4  # share of the round trip's result
+    jpeg_quality: tuple[float, float] = (95.0, 50.0)  # at strength 0 and 1
+    colour_scale: float = 0.05
+    colour_bias: float = 0.03
+    low_frequency_amplitude: float = 0.06
+    block_sizes: tuple[int, ...] = (2, 4)
+    block_mix: float = 0.5
+    laplace_scale: float = 0.035
+    blur_sigma: float = 0.45
+
+
+@dataclass(frozen=True, eq=False)
+class Draws:
+    """One set of random numbers: which frames are hit by what, and how.
+
+    strength     [B, F], 0..1
+    hit          kind -> [B, F] bool
+    scale, bias  [B, F, C], -1..1, of the colour shift
+    field        [B, F, C, n, m], -1..1, coarse, with `amplitude` [B, F], 0..1
+    block        [B, F] long, which of `block_sizes`
+    laplace      [B, F, C, h, w], 0..1
+    blur         [B, F], sigma of each frame's blur
+    """
+
+    strength: Tensor
+    hit: dict[str, Tensor]
+    scale: Tensor
+    bias: Tensor
+    field: Tensor
+    amplitude: Tensor
+    block: Tensor
+    laplace: Tensor
+    blur: Tensor
+
+
+def degrade(latents: Tensor, settings: Degradations, generator: torch.Generator, vae: ImageVAE | None = None) -> Tensor:
+    """Damaged copies of latents [B, F, C, h, w]; `vae` is needed unless its two kinds never hit.
+
+    The numbers come from `generator`, on its device: a generator on the CPU does the same damage everywhere.
+    """
+    return apply(latents, draw(latents.shape, settings, generator), settings, vae)
+
+
+def draw(shape: torch.Size, settings: Degradations, generator: torch.Generator) -> Draws:
+    """The random numbers for latents of shape [B, F, C, h, w]."""
+    batch, frames, channels, height, width = shape
+    device = generator.device
+
+    def uniform(*dims: int) -> Tensor:
+        return torch.rand(batch, frames, *dims, generator=generator, device=device)
+
+    position = torch.linspace(0, 1, frames, device=device) if settings.growing else torch.ones(frames, device=device)
+    hit = {kind: uniform() < getattr(settings, f"p_{kind}") for kind in KINDS}
+    for kind in ("round_trip", "jpeg"):
+        hit[kind][:, 0] = False
+    return Draws(
+        strength=settings.least + (1 - settings.least) * position * uniform(),
+        hit=hit,
+        scale=2 * uniform(channels) - 1,
+        bias=2 * uniform(channels) - 1,
+        field=2 * uniform(channels, *(max(2, side // _FIELD_CELL) for side in (height, width))) - 1,
+        amplitude=uniform(),
+        block=torch.randint(len(settings.block_sizes), (batch, frames), generator=generator, device=device),
+        laplace=uniform(channels, height, width),
+        blur=_BLUR_LEAST + (settings.blur_sigma - _BLUR_LEAST) * uniform(),
+    )
+
+
+@torch.no_grad()
+def apply(latents: Tensor, draws: Draws, settings: Degradations, vae: ImageVAE | None = None) -> Tensor:
+    """The damage that `draws` describes, done to latents [B, F, C, h, w]; float32, on the latents' device."""
+    x = latents.float()
+    device = x.device
+    strength = draws.strength.to(device)
+    # a kind's strength is 0 in frames that it does not hit
+    hit = {kind: strength * mask.to(device) for kind, mask in draws.hit.items()}
+    if (draws.strength * (draws.hit["round_trip"] | draws.hit["jpeg"])).any():
+        x = through_vae(x, hit["round_trip"], hit["jpeg"], settings, vae)
+    x = shift_colour(
+        x,
+        settings.colour_scale * _frames(hit["colour"]) * _channels(draws.scale.to(device)),
+        settings.colour_bias * _frames(hit["colour"]) * _channels(draws.bias.to(device)),
+    )
+    amplitude = settings.low_frequency_amplitude * hit["low_frequency"] * draws.amplitude.to(device)
+    x = add_field(x, amplitude, draws.field.to(device))
+    block = draws.block.to(device)
+    for index, size in enumerate(settings.block_sizes):
+        x = average_blocks(x, settings.block_mix * hit["block"] * (block == index), size)
+    x = multiply_laplace(x, settings.laplace_scale * hit["laplace"], draws.laplace.to(device))
+    return blur(x, hit["blur"], draws.blur.to(device))
+
+
+def shift_colour(x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    """x * (1 + scale) + bias, each [B, F, C, 1, 1]."""
+    return x * (1 + scale) + bias
+
+
+def add_field(x: Tensor, amplitude: Tensor, field: Tensor) -> Tensor:
+    """Adds a smooth field: coarse values [B, F, C, n, m], interpolated, times amplitude [B, F]."""
+    smooth = F.interpolate(field.flatten(0, 1), size=x.shape[-2:], mode="bilinear", align_corners=False)
+    return x + _frames(amplitude) * smooth.unflatten(0, x.shape[:2])
+
+
+def average_blocks(x: Tensor, mix: Tensor, size: int) -> Tensor:
+    """Mixes in, by mix [B, F], the mean of every size * size block; a size that does not divide does nothing."""
+    height, width = x.shape[-2:]
+    if height % size or width % size:
+        return x
+    means = F.avg_pool2d(x.flatten(0, 1), size)
+    blocks = F.interpolate(means, size=(height, width), mode="nearest").unflatten(0, x.shape[:2])
+    return torch.lerp(x, blocks, _frames(mix))
+
+
+def multiply_laplace(x: Tensor, scale: Tensor, uniform: Tensor) -> Tensor:
+    """x * (1 + scale * n), n of Laplace's law with its heavy tails; scale [B, F], uniform 0..1 shaped like x."""
+    u = uniform - 0.5
+    return x * (1 - _frames(scale) * u.sign() * torch.log1p(-2 * u.abs() + _ONE_LEAST))
+
+
+def blur(x: Tensor, mix: Tensor, sigma: Tensor) -> Tensor:
+    """Mixes in, by mix [B, F], a 3 * 3 Gaussian blur of sigma [B, F] latent positions, zero beyond the edge."""
+    side = _frames(torch.exp(-0.5 / sigma.square()))  # the neighbours' weight, the middle's being 1
+    wide = F.pad(x, (1, 1))
+    blurred = (x + side * (wide[..., :-2] + wide[..., 2:])) / (1 + 2 * side)
+    tall = F.pad(blurred, (0, 0, 1, 1))
+    blurred = (blurred + side * (tall[..., :-2, :] + tall[..., 2:, :])) / (1 + 2 * side)
+    return torch.lerp(x, blurred, _frames(mix))
+
+
+def through_vae(x: Tensor, round_trip: Tensor, jpeg: Tensor, settings: Degradations, vae: ImageVAE | None) -> Tensor:
+    """Decodes and encodes again the frames whose strength [B, F] for either kind is above 0.
+
+    A round trip is mixed in by its strength; a JPEG, whose quality falls with strength, is what the picture now is.
+    """
+    if vae is None:
+        raise ValueError("the round trip and JPEG need the VAE: pass it, or set their probabilities to 0")
+    chosen = (round_trip > 0) | (jpeg > 0)
+    pictures = vae.decode(x[chosen])
+    best, worst = settings.jpeg_quality
+    for index, strength in enumerate(jpeg[chosen].tolist()):
+        if strength > 0:
+            pictures[index] = compress(pictures[index], round(best + (worst - best) * strength))
+    mix = torch.where(jpeg > 0, 1.0, settings.round_trip_mix * round_trip)[chosen]
+    x = x.clone()
+    x[chosen] = torch.lerp(x[chosen], vae.encode(pictures).to(x), mix[:, None, None, None])
+    return x
+
+
+def compress(picture: Tensor, quality: int) -> Tensor:
+    """A picture [3, H, W] in 0..1 after it was a JPEG file; quality 1..95."""
+    file = io.BytesIO()
+    to_pil(picture.cpu()).save(file, "JPEG", quality=quality)
+    return to_tensor(Image.open(file)).to(picture)
+
+
+def _frames(value: Tensor) -> Tensor:
+    """[B, F] -> [B, F, 1, 1, 1]."""
+    return value[..., None, None, None]
+
+
+def _channels(value: Tensor) -> Tensor:
+    """[B, F, C] -> [B, F, C, 1, 1]."""
+    return value[..., None, None]

@@ -1,0 +1,309 @@
+"""Train the small VAE from scratch: Wan 2.1's shape at a sixth of its width, on pictures of the studio.
+
+    python -m train vae --out runs/tiny --set vae.minutes=13      # two CPU cores with bf16; --resume goes on
+
+Training is 2-D (a picture is a one-frame video, see `anchoredit_model.vae`); the saved files are Wan's 3-D layout.
+The loss is L1 for flat colours, squared error for PSNR, the L1 of differences between neighbouring pixels for crisp
+edges, and a tiny KL that bounds the latents' scale. Noise in proportion to each latent channel's spread teaches the
+decoder to bear a diffusion model's small errors. Wan 2.1: https://arxiv.org/abs/2503.20314
+
+Shapes: B pictures, C = 16 latent channels, H and W height and width in pixels, h = H / 8 and w = W / 8.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from anchoredit_model.atomic_write import whole_file
+from anchoredit_model.errors import AnchorEditError
+from anchoredit_model.networks.vae import (
+    CONFIG_NAME,
+    ImageVAE,
+    OneFrameConv,
+    decode_frames,
+    encode_moments,
+    to_image_convolutions,
+)
+from studio.render import compiled_layers, render
+from studio.sessions import sample_images, sample_sessions
+
+from ..config import Vae
+from ..interrupt import Interrupt
+from .parts import is_finished, mark_finished
+
+LATENT_CHANNELS = 16
+PICTURE_SIZE = 128
+CROP_SIZE, CROP_SHARE = 64, 0.75  # quarter pictures for the first part of the time: four times as many steps
+DRAWN_AT_ONCE = 64
+MEASURED = 2000  # pictures for the latents' statistics
+HELD_OUT = 64
+PEAK_LEARNING_RATE = 5e-3
+WARM_UP_STEPS = 30
+EMA_DECAY = 0.995
+SQUARED_WEIGHT, EDGE_WEIGHT, KL_WEIGHT = 2.0, 0.5, 1e-5
+LATENT_NOISE = 0.1  # at most, in standard deviations of a channel
+LOG_SECONDS, SAVE_SECONDS = 10, 120
+FREE_LOSS_DB = 0.05  # what storing in bfloat16 may cost
+
+
+class PicturePool:
+    """Pictures of the studio, in every look, drawn by compiled loops and kept as bytes [N, 3, H, W]."""
+
+    def __init__(self, count: int, generator: torch.Generator):
+        self.generator = generator
+        layers = compiled_layers()
+        batches = []
+        for _ in range(-(-count // DRAWN_AT_ONCE)):
+            scenes = sample_sessions(DRAWN_AT_ONCE, 2, generator).scenes[-1]
+            batches.append((render(scenes, PICTURE_SIZE, PICTURE_SIZE, layers) * 255).round().byte())
+        self.pictures = torch.cat(batches)
+
+    def draw(self, count: int, side: int) -> Tensor:
+        """Crops [count, 3, side, side] in 0..1, each mirrored or not."""
+        picked = torch.randint(len(self.pictures), (count,), generator=self.generator)
+        top, left = torch.randint(PICTURE_SIZE - side + 1, (2,), generator=self.generator).tolist()
+        chosen = self.pictures[picked, :, top : top + side, left : left + side].float() / 255
+        mirrored = torch.rand(count, 1, 1, 1, generator=self.generator) < 0.5
+        return torch.where(mirrored, chosen.flip(-1), chosen)
+
+    def sample(self, count: int) -> Tensor:
+        """[count, 3, H, W] bytes, spread over the whole pool."""
+        return self.pictures[torch.linspace(0, len(self.pictures) - 1, count).long()]
+
+
+def build_model(base_dim: int) -> nn.Module:
+    """A 2-D `AutoencoderKLWan` of Wan 2.1's shape with random weights."""
+    from diffusers import AutoencoderKLWan
+
+    model = AutoencoderKLWan(
+        base_dim=base_dim,
+        z_dim=LATENT_CHANNELS,
+        dim_mult=[1, 2, 4, 4],
+        num_res_blocks=2,
+        attn_scales=[],
+        temperal_downsample=[False, True, True],
+    )
+    with torch.no_grad():  # start almost without posterior noise, which would drown the first small means
+        model.quant_conv.bias[LATENT_CHANNELS:] = -6.0
+    return to_image_convolutions(model, forget_past=True)
+
+
+def autoencoder_loss(model: nn.Module, pictures: Tensor) -> tuple[Tensor, Tensor]:
+    """Pictures [B, 3, H, W] in 0..1 -> the loss, and the mean squared error in 0..1 for the log."""
+    frames = (pictures.to(memory_format=torch.channels_last) * 2 - 1).unsqueeze(2)  # [B, 3, 1, H, W]
+    with torch.autocast("cpu", torch.bfloat16):
+        mean, log_variance = encode_moments(model, frames).float().chunk(2, dim=1)  # each [B, C, 1, h, w]
+        log_variance = log_variance.clamp(-20, 10)
+        spread = mean.detach().std(dim=(0, 2, 3, 4), keepdim=True)  # [1, C, 1, 1, 1]
+        strength = LATENT_NOISE * torch.rand(len(frames), 1, 1, 1, 1) * spread
+        noise = (log_variance / 2).exp() * torch.randn_like(mean) + strength * torch.randn_like(mean)
+        error = decode_frames(model, mean + noise).float() - frames
+    squared = error.square().mean()
+    edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+    divergence = (mean.square() + log_variance.exp() - 1 - log_variance).mean() / 2
+    loss = error.abs().mean() + SQUARED_WEIGHT * squared + EDGE_WEIGHT * edges + KL_WEIGHT * divergence
+    return loss, squared.detach() / 4
+
+
+def measure_latents(vae: ImageVAE, pictures: Tensor) -> None:
+    """Write each latent channel's mean and standard deviation over the byte pictures [N, 3, H, W] into the config."""
+    neutral = [0.0] * LATENT_CHANNELS, [1.0] * LATENT_CHANNELS
+    vae.model.register_to_config(latents_mean=neutral[0], latents_std=neutral[1])
+    with torch.autocast("cpu", torch.bfloat16):
+        latents = torch.cat([vae.encode(part.float() / 255) for part in pictures.split(HELD_OUT)])  # [N, C, h, w]
+    mean, std = latents.mean(dim=(0, 2, 3)), latents.std(dim=(0, 2, 3))
+    vae.model.register_to_config(
+        latents_mean=[round(value, 4) for value in mean.tolist()],
+        latents_std=[max(round(value, 4), 1e-4) for value in std.tolist()],
+    )
+
+
+def decibels(squared_error: float) -> float:
+    """PSNR of a mean squared error of pictures in 0..1."""
+    return -10 * math.log10(max(squared_error, 1e-10))
+
+
+def measure_psnr(vae: ImageVAE, pictures: Tensor) -> float:
+    """PSNR in dB of pictures [N, 3, H, W] put through the VAE, of the error over all of them together."""
+    parts = pictures.split(16)
+    return decibels(
+        sum((vae.decode(vae.encode(part)) - part).square().sum().item() for part in parts) / pictures.numel()
+    )
+
+
+class Trainer:
+    """Model, average and optimizer, and the clock that decides the learning rate; all of it goes into `state_file`."""
+
+    def __init__(self, options: Vae, out: Path):
+        self.options, self.out = options, out
+        self.started = time.monotonic()
+        self.step = 0
+        self.generator = torch.Generator().manual_seed(options.seed)
+        stage = "decoder" if options.decoder_only else "training"
+        self.state_file = out.with_name(f"{out.name}-{stage}.pt")
+        self.model = self._finished_encoder() if options.decoder_only else build_model(options.base_dim)
+        self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(EMA_DECAY))
+        self.vae = ImageVAE(self.average.module)
+        self.kernels = [
+            module.weight
+            for module in self.model.modules()
+            if _is_hidden_kernel(module) and module.weight.requires_grad
+        ]
+        self.matrices = [nn.Parameter(_as_matrix(kernel.detach())) for kernel in self.kernels]
+        chosen = {id(kernel) for kernel in self.kernels}
+        others = [p for p in self.model.parameters() if p.requires_grad and id(p) not in chosen]
+        self.optimizers = [
+            torch.optim.Muon(self.matrices, PEAK_LEARNING_RATE, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(others, PEAK_LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.0, fused=True),
+        ]
+
+    def _finished_encoder(self) -> nn.Module:
+        """The VAE in the output folder with its encoder frozen: every latent made so far stays valid."""
+        model = ImageVAE.from_pretrained(self.out).model.train()
+        for part in (model.encoder, model.quant_conv):
+            part.requires_grad_(False)
+        return model
+
+    def update(self) -> None:
+        """One step of both optimizers; Muon sees each 3x3 kernel as the matrix [out, 9 in] that shares its memory."""
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for kernel, matrix in zip(self.kernels, self.matrices, strict=True):
+            matrix.grad = _as_matrix(kernel.grad)
+        for optimizer in self.optimizers:
+            optimizer.step()
+        self.model.zero_grad()
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds spent so far, those before a resume included."""
+        return time.monotonic() - self.started
+
+    def save_state(self) -> None:
+        """Write everything needed to go on."""
+        state = {"model": self.model.state_dict(), "average": self.average.state_dict()}
+        state |= {"optimizers": [optimizer.state_dict() for optimizer in self.optimizers]}
+        state |= {"step": self.step, "elapsed": self.elapsed, "base_dim": self.options.base_dim}
+        state |= {"random": torch.get_rng_state(), "generator": self.generator.get_state()}
+        with whole_file(self.state_file, "training state", make_folder=True) as unfinished:
+            torch.save(state, unfinished)
+
+    def load_state(self) -> None:
+        """Go on where `save_state` left off."""
+        if not self.state_file.is_file():
+            raise AnchorEditError(f"nothing to resume at '{self.state_file}': start without --resume")
+        state = torch.load(self.state_file, weights_only=True)
+        if state["base_dim"] != self.options.base_dim:
+            raise AnchorEditError(
+                f"'{self.state_file}' has base_dim {state['base_dim']}: give --set vae.base_dim={state['base_dim']}"
+            )
+        self.model.load_state_dict(state["model"])
+        self.average.load_state_dict(state["average"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.step, self.started = state["step"], self.started - state["elapsed"]
+        torch.set_rng_state(state["random"])
+        self.generator.set_state(state["generator"])
+
+    def train(self, pool: PicturePool, held_out: Tensor) -> bool:
+        """Train until the minutes are over; False if that was interrupted. The state is saved in either case."""
+        with Interrupt() as interrupt:
+            self._steps(pool, held_out, interrupt)
+            interrupt.saving = True
+            self.save_state()
+        return not interrupt.asked
+
+    def _steps(self, pool: PicturePool, held_out: Tensor, interrupt: Interrupt) -> None:
+        budget = 60 * self.options.minutes
+        logged_at, logged_step, saved_at = self.elapsed, self.step, self.elapsed
+        losses: list[float] = []
+        errors: list[float] = []
+        while self.elapsed < budget and not interrupt.asked:
+            cosine = (1 + math.cos(math.pi * min(self.elapsed / budget, 1))) / 2
+            for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
+                group["lr"] = PEAK_LEARNING_RATE * min((self.step + 1) / WARM_UP_STEPS, 1) * cosine
+            side = CROP_SIZE if self.elapsed < CROP_SHARE * budget else PICTURE_SIZE
+            loss, error = autoencoder_loss(self.model, pool.draw(self.options.batch_size, side))
+            loss.backward()
+            self.update()
+            self.average.update_parameters(self.model)
+            self.step += 1
+            losses.append(loss.item())
+            errors.append(error.item())
+            if self.elapsed - logged_at >= LOG_SECONDS:
+                speed = (self.step - logged_step) * self.options.batch_size / (self.elapsed - logged_at)
+                psnr = decibels(sum(errors) / len(errors))
+                mean_loss = sum(losses) / len(losses)
+                print(
+                    f"vae: {self.elapsed:.0f}/{budget:.0f} s step {self.step} {speed:.1f} images/s "
+                    f"loss {mean_loss:.4f} PSNR {psnr:.2f}",
+                    flush=True,
+                )
+                logged_at, logged_step = self.elapsed, self.step
+                losses.clear()
+                errors.clear()
+            if self.elapsed - saved_at >= SAVE_SECONDS:
+                if not self.options.decoder_only:
+                    measure_latents(self.vae, pool.sample(HELD_OUT))
+                with torch.autocast("cpu", torch.bfloat16):
+                    psnr = measure_psnr(self.vae, held_out)
+                self.vae.save_pretrained(self.out)
+                self.save_state()
+                print(f"vae: step {self.step} held-out PSNR {psnr:.2f} dB, saved in {self.out}", flush=True)
+                saved_at = self.elapsed
+
+
+def _is_hidden_kernel(module: nn.Module) -> bool:
+    return isinstance(module, (nn.Conv2d, OneFrameConv)) and min(module.weight.shape[:2]) >= 16
+
+
+def _as_matrix(kernel: Tensor) -> Tensor:
+    """[out, in, kh, kw] in channels_last -> the same memory as [out, kh * kw * in]."""
+    return kernel.permute(0, 2, 3, 1).contiguous().view(len(kernel), -1)
+
+
+def run(options: Vae, out: Path, resume: bool = False) -> bool:
+    """Train, measure the latents, choose the dtype to store, save in `out`; False if it was interrupted.
+
+    With `resume` it goes on from its state, if it has one, and a finished VAE is left alone unless it is given more
+    minutes. Raises AnchorEditError where a VAE or a state would be lost.
+    """
+    torch.manual_seed(options.seed)
+    held_out = sample_images(HELD_OUT, PICTURE_SIZE, PICTURE_SIZE, torch.Generator().manual_seed(options.seed + 1))
+    trainer = Trainer(options, out)
+    if trainer.state_file.is_file():
+        if not resume:
+            raise AnchorEditError(
+                f"'{trainer.state_file}' is the state of a training: go on with --resume, or give another --out"
+            )
+        trainer.load_state()
+        if not options.decoder_only and is_finished(out) and trainer.elapsed >= 60 * options.minutes:
+            return True
+    elif not options.decoder_only and (out / CONFIG_NAME).is_file():
+        raise AnchorEditError(
+            f"'{out}' has a VAE and no state to go on from: give another --out, or use it with --set parts.vae={out}"
+        )
+    if not options.decoder_only:  # of which every state is as good a VAE as the one it began with
+        mark_finished(out, False)
+    pool = PicturePool(options.pool, trainer.generator)
+    if not trainer.train(pool, held_out):
+        print(f"vae: stopped and saved at step {trainer.step}: go on with --resume", flush=True)
+        return False
+
+    if not options.decoder_only:
+        measure_latents(trainer.vae, pool.sample(MEASURED))
+    exact = measure_psnr(trainer.vae, held_out)
+    rounded = measure_psnr(ImageVAE(copy.deepcopy(trainer.vae.model).bfloat16().float()), held_out)
+    kept = trainer.model.encoder.parameters() if options.decoder_only else ()  # not a bit of it may change
+    lossless = all(torch.equal(weight, weight.bfloat16().float()) for weight in kept)
+    dtype = torch.bfloat16 if exact - rounded < FREE_LOSS_DB and lossless else torch.float32
+    trainer.vae.save_pretrained(out, dtype)
+    mark_finished(out)
+    print(f"vae: held-out PSNR {exact:.2f} dB, {rounded:.2f} dB rounded to bfloat16; saved as {dtype} in {out}")
+    return True
