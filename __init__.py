@@ -1,4 +1,4 @@
-"""AnchorEdit as a ComfyUI pack: edit one picture over many turns and have it stay the same picture.
+"""AnchorEdit as a ComfyUI pack: edit one image over many turns and have it stay the same image.
 
 ComfyUI loads this file by path. Without ComfyUI there are no nodes: use `anchoredit_model` then.
 """

@@ -14,7 +14,7 @@ from .errors import AnchorEditError
 
 
 @contextlib.contextmanager
-def whole_file(path: Path, what: str, make_folder: bool = False) -> Iterator[Path]:
+def atomic_write(path: Path, what: str, make_folder: bool = False) -> Iterator[Path]:
     """A name to write to; what is written there takes `path`'s place when the block ends well.
 
     If it does not, or the process dies, the old file stays. Raises AnchorEditError, with `what` naming the file's
@@ -33,7 +33,7 @@ def whole_file(path: Path, what: str, make_folder: bool = False) -> Iterator[Pat
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise AnchorEditError(
-            f"{what} '{path}' cannot be written ({reason}): choose a folder that exists, is writable and has room"
+            f"{what} '{path}' cannot be written ({reason})", "Choose a folder that exists, is writable and has room"
         ) from error
     finally:
         with contextlib.suppress(OSError):  # gone after a success, or never made

@@ -66,14 +66,14 @@ def _place(error: OSError) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m anchoredit_model", description="Edit one picture over many turns; it stays the same picture."
+        prog="python -m anchoredit_model", description="Edit one image over many turns; it stays the same image."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    edit = commands.add_parser("edit", help="edit a picture, one instruction after the other")
+    edit = commands.add_parser("edit", help="edit an image, one instruction after the other")
     edit.set_defaults(run=edit_command)
-    edit.add_argument("image", metavar="IMAGE", nargs="?", type=_path, help="the source picture (not with --session)")
+    edit.add_argument("image", metavar="IMAGE", nargs="?", type=_path, help="the source image (not with --session)")
     edit.add_argument("-i", "--instruction", action="append", metavar="TEXT", help="one turn; repeat for more")
-    edit.add_argument("--out", type=_path, required=True, metavar="DIR", help="folder for pictures and session")
+    edit.add_argument("--out", type=_path, required=True, metavar="DIR", help="folder for images and session")
     edit.add_argument("--model", type=_path, metavar="DIR_OR_FILE", help="default: the bundled tiny model")
     edit.add_argument("--session", type=_path, metavar="FILE", help="go on with a saved session")
     edit.add_argument("--seed", type=int, metavar="N", help="of the noise (default: the session's, at first 0)")
@@ -84,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     edit.add_argument("--window", type=int, metavar="N", help="recent turns that a turn sees")
     edit.add_argument("--anchor-frames", type=int, metavar="N", help="first turns that every turn sees (default 1)")
     edit.add_argument("--history", choices=("stream", "refresh"), help="how remembered turns are kept")
-    edit.add_argument("--mask", type=_path, metavar="FILE", help="white where these turns may change the picture")
+    edit.add_argument("--mask", type=_path, metavar="FILE", help="white where these turns may change the image")
     edit.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     edit.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
     edit.add_argument("--json", action="store_true", help="print one JSON object per turn")
@@ -101,11 +101,16 @@ def _path(text: str) -> Path:
 def edit_command(arguments: argparse.Namespace) -> int:
     """`edit`: writes turn_00.png (the source), turn_01.png ..., filmstrip.png and session.safetensors."""
     if not arguments.instruction:
-        raise AnchorEditError('there is no instruction: add one or more, e.g. -i "make it blue"')
+        raise AnchorEditError("there is no instruction", 'Add one or more, e.g. -i "make it blue"')
     if (arguments.image is None) == (arguments.session is None):
-        raise AnchorEditError("give a picture to start from, or --session FILE to go on with, and not both")
+        raise AnchorEditError(
+            "IMAGE and --session FILE exclude each other and one is needed",
+            "Give an image to start from, or a session to go on with",
+        )
     if arguments.area is not None and arguments.session is not None:
-        raise AnchorEditError(f"--area {arguments.area}: a session keeps its size: leave --area out, or give a picture")
+        raise AnchorEditError(
+            f"--area {arguments.area} cannot change the size of a session", "Leave --area out, or give an image"
+        )
     # inputs are read and the folder is tried before the slow import of the model
     from .images import load_image
     from .memory.session_file import load_session
@@ -124,7 +129,7 @@ def edit_command(arguments: argparse.Namespace) -> int:
     pipeline = AnchorEditPipeline.from_pretrained(arguments.model or TINY, dtype, device)
     options = {"anchor_frames": arguments.anchor_frames, "window": arguments.window, "history": arguments.history}
     if saved:
-        memory = saved.fork(**options)
+        memory = saved.with_policy(**options)
     else:
         memory = pipeline.start(source, pipeline.default_policy.with_options(**options), area=arguments.area)
     say = _quiet if arguments.json else print
@@ -138,7 +143,7 @@ def edit_command(arguments: argparse.Namespace) -> int:
     total = memory.last + len(arguments.instruction)
     for instruction in arguments.instruction:
         if not instruction.strip():
-            print("note: the instruction is empty: a null edit, the picture is made again as it is", file=sys.stderr)
+            print("note: the instruction is empty: a null edit, the image is made again as it is", file=sys.stderr)
         began = time.perf_counter()
         memory = pipeline.turn(memory, instruction, seed, mask=mask, **sampling)
         seconds = time.perf_counter() - began
@@ -153,9 +158,9 @@ def edit_command(arguments: argparse.Namespace) -> int:
 
 
 class _Record:
-    """The output folder: the session, pictures by turn and the filmstrip.
+    """The output folder: the session, images by turn and the filmstrip.
 
-    Of earlier pictures only thumbnails stay in memory, so that a long session needs no more of it than a short one.
+    Of earlier images only thumbnails stay in memory, so that a long session needs no more of it than a short one.
     """
 
     def __init__(self, pipeline, folder: Path):
@@ -165,17 +170,17 @@ class _Record:
         self.thumbnails = []
 
     def add(self, memory) -> Path:
-        """Writes what is new: the session first, all else can be made from it. Returns the last picture's path."""
+        """Writes what is new: the session first, all else can be made from it. Returns the last image's path."""
         from .filmstrip import contact_sheet, thumbnail
         from .images import save_image, to_tensor
         from .memory.session_file import save_session
 
         save_session(memory, self.folder / SESSION_NAME)
         for turn in range(len(self.thumbnails), len(memory)):
-            self.newest = self.pipeline.picture(memory, turn, self.newest)
+            self.newest = self.pipeline.image(memory, turn, self.newest)
             self.thumbnails.append(thumbnail(self.newest))
             path = self.folder / f"turn_{turn:02d}.png"
-            if turn == memory.last or not path.exists():  # a picture of the session's earlier run stays
+            if turn == memory.last or not path.exists():  # an image of the session's earlier run stays
                 save_image(self.newest, path, {"instruction": memory.turns[turn].instruction})
         captions = [turn.instruction or "(null edit)" for turn in memory.turns[1:]]
         save_image(to_tensor(contact_sheet(self.thumbnails, captions)), self.folder / "filmstrip.png")
@@ -194,13 +199,13 @@ def _prepare_folder(folder: Path, session: Path | None) -> None:
         own = session is not None and present.exists() and present.samefile(session)
     except OSError as error:
         reason = error.strerror or str(error)
-        raise AnchorEditError(f"cannot write in '{folder}' ({reason}): choose another --out") from None
+        raise AnchorEditError(f"cannot write in '{folder}' ({reason})", "Choose another --out") from None
     finally:
         with contextlib.suppress(OSError):
             trial.unlink()
     if taken and not own:
         remedy = f", or go on with --session '{present}'" if present.name in taken else ""
-        raise AnchorEditError(f"folder '{folder}' already holds {taken[0]}: choose another --out{remedy}")
+        raise AnchorEditError(f"folder '{folder}' already holds {taken[0]}", f"Choose another --out{remedy}")
 
 
 def _device_and_dtype(device: str, dtype: str):
@@ -208,7 +213,7 @@ def _device_and_dtype(device: str, dtype: str):
 
     cuda = torch.cuda.is_available()
     if device == "cuda" and not cuda:
-        raise AnchorEditError("--device cuda: torch finds no CUDA device here: use --device cpu")
+        raise AnchorEditError("--device is cuda, but torch finds no CUDA device", "Use --device cpu")
     chosen = "cuda" if device != "cpu" and cuda else "cpu"
     if dtype == "auto":  # on a CPU the bundled model is fast enough to be exact
         dtype = "bfloat16" if chosen == "cuda" else "float32"

@@ -33,7 +33,7 @@ class JsonConfig:
         unknown = sorted(set(data) - known)
         if unknown:
             raise AnchorEditError(
-                f"{cls.__name__} does not know the setting {unknown[0]!r}: remove it, or update AnchorEdit"
+                f"{cls.__name__} does not know the setting {unknown[0]!r}", "Remove it, or update AnchorEdit"
             )
         return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in data.items()})
 
@@ -71,7 +71,7 @@ class TransformerConfig(JsonConfig):
             "14B": cls(dim=5120, ffn_dim=13824, num_heads=40, num_layers=40),
         }
         if name not in sizes:
-            raise AnchorEditError(f"unknown model size {name!r}: choose one of {', '.join(sizes)}")
+            raise AnchorEditError(f"unknown model size {name!r}", f"Choose one of {', '.join(sizes)}")
         return sizes[name]
 
 
@@ -79,51 +79,75 @@ class TransformerConfig(JsonConfig):
 class EditConfig(JsonConfig):
     """How a checkpoint was trained to edit; written beside its weights.
 
-    steps        the sampler's times, 1000 = pure noise; used by `sampler="renoise"` (4-step models)
-    num_steps    Euler steps for `sampler="euler"` (undistilled models)
-    shift        of the flow-matching time: s = shift*u / (1 + (shift-1)*u)
-    guidance     scale g of v_u + g*(v_c - v_u); 1 = off, one forward per step
-    stride       temporal RoPE distance between neighbouring slots
-    anchor_text  the text frame 0 is read with: "null" | "first_prompt" | "first_token" (the last two for
-                 checkpoints of the published code)
-    slots        "bounded": visible frames are numbered 0, 1, 2, ...; "absolute": by turn number
-    area         side of the square whose area the model was trained at, pixels, with bucket step and ratio
-    turns        longest sequence of the training, source included
-    second_history  guidance reads a history of its own under the null text, as the published scripts do
+    sampler            name in `sampling.SAMPLERS`: "renoise" for few-step models, "euler" for undistilled ones
+    timesteps          of the renoise sampler, descending; 1000 = pure noise
+    num_steps          steps of the euler sampler
+    shift              flow-matching shift of the euler sampler: s = shift*u / (1 + (shift-1)*u)
+    cfg                classifier-free guidance scale g of v_u + g*(v_c - v_u); 1 = off, one forward per step
+    temporal_stride    temporal RoPE distance between neighbouring slots
+    anchor_prompt      prompt that frame 0 is encoded with: "null" | "first_prompt" | "first_token" (the last two
+                       for checkpoints of the published code)
+    slot_mode          "bounded": visible frames are numbered 0, 1, 2, ...; "absolute": by turn number
+    resolution         side in pixels of the square whose area the model was trained at
+    resolution_step    step in pixels of the sides of the aspect-ratio buckets
+    max_aspect_ratio   of the longer to the shorter side of a bucket
+    max_turns          longest training sequence, source included
+    negative_history   the unconditional branch has K/V of its own under the null prompt, as in the published scripts
     """
 
-    steps: tuple[int, ...] = (1000, 750, 500, 250)
     sampler: str = "renoise"
+    timesteps: tuple[int, ...] = (1000, 750, 500, 250)
     num_steps: int = 50
     shift: float = 1.0
-    guidance: float = 1.0
-    stride: int = 4
-    anchor_text: str = "null"
-    slots: str = "bounded"
-    area: int = 1024
-    area_step: int = 64
-    area_ratio: float = 4.0
-    turns: int = 6
-    second_history: bool = False
+    cfg: float = 1.0
+    temporal_stride: int = 4
+    anchor_prompt: str = "null"
+    slot_mode: str = "bounded"
+    resolution: int = 1024
+    resolution_step: int = 64
+    max_aspect_ratio: float = 4.0
+    max_turns: int = 6
+    negative_history: bool = False
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> EditConfig:
+        """Read the settings of a checkpoint, also one written under the field names of version 0.1."""
+        return super().from_json({_FIELDS_OF_0_1.get(name, name): value for name, value in data.items()})
 
     def __post_init__(self):
         _one_of("sampler", self.sampler, ("renoise", "euler"))
-        _one_of("anchor_text", self.anchor_text, ("null", "first_prompt", "first_token"))
-        _one_of("slots", self.slots, ("bounded", "absolute"))
-        steps = self.steps if isinstance(self.steps, tuple) else ()
-        if not steps or any(not _is_number(step) or not 0 < step <= 1000 for step in steps):
-            raise AnchorEditError(f"steps {self.steps!r} are no sampler times: list numbers from 1000 down to above 0")
-        for name in ("num_steps", "stride", "area", "area_step", "turns"):
+        _one_of("anchor_prompt", self.anchor_prompt, ("null", "first_prompt", "first_token"))
+        _one_of("slot_mode", self.slot_mode, ("bounded", "absolute"))
+        timesteps = self.timesteps if isinstance(self.timesteps, tuple) else ()
+        if not timesteps or any(not _is_number(time) or not 0 < time <= 1000 for time in timesteps):
+            raise AnchorEditError(
+                f"timesteps must be numbers above 0 and up to 1000, got {self.timesteps!r}", "Use 1000, 750, 500, 250"
+            )
+        for name in ("num_steps", "temporal_stride", "resolution", "resolution_step", "max_turns"):
             _at_least(1, name, getattr(self, name))
         for name, remedy in (
-            ("shift", "use 1 (none) to about 8"),
-            ("guidance", "use 1 (off) to about 10"),
-            ("area_ratio", "use 1 (only squares) to about 4"),
+            ("shift", "Use 1 (none) to about 8"),
+            ("cfg", "Use 1 (off) to about 10"),
+            ("max_aspect_ratio", "Use 1 (squares only) to about 4"),
         ):
             if not _is_number(getattr(self, name)):
-                raise AnchorEditError(f"{name} {getattr(self, name)!r} is no number to scale by: {remedy}")
+                raise AnchorEditError(f"{name} must be a finite number, got {getattr(self, name)!r}", remedy)
         if self.shift <= 0:
-            raise AnchorEditError(f"shift {self.shift} leaves no noise to start from: use 1 (none) to about 8")
+            raise AnchorEditError(f"shift must be positive, got {self.shift}", "Use 1 (none) to about 8")
+
+
+_FIELDS_OF_0_1 = {
+    "steps": "timesteps",
+    "guidance": "cfg",
+    "stride": "temporal_stride",
+    "anchor_text": "anchor_prompt",
+    "slots": "slot_mode",
+    "area": "resolution",
+    "area_step": "resolution_step",
+    "area_ratio": "max_aspect_ratio",
+    "turns": "max_turns",
+    "second_history": "negative_history",
+}
 
 
 @dataclass(frozen=True)
@@ -154,7 +178,7 @@ class MemoryPolicy(JsonConfig):
         _at_least(0, "anchor frames", self.anchor_frames)
         _at_least(0, "window", self.window)
         if self.anchor_frames + self.window == 0:
-            raise AnchorEditError("anchor frames 0 with window 0 leave nothing to see: set one of them to 1 or more")
+            raise AnchorEditError("anchor frames 0 with window 0 leave nothing to see", "Set one of them to 1 or more")
 
     def visible(self, turn: int) -> tuple[int, ...]:
         """Numbers of the frames that frame `turn` sees besides itself, in order."""
@@ -173,9 +197,9 @@ def _is_number(value: Any) -> bool:
 
 def _at_least(least: int, name: str, value: Any) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise AnchorEditError(f"{name} {value!r} is not possible: set a whole number, {least} or more")
+        raise AnchorEditError(f"{name} {value!r} is not possible", f"Set a whole number, {least} or more")
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
-        raise AnchorEditError(f"{name} {value!r} is unknown: choose one of {', '.join(allowed)}")
+        raise AnchorEditError(f"{name} {value!r} is unknown", f"Choose one of {', '.join(allowed)}")

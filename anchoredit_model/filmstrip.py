@@ -12,7 +12,7 @@ from .images import to_pil
 # Neutral greys, dark like the editors the sheet is looked at in, so that colours are judged by themselves.
 BACKGROUND, FRAME, LABEL, TEXT = (38, 38, 38), (78, 78, 78), (150, 150, 150), (226, 226, 226)
 CAPTION_LINES = 3
-# Sides of a thumbnail, in units of `thumb`: pictures more elongated than 5:1 are shown smaller, not cropped.
+# Sides of a thumbnail, in units of `thumb`: images more elongated than 5:1 are shown smaller, not cropped.
 LONGEST, NARROWEST_CELL = 2.25, 0.75
 ROW_LENGTH = 6  # square thumbnails in a row; fewer wide ones, more tall ones
 
@@ -50,19 +50,19 @@ def filmstrip(
 ) -> Image.Image:
     """Draw a contact sheet.
 
-    `images` are pictures [3, H, W], 0..1, the source first, of any size; `captions` are the instructions, one
+    `images` are images [3, H, W], 0..1, the source first, of any size; `captions` are the instructions, one
     per turn, so one fewer than `images`. A square thumbnail has sides of `thumb` pixels, others the same area.
-    `columns` is the number of pictures in a row, by default as many as look well, rows evenly filled. `labels` stand
-    above the captions, one per picture, by default "source", "turn 1", ...
+    `columns` is the number of images in a row, by default as many as look well, rows evenly filled. `labels` stand
+    above the captions, one per image, by default "source", "turn 1", ...
     Chinese captions need a Chinese font on the system (most Linux servers have none: install Noto Sans CJK),
-    else they show as boxes. Raises AnchorEditError if pictures, captions or sizes do not fit together.
+    else they show as boxes. Raises AnchorEditError if images, captions or sizes do not fit together.
     """
     thumbnails = _thumbnails([to_pil(image) for image in images], thumb) if images else []
     return contact_sheet(thumbnails, captions, thumb, columns, labels)
 
 
 def thumbnail(image: Tensor, thumb: int = 256) -> Image.Image:
-    """A picture [3, H, W], 0..1 as `filmstrip` shows it among others of its size."""
+    """An image [3, H, W], 0..1 as `filmstrip` shows it among others of its size."""
     return _thumbnails([to_pil(image)], thumb)[0]
 
 
@@ -73,14 +73,14 @@ def contact_sheet(
     columns: int | None = None,
     labels: list[str] | None = None,
 ) -> Image.Image:
-    """`filmstrip` from pictures that `thumbnail` has made small: all that a long session needs to keep of them."""
+    """`filmstrip` from images that `thumbnail` has made small: all that a long session needs to keep of them."""
     if not thumbnails or len(captions) != len(thumbnails) - 1:
         raise AnchorEditError(
-            f"filmstrip got {len(thumbnails)} pictures and {len(captions)} captions: "
-            "give the source and then one picture and one caption per turn"
+            f"filmstrip got {len(thumbnails)} images and {len(captions)} captions",
+            "Give the source and then one image and one caption per turn",
         )
     if thumb < 48 or (columns is not None and columns < 1):
-        raise AnchorEditError(f"filmstrip with thumb {thumb} and columns {columns}: use 48 px and 1 column or more")
+        raise AnchorEditError(f"filmstrip with thumb {thumb} and columns {columns}", "Use 48 px and 1 column or more")
     labels = labels or ["source", *(f"turn {number}" for number in range(1, len(thumbnails)))]
     label_font = ImageFont.load_default(max(10, round(thumb / 18)))
     text_font = caption_font("".join(captions), max(11, round(thumb / 15)))
@@ -88,8 +88,8 @@ def contact_sheet(
     label_height = round(sum(label_font.getmetrics()) * 1.35)
 
     gap, row_gap = round(thumb / 12), round(thumb / 9)
-    cell_width = max(round(thumb * NARROWEST_CELL), max(picture.width for picture in thumbnails))
-    picture_height = max(picture.height for picture in thumbnails)
+    cell_width = max(round(thumb * NARROWEST_CELL), max(image.width for image in thumbnails))
+    image_height = max(image.height for image in thumbnails)
     texts = [[]] + [_wrap(caption, text_font, cell_width) for caption in captions]
     columns = min(columns or _columns(len(thumbnails), cell_width / thumb), len(thumbnails))
     rows = [range(first, min(first + columns, len(thumbnails))) for first in range(0, len(thumbnails), columns)]
@@ -97,7 +97,7 @@ def contact_sheet(
     label_gap = round(gap / 3)
     # Every row is as high as its own longest caption asks for.
     row_heights = [
-        picture_height + label_gap + label_height + line_height * max(len(texts[i]) for i in row) for row in rows
+        image_height + label_gap + label_height + line_height * max(len(texts[i]) for i in row) for row in rows
     ]
     size = (columns * (cell_width + gap) + gap, sum(row_heights) + row_gap * (len(rows) - 1) + 2 * gap)
     sheet = Image.new("RGB", size, BACKGROUND)
@@ -106,12 +106,12 @@ def contact_sheet(
     for row, row_height in zip(rows, row_heights, strict=True):
         for column, i in enumerate(row):
             left = gap + column * (cell_width + gap)
-            picture = thumbnails[i]
-            # Left and bottom aligned: text and picture share an edge, and the label stays near its picture.
-            y = top + picture_height - picture.height
-            draw.rectangle((left - 1, y - 1, left + picture.width, y + picture.height), outline=FRAME)
-            sheet.paste(picture, (left, y))
-            y = top + picture_height + label_gap
+            image = thumbnails[i]
+            # Left and bottom aligned: text and image share an edge, and the label stays near its image.
+            y = top + image_height - image.height
+            draw.rectangle((left - 1, y - 1, left + image.width, y + image.height), outline=FRAME)
+            sheet.paste(image, (left, y))
+            y = top + image_height + label_gap
             draw.text((left, y), labels[i], font=label_font, fill=LABEL)
             for line, words in enumerate(texts[i]):
                 draw.text((left, y + label_height + line * line_height), words, font=text_font, fill=TEXT)
@@ -119,16 +119,16 @@ def contact_sheet(
     return sheet
 
 
-def _thumbnails(pictures: list[Image.Image], thumb: int) -> list[Image.Image]:
-    """Scale pictures to one common height, chosen so that the typical one covers thumb x thumb pixels."""
-    aspect = median(picture.width / picture.height for picture in pictures)
+def _thumbnails(images: list[Image.Image], thumb: int) -> list[Image.Image]:
+    """Scale images to one common height, chosen so that the typical one covers thumb x thumb pixels."""
+    aspect = median(image.width / image.height for image in images)
     longest = round(thumb * LONGEST)
     height = min(longest, max(round(thumb / LONGEST), round(thumb / aspect**0.5)))
     thumbnails = []
-    for picture in pictures:
-        scale = min(height / picture.height, longest / picture.width)
-        size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-        thumbnails.append(picture.resize(size, Image.Resampling.LANCZOS))
+    for image in images:
+        scale = min(height / image.height, longest / image.width)
+        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+        thumbnails.append(image.resize(size, Image.Resampling.LANCZOS))
     return thumbnails
 
 

@@ -1,10 +1,10 @@
-"""Where a picture sits in the canvas the model works on: buckets, padding and the way back.
+"""Where an image sits in the canvas the model works on: buckets, padding and the way back.
 
-The model works at a few fixed sizes (buckets). A picture of any other size is scaled, whole, to fit inside
+The model works at a few fixed sizes (buckets). An image of any other size is scaled, whole, to fit inside
 the nearest bucket and the rest of the canvas is filled by repeating its edge. The way back cuts that content
 out and scales it to exactly the input's size, so nothing is cropped and nothing shifts.
 
-Shapes: B batch, C channels (3 for pictures, 1 for masks), H W the input's size, h w the work size, in pixels.
+Shapes: B batch, C channels (3 for images, 1 for masks), H W the input's size, h w the work size, in pixels.
 Sizes are (height, width) in code and "width x height" in sentences for people.
 """
 
@@ -26,8 +26,8 @@ def buckets(base: int, step: int, ratio: float) -> list[tuple[int, int]]:
     """
     if step < 1 or base < step or base % step or not ratio >= 1:
         raise AnchorEditError(
-            f"area {base} has no sizes in steps of {step} and ratios up to {ratio}: "
-            f"use a multiple of {step} and a ratio of at least 1"
+            f"area {base} has no sizes in steps of {step} and ratios up to {ratio}",
+            f"Use a multiple of {step} and a ratio of at least 1",
         )
     area = base * base
     height, width = area // step, step
@@ -44,7 +44,7 @@ def buckets(base: int, step: int, ratio: float) -> list[tuple[int, int]]:
 
 
 def nearest_bucket(height: int, width: int, buckets: list[tuple[int, int]]) -> tuple[int, int]:
-    """Choose the bucket (h, w) for a picture: nearest h / w, among equals the nearest area, then the first."""
+    """Choose the bucket (h, w) for an image: nearest h / w, among equals the nearest area, then the first."""
 
     def distance(size: tuple[int, int]) -> tuple[float, int]:
         h, w = size
@@ -55,7 +55,7 @@ def nearest_bucket(height: int, width: int, buckets: list[tuple[int, int]]) -> t
 
 @dataclass(frozen=True)
 class Geometry:
-    """How one input picture sits in its work canvas; all in pixels.
+    """How one input image sits in its work canvas; all in pixels.
 
     The content is a rectangle on whole pixels of the canvas. Each axis is scaled by exactly
     content / input, both ways, so `to_work` and `from_work` are inverse maps of the plane: what the
@@ -78,7 +78,7 @@ class Geometry:
             and min(self.content_top, self.content_left, self.pad_below, self.pad_right) >= 0
         )
         if not sound:
-            raise AnchorEditError(f"geometry {asdict(self)} does not hold together: make it with fit()")
+            raise AnchorEditError(f"geometry {asdict(self)} does not hold together", "Make it with fit()")
 
     @property
     def pad_below(self) -> int:
@@ -91,12 +91,12 @@ class Geometry:
         return self.work_width - self.content_left - self.content_width
 
     def to_work(self, image: Tensor) -> Tensor:
-        """Place a picture or mask [B, C, H, W], 0..1, in its canvas [B, C, h, w].
+        """Place an image or mask [B, C, H, W], 0..1, in its canvas [B, C, h, w].
 
         Where nothing needs scaling the content keeps its bits; with nothing to pad either, the result is
         `image` itself. Raises AnchorEditError if `image` is not of the input's size.
         """
-        self._check("picture", image, self.input_height, self.input_width)
+        self._check("image", image, self.input_height, self.input_width)
         content = _resize(image, self.content_height, self.content_width)
         padding = (self.content_left, self.pad_right, self.content_top, self.pad_below)
         return F.pad(content, padding, mode="replicate") if any(padding) else content
@@ -106,7 +106,7 @@ class Geometry:
 
         The result may share storage with `image`. Raises AnchorEditError if `image` is not of the work size.
         """
-        self._check("work picture", image, self.work_height, self.work_width)
+        self._check("work image", image, self.work_height, self.work_width)
         rows = slice(self.content_top, self.content_top + self.content_height)
         columns = slice(self.content_left, self.content_left + self.content_width)
         return _resize(image[..., rows, columns], self.input_height, self.input_width)
@@ -140,7 +140,7 @@ class Geometry:
         """Read what `to_json` made. Raises AnchorEditError if a number is missing, unknown or impossible."""
         names = [field.name for field in fields(cls)]
         if not isinstance(data, Mapping) or sorted(data) != sorted(names):
-            raise AnchorEditError(f"geometry {data!r} is not readable: it needs exactly {', '.join(names)}")
+            raise AnchorEditError(f"geometry {data!r} is not readable", f"It needs exactly {', '.join(names)}")
         return cls(**data)
 
     @staticmethod
@@ -149,26 +149,26 @@ class Geometry:
             raise ValueError(f"{what} must be float [B, C, height, width], not {image.dtype} {list(image.shape)}")
         if image.shape[-2:] != (height, width):
             raise AnchorEditError(
-                f"{what} is {image.shape[-1]}x{image.shape[-2]}, this session expects {width}x{height}: "
-                "resize it, or start a new session"
+                f"{what} is {image.shape[-1]}x{image.shape[-2]}, this session expects {width}x{height}",
+                "Resize it, or start a new session",
             )
 
 
 def fit(height: int, width: int, area_base: int = 1024, step: int = 64, ratio: float = 4.0) -> Geometry:
-    """Fit a picture of `height` x `width` pixels into its nearest bucket (see `buckets`).
+    """Fit an image of `height` x `width` pixels into its nearest bucket (see `buckets`).
 
-    A picture more elongated than `ratio` goes into the most elongated bucket and is padded.
+    An image more elongated than `ratio` goes into the most elongated bucket and is padded.
     """
-    _check_size("picture", height, width)
+    _check_size("image", height, width)
     return fit_into(height, width, *nearest_bucket(height, width, buckets(area_base, step, ratio)))
 
 
 def fit_into(height: int, width: int, work_height: int, work_width: int) -> Geometry:
-    """Fit a picture of `height` x `width` pixels into a canvas of a given size, as large as it goes, centred."""
-    _check_size("picture", height, width)
+    """Fit an image of `height` x `width` pixels into a canvas of a given size, as large as it goes, centred."""
+    _check_size("image", height, width)
     _check_size("work size", work_height, work_width)
     # Whole numbers only, so that the side that fills the canvas fills it exactly. The other one is rounded,
-    # and keeps at least one pixel however elongated the picture is.
+    # and keeps at least one pixel however elongated the image is.
     if height * work_width >= width * work_height:
         content_height, content_width = work_height, max(1, _divide_rounded(width * work_height, height))
     else:
@@ -186,20 +186,21 @@ def fit_into(height: int, width: int, work_height: int, work_width: int) -> Geom
 
 
 def composite(edited: Tensor, previous: Tensor, mask: Tensor, feather: int = 0) -> Tensor:
-    """Put the edit into the previous picture, inside the mask only.
+    """Put the edit into the previous image, inside the mask only.
 
     `edited` and `previous` are [B, C, H, W], `mask` is [B or 1, 1, H, W]: 0 outside, 1 inside, between for a
-    soft mask. The edit fades in over `feather` pixels inward from the mask's border; the picture's own border
+    soft mask. The edit fades in over `feather` pixels inward from the mask's border; the image's own border
     is none. Where the mask is 0 the result has the bits of `previous`, in the core those of `edited`; a mask
     thinner than twice the feather has no such core. Raises AnchorEditError if sizes differ.
     """
     if edited.shape != previous.shape or mask.shape[-2:] != edited.shape[-2:]:
         raise AnchorEditError(
-            f"mask {list(mask.shape)}, edited {list(edited.shape)} and previous {list(previous.shape)} pictures "
-            "differ in size: give a mask of the picture's own size"
+            f"mask {list(mask.shape)}, edited {list(edited.shape)} and previous {list(previous.shape)} images "
+            "differ in size",
+            "Give a mask of the image's own size",
         )
     if feather < 0:
-        raise AnchorEditError(f"feather is {feather} px: use 0 (hard) or more")
+        raise AnchorEditError(f"feather is {feather} px", "Use 0 (hard) or more")
     result = previous.clone()
     # All work is done in a box around the mask, with one pixel more so that the mask's border is in it.
     inside = (mask > 0).any(dim=0)[0]  # [H, W]
@@ -252,4 +253,4 @@ def _divide_rounded(numerator: int, denominator: int) -> int:
 
 def _check_size(what: str, height: int, width: int) -> None:
     if not (isinstance(height, int) and isinstance(width, int) and min(height, width) >= 1):
-        raise AnchorEditError(f"{what} is {width}x{height} px: give whole numbers of at least 1")
+        raise AnchorEditError(f"{what} is {width}x{height} px", "Give whole numbers of at least 1")

@@ -1,6 +1,6 @@
-"""Pictures in and out of files: any common format in, PNG out.
+"""Images in and out of files: any common format in, PNG out.
 
-A picture here is a float32 tensor [3, H, W], RGB, 0..1. An 8-bit picture survives load and save bit for bit.
+An image here is a float32 tensor [3, H, W], RGB, 0..1. An 8-bit image survives load and save bit for bit.
 """
 
 import io
@@ -15,28 +15,28 @@ import torch
 from PIL import Image, ImageOps, PngImagePlugin
 from torch import Tensor
 
-from .atomic_write import whole_file
+from .atomic_write import atomic_write
 from .errors import AnchorEditError
 
 log = logging.getLogger(__name__)
 
-# Below Pillow's own warning (89 million): larger pictures take a gigabyte each as float32, and are
+# Below Pillow's own warning (89 million): larger images take a gigabyte each as float32, and are
 # scaled down to about one million pixels anyway.
 MAX_PIXELS = 80_000_000
 
 
 def load_image(path: str | os.PathLike) -> Tensor:
-    """Read a picture file as a float tensor [3, H, W], RGB, 0..1.
+    """Read an image file as a float tensor [3, H, W], RGB, 0..1.
 
-    The camera's orientation is applied. Palette, grey, 16-bit, CMYK and transparent pictures become RGB
+    The camera's orientation is applied. Palette, grey, 16-bit, CMYK and transparent images become RGB
     (transparency over white, which is logged); of an animation the first frame is taken. Embedded colour
     profiles are not applied. Raises AnchorEditError if the file is missing, unreadable or too large.
     """
     path = Path(path)
     if not path.exists():
-        raise AnchorEditError(f"picture '{path}' does not exist: check the path")
+        raise AnchorEditError(f"image '{path}' does not exist", "Check the path")
     if path.is_dir():
-        raise AnchorEditError(f"picture '{path}' is a folder: name one picture file in it")
+        raise AnchorEditError(f"image '{path}' is a folder", "Name one image file in it")
     return _read(path, path)
 
 
@@ -56,48 +56,48 @@ def _read(file: Path | io.BytesIO, name: str | Path, formats: Sequence[str] | No
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise _too_large(name, "") from None
     except Image.UnidentifiedImageError:
-        raise AnchorEditError(f"picture '{name}' is no picture Pillow can read: save it as PNG or JPEG") from None
+        raise AnchorEditError(f"image '{name}' is no image Pillow can read", "Save it as PNG or JPEG") from None
     # Pillow's decoders report a broken file in all these ways.
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, RuntimeError, struct.error) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise AnchorEditError(f"picture '{name}' cannot be read ({reason}): it may be damaged, save it anew") from error
+        raise AnchorEditError(f"image '{name}' cannot be read ({reason})", "It may be damaged, save it anew") from error
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
 def to_pil(image: Tensor) -> Image.Image:
-    """Turn a picture [3, H, W], 0..1 into an 8-bit RGB Pillow image; values outside 0..1 are clipped.
+    """Turn an image [3, H, W], 0..1 into an 8-bit RGB Pillow image; values outside 0..1 are clipped.
 
-    Raises AnchorEditError if the picture holds values that are not finite.
+    Raises AnchorEditError if the image holds values that are not finite.
     """
     if image.ndim != 3 or image.shape[0] != 3 or not image.is_floating_point():
-        raise ValueError(f"picture must be float [3, height, width], not {image.dtype} {list(image.shape)}")
+        raise ValueError(f"image must be float [3, height, width], not {image.dtype} {list(image.shape)}")
     image = image.detach().float()
     if not image.isfinite().all():
-        raise AnchorEditError("picture holds NaN or infinite values: run the model or VAE in bfloat16 or float32")
+        raise AnchorEditError("image holds NaN or infinite values", "Run the model or VAE in bfloat16 or float32")
     levels = image.clamp(0, 1).mul(255).round().to(torch.uint8)
     return Image.fromarray(levels.permute(1, 2, 0).contiguous().cpu().numpy())
 
 
-def to_tensor(picture: Image.Image) -> Tensor:
-    """An RGB Pillow image as a picture [3, H, W], 0..1."""
-    return torch.from_numpy(np.asarray(picture.convert("RGB"), dtype=np.float32) / 255).permute(2, 0, 1).contiguous()
+def to_tensor(image: Image.Image) -> Tensor:
+    """An RGB Pillow image as an image [3, H, W], 0..1."""
+    return torch.from_numpy(np.asarray(image.convert("RGB"), dtype=np.float32) / 255).permute(2, 0, 1).contiguous()
 
 
 def save_image(image: Tensor, path: str | os.PathLike, metadata: Mapping[str, str] | None = None) -> None:
-    """Write a picture [3, H, W], 0..1 as an 8-bit PNG, whole or not at all.
+    """Write an image [3, H, W], 0..1 as an 8-bit PNG, whole or not at all.
 
     `metadata` becomes PNG text chunks, key by key. An existing file is replaced. Raises AnchorEditError if the
-    name does not end in .png, the folder is missing, read-only or full, or the picture is not finite.
+    name does not end in .png, the folder is missing, read-only or full, or the image is not finite.
     """
     path = Path(path)
     if path.suffix.lower() != ".png":
-        raise AnchorEditError(f"picture '{path}' cannot be saved: pictures are PNG, give a name that ends in .png")
-    picture = to_pil(image)
+        raise AnchorEditError(f"image '{path}' cannot be saved", "Images are PNG, give a name that ends in .png")
+    pil = to_pil(image)
     text = PngImagePlugin.PngInfo()
     for key, value in (metadata or {}).items():
         text.add_text(key, value)
-    with whole_file(path, "picture") as unfinished:
-        picture.save(unfinished, format="PNG", pnginfo=text)
+    with atomic_write(path, "image") as unfinished:
+        pil.save(unfinished, format="PNG", pnginfo=text)
 
 
 def _check_readable(path: str | Path, image: Image.Image) -> None:
@@ -105,12 +105,12 @@ def _check_readable(path: str | Path, image: Image.Image) -> None:
     if image.width * image.height > MAX_PIXELS:
         raise _too_large(path, f" ({image.width}x{image.height})")
     if image.mode == "F":
-        raise AnchorEditError(f"picture '{path}' has 32-bit float pixels of unknown range: save it as 16-bit PNG")
+        raise AnchorEditError(f"image '{path}' has 32-bit float pixels of unknown range", "Save it as 16-bit PNG")
 
 
 def _too_large(path: str | Path, size: str) -> AnchorEditError:
     return AnchorEditError(
-        f"picture '{path}'{size} has more than {MAX_PIXELS // 1_000_000} million pixels: scale it down first"
+        f"image '{path}'{size} has more than {MAX_PIXELS // 1_000_000} million pixels", "Scale it down first"
     )
 
 
@@ -123,6 +123,6 @@ def _rgb(path: str | Path, image: Image.Image) -> np.ndarray:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         if image.getextrema()[3][0] < 255:
-            log.warning("picture '%s' is transparent in places: they become white", path)
+            log.warning("image '%s' is transparent in places: they become white", path)
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return np.asarray(image.convert("RGB"), dtype=np.float32) / 255

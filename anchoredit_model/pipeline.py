@@ -1,9 +1,9 @@
-"""Editing without ComfyUI: a picture and instructions in, a chain of edited pictures out.
+"""Editing without ComfyUI: an image and instructions in, a chain of edited images out.
 
     pipeline = AnchorEditPipeline.from_pretrained("anchoredit_model/tiny")
     memory = pipeline.start(load_image("sample.png"))
     memory = pipeline.turn(memory, "make it blue", seed=7)
-    picture = pipeline.picture(memory)
+    image = pipeline.image(memory)
 
 The verbs are those of diffusers' pipelines. A memory is a value: two turns from one memory are two branches.
 """
@@ -23,29 +23,29 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .atomic_write import whole_file
+from .atomic_write import atomic_write
 from .checkpoint.layout import fingerprint, load_transformer, read_checkpoint, save_folder
 from .config import EditConfig, MemoryPolicy, TransformerConfig
 from .errors import AnchorEditError
 from .geometry import composite, fit
 from .images import to_tensor
-from .memory.anchor_memory import AnchorMemory, MemoryReader, Turn
+from .memory.anchor_memory import AnchorMemory, KVCacheManager, Turn
 from .memory.kv_store import KVStore
 from .memory.visibility import FrameView
 from .networks.text_encoder import TextEncoder
-from .networks.transformer import Block, CausalWanTransformer, TextContext
+from .networks.transformer import CausalWanTransformer, FrameKV, TextContext
 from .networks.vae import ImageVAE
 from .sampling import OnStep, PredictFlow, guided, sample, variant_seeds, with_steps
 
 TINY = Path(__file__).parent / "tiny"
 _INDEX = "model_index.json"
-_FEATHER = 1 / 64  # of the picture's shorter side, inside a mask's edge
+_FEATHER = 1 / 64  # of the image's shorter side, inside a mask's edge
 _CONTEXTS = 3  # texts whose keys and values are kept: the instruction's, the null text's, one more when replaying
 
 
 @dataclass(frozen=True)
 class AnchorEditOutput:
-    """Pictures [3, H, W] in 0..1, the source first, and the memory that goes on from the last one."""
+    """Images [3, H, W] in 0..1, the source first, and the memory that goes on from the last one."""
 
     images: list[Tensor]
     memory: AnchorMemory
@@ -79,8 +79,8 @@ class AnchorEditPipeline:
         weight = next(self.transformer.parameters())
         sizes = json.dumps(self.transformer.config.to_json())  # the same weights may be cut into other heads
         identity = f"{self.fingerprint} {sizes} {weight.dtype} {weight.device.type}"
-        self.reader = MemoryReader(self._read_frame, identity, self.edit, self.store, weight.device)
-        self._null_reader = MemoryReader(self._read_frame, identity, self.edit, KVStore(budget=0), weight.device)
+        self.reader = KVCacheManager(self._read_frame, identity, self.edit, self.store, weight.device)
+        self._null_reader = KVCacheManager(self._read_frame, identity, self.edit, KVStore(budget=0), weight.device)
         self._contexts: deque[tuple[Tensor, int | None, TextContext]] = deque(maxlen=_CONTEXTS)
 
     # ---------------------------------------------------------------- loading and saving
@@ -100,7 +100,7 @@ class AnchorEditPipeline:
         """
         path = Path(os.path.expanduser(path))  # Path's own expanduser raises for a user it does not know
         if not path.exists():
-            raise AnchorEditError(f"model '{path}' does not exist: give a folder or a weights file of this machine")
+            raise AnchorEditError(f"model '{path}' does not exist", "Give a folder or a weights file of this machine")
         weights = path / "transformer" if (path / "transformer").is_dir() else path
         parts = path if path.is_dir() else path.parent
         if not (parts / "vae").is_dir():
@@ -118,7 +118,7 @@ class AnchorEditPipeline:
         self.vae.save_pretrained(folder / "vae", dtype)
         self.text_encoder.save_pretrained(folder / "text_encoder")
         index = {"_class_name": type(self).__name__, "parts": ["transformer", "vae", "text_encoder"]}
-        with whole_file(folder / _INDEX, "model index") as unfinished:
+        with atomic_write(folder / _INDEX, "model index") as unfinished:
             unfinished.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
     def to(self, device: str | torch.device) -> AnchorEditPipeline:
@@ -137,7 +137,7 @@ class AnchorEditPipeline:
     @property
     def default_policy(self) -> MemoryPolicy:
         """The anchor and as many recent turns as the model was trained to see."""
-        return MemoryPolicy(anchor_frames=1, window=max(1, self.edit.turns - 2))
+        return MemoryPolicy(anchor_frames=1, window=max(1, self.edit.max_turns - 2))
 
     def set_progress_bar_config(self, **options) -> None:
         """Options for tqdm, e.g. `disable=True`."""
@@ -147,17 +147,17 @@ class AnchorEditPipeline:
     def start(
         self, image: Tensor | Image.Image, policy: MemoryPolicy | None = None, area: int | None = None
     ) -> AnchorMemory:
-        """A session from a source picture, [3, H, W] in 0..1 or a Pillow image.
+        """A session from a source image, [3, H, W] in 0..1 or a Pillow image.
 
         It is worked on at the nearest size the model knows; `area` replaces the side of the square, in pixels, whose
         area the model was trained at.
         """
         image = to_tensor(image) if isinstance(image, Image.Image) else image
         if image.ndim != 3 or image.shape[0] != 3:
-            raise AnchorEditError(f"the picture is {list(image.shape)}: give one picture [3, height, width]")
+            raise AnchorEditError(f"the image is {list(image.shape)}", "Give one image [3, height, width]")
         height, width = image.shape[-2:]
-        area = self.edit.area if area is None else area
-        geometry = fit(height, width, area, self.edit.area_step, self.edit.area_ratio)
+        area = self.edit.resolution if area is None else area
+        geometry = fit(height, width, area, self.edit.resolution_step, self.edit.max_aspect_ratio)
         latent = self.vae.encode(geometry.to_work(image[None]))[0]
         (null_text,) = self.text_encoder.encode([""])
         return AnchorMemory.start(
@@ -178,7 +178,7 @@ class AnchorEditPipeline:
     ) -> AnchorMemory:
         """The memory with one more turn; `memory` itself stays.
 
-        An empty instruction is a null edit: the picture is made again as it is. `mask` [1, H, W] at the input's
+        An empty instruction is a null edit: the image is made again as it is. `mask` [1, H, W] at the input's
         size limits the edit to where it is above 0. Steps, guidance and sampler ("renoise" or "euler") are the
         checkpoint's if not given.
         """
@@ -233,43 +233,44 @@ class AnchorEditPipeline:
         edit = with_steps(edit, steps)
         seeds = [operator.index(seed) for seed in seeds]  # numpy's integers would not go into a session file
         mask = None if mask is None else mask.float().cpu()
-        impose = None if mask is None else memory.outside(mask)
+        constraint = None if mask is None else memory.mask_constraint(mask)
         text = self.text_encoder.encode([instruction])[0].cpu()
         predict = self._predictor(text, *self.reader.visible(memory, text))
-        if edit.guidance != 1:
-            predict = guided(predict, self._unconditional(memory, text), edit.guidance)
+        if edit.cfg != 1:
+            predict = guided(predict, self._unconditional(memory, text), edit.cfg)
         shape = memory.turns[-1].latent.shape
         first = None if on_step is None else lambda step, total, x0: on_step(step, total, x0[0])
-        latents = sample(predict, shape, edit, seeds, len(memory), first, impose, self.device)
+        latents = sample(predict, shape, edit, seeds, len(memory), first, constraint, self.device)
         if not latents.isfinite().all():
             raise AnchorEditError(
-                f"turn {len(memory)} came out as NaN or infinite (guidance {edit.guidance:g}, "
-                f"{next(self.transformer.parameters()).dtype}): lower the guidance, use float32, or check the weights"
+                f"turn {len(memory)} came out as NaN or infinite (guidance {edit.cfg:g}, "
+                f"{next(self.transformer.parameters()).dtype})",
+                "Lower the guidance, use float32, or check the weights",
             )
-        settings = {"sampler": edit.sampler, "guidance": edit.guidance}
-        settings |= {"steps": list(edit.steps)} if edit.sampler == "renoise" else {"num_steps": edit.num_steps}
+        settings = {"sampler": edit.sampler, "guidance": edit.cfg}
+        settings |= {"steps": list(edit.timesteps)} if edit.sampler == "renoise" else {"num_steps": edit.num_steps}
         return [
             Turn(latent, instruction, text, seed, settings, mask) for latent, seed in zip(latents, seeds, strict=True)
         ]
 
     @torch.no_grad()
-    def picture(self, memory: AnchorMemory, turn: int | None = None, before: Tensor | None = None) -> Tensor:
-        """The picture [3, H, W] of a turn (default: the newest) at the input's own size; turn 0 is the source itself.
+    def image(self, memory: AnchorMemory, turn: int | None = None, before: Tensor | None = None) -> Tensor:
+        """The image [3, H, W] of a turn (default: the newest) at the input's own size; turn 0 is the source itself.
 
-        A masked turn is put into the picture `before` it, which is made again if it is not given.
+        A masked turn is put into the image `before` it, which is made again if it is not given.
         """
         turn = memory.last if turn is None else turn
         if turn == 0:
-            return memory.picture
+            return memory.image
         self.check_vae(memory)
         entry = memory.rewind(turn).turns[-1]
         decoded = self.vae.decode(entry.latent[None]).cpu()
-        picture = memory.geometry.from_work(decoded)[0]
+        image = memory.geometry.from_work(decoded)[0]
         if entry.mask is None:
-            return picture
-        before = self.picture(memory, turn - 1) if before is None else before
-        feather = max(1, round(_FEATHER * min(picture.shape[-2:])))
-        return composite(picture[None], before[None], entry.mask[None], feather)[0]
+            return image
+        before = self.image(memory, turn - 1) if before is None else before
+        feather = max(1, round(_FEATHER * min(image.shape[-2:])))
+        return composite(image[None], before[None], entry.mask[None], feather)[0]
 
     def __call__(
         self,
@@ -281,15 +282,15 @@ class AnchorEditPipeline:
         policy: MemoryPolicy | None = None,
         mask: Tensor | None = None,
     ) -> AnchorEditOutput:
-        """Edits a picture, or goes on with a memory, one instruction after the other; arguments as in `turn`."""
+        """Edits an image, or goes on with a memory, one instruction after the other; arguments as in `turn`."""
         from tqdm.auto import tqdm
 
         instructions = [instructions] if isinstance(instructions, str) else list(instructions)
         memory = image if isinstance(image, AnchorMemory) else self.start(image, policy)
-        images = [self.picture(memory)]
+        images = [self.image(memory)]
         for instruction in tqdm(instructions, desc="turns", **self._progress_bar):
             memory = self.turn(memory, instruction, seed, num_inference_steps, guidance_scale, mask)
-            images.append(self.picture(memory, before=images[-1]))
+            images.append(self.image(memory, before=images[-1]))
         return AnchorEditOutput(images, memory)
 
     # ---------------------------------------------------------------- parts of a turn
@@ -307,23 +308,23 @@ class AnchorEditPipeline:
     def _unconditional(self, memory: AnchorMemory, text: Tensor) -> PredictFlow:
         """The null text's branch of guidance; both branches read the same history unless the checkpoint says not."""
         null = memory.turns[0].text
-        if self.edit.second_history:
-            return self._predictor(null, *self._null_reader.visible(memory.under(null), null))
+        if self.edit.negative_history:
+            return self._predictor(null, *self._null_reader.visible(memory.with_prompt(null), null))
         return self._predictor(null, *self.reader.visible(memory, text))
 
     def _read_frame(
-        self, latent: Tensor, text: Tensor, rows: int | None, view: FrameView, blocks: tuple[Block, ...]
-    ) -> Block:
+        self, latent: Tensor, text: Tensor, rows: int | None, view: FrameView, blocks: tuple[FrameKV, ...]
+    ) -> FrameKV:
         latent = latent.to(self.device)[None, :, None]
-        block, _ = self.transformer.read(latent, self._context(text, rows), view, self.edit.stride, blocks)
+        block, _ = self.transformer.read(latent, self._context(text, rows), view, self.edit.temporal_stride, blocks)
         return block
 
-    def _predictor(self, text: Tensor, view: FrameView, blocks: tuple[Block, ...]) -> PredictFlow:
+    def _predictor(self, text: Tensor, view: FrameView, blocks: tuple[FrameKV, ...]) -> PredictFlow:
         context = self._context(text)
 
         def predict(x: Tensor, time: float) -> Tensor:
             times = torch.full((len(x), 1), time, device=x.device)
-            flow = self.transformer(x[:, :, None], times, context, (view,), self.edit.stride, blocks)
+            flow = self.transformer(x[:, :, None], times, context, (view,), self.edit.temporal_stride, blocks)
             return flow[:, :, 0].float()
 
         return predict
@@ -333,19 +334,20 @@ class AnchorEditPipeline:
         config, latent = self.transformer.config, memory.turns[0].latent
         if latent.shape[0] != config.in_channels:
             raise AnchorEditError(
-                f"the session's latents have {latent.shape[0]} channels, the model takes {config.in_channels}: "
-                "use the model it was started with"
+                f"the session's latents have {latent.shape[0]} channels, the model takes {config.in_channels}",
+                "Use the model it was started with",
             )
         if any(side % patch for side, patch in zip(latent.shape[1:], config.patch_size[1:])):
             raise AnchorEditError(
                 f"the session's latents are {list(latent.shape)}, which the model cannot cut into patches of "
-                f"{list(config.patch_size[1:])}: start the session with this model"
+                f"{list(config.patch_size[1:])}",
+                "Start the session with this model",
             )
         widths = {turn.text.shape[-1] for turn in memory.turns} - {config.text_dim}
         if widths:
             raise AnchorEditError(
-                f"the session's text is {widths.pop()} wide, the model takes {config.text_dim}: "
-                "use the model and text encoder it was started with"
+                f"the session's text is {widths.pop()} wide, the model takes {config.text_dim}",
+                "Use the model and text encoder it was started with",
             )
 
     def check_vae(self, memory: AnchorMemory) -> None:
@@ -355,13 +357,13 @@ class AnchorEditPipeline:
         expected = (self.vae.latent_channels, geometry.work_height // factor, geometry.work_width // factor)
         if latent.shape != expected:
             raise AnchorEditError(
-                f"the session's latents are {list(latent.shape)}, the VAE makes {list(expected)} of its picture: "
-                "use the model it was started with, VAE included"
+                f"the session's latents are {list(latent.shape)}, the VAE makes {list(expected)} of its image",
+                "Use the model it was started with, VAE included",
             )
         if memory.latent_space and memory.latent_space != self._latent_space():
             raise AnchorEditError(
-                "the session's latents are from another VAE than this one: "
-                "use the model it was started with, VAE included"
+                "the session's latents are from another VAE than this one",
+                "Use the model it was started with, VAE included",
             )
 
     def _latent_space(self) -> str:
@@ -380,7 +382,7 @@ def _checked_text(instruction: str) -> str:
     try:
         instruction.encode()
     except UnicodeEncodeError:
-        raise AnchorEditError(f"instruction {instruction!r:.80} is no valid text: give it in UTF-8") from None
+        raise AnchorEditError(f"instruction {instruction!r:.80} is no valid text", "Give it in UTF-8") from None
     return instruction
 
 
@@ -389,5 +391,5 @@ def _bundled_parts(weights: Path) -> Path:
     if read_checkpoint(weights).transformer_config == TransformerConfig.named("tiny"):
         return TINY
     raise AnchorEditError(
-        f"'{weights}' has no folders vae and text_encoder with it: put Wan 2.1's there, as diffusers stores them"
+        f"'{weights}' has no folders vae and text_encoder with it", "Put Wan 2.1's there, as diffusers stores them"
     )

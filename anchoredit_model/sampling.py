@@ -22,7 +22,7 @@ PredictFlow = Callable[[Tensor, float], Tensor]
 # (step done, steps in all, present x0 [C, h, w]); may raise to stop
 OnStep = Callable[[int, int, Tensor], None]
 # x0 [..., C, h, w] -> x0 with the latent outside a mask put back
-Impose = Callable[[Tensor], Tensor]
+LatentConstraint = Callable[[Tensor], Tensor]
 
 _VARIANT_SEED_BYTES = 6  # so that a browser's number holds the seed of a variant
 
@@ -50,7 +50,7 @@ def variant_seeds(seed: int, count: int) -> list[int]:
     They do not depend on `count`, and neighbouring seeds have no candidate in common.
     """
     if count < 1:
-        raise AnchorEditError(f"{count} candidates leave nothing to pick: ask for 1 or more")
+        raise AnchorEditError(f"{count} candidates leave nothing to pick", "Ask for 1 or more")
     digests = (hashlib.sha256(f"anchoredit variant {number} of {seed}".encode()) for number in range(2, count + 1))
     return [seed, *(int.from_bytes(digest.digest()[:_VARIANT_SEED_BYTES], "big") for digest in digests)]
 
@@ -67,7 +67,7 @@ def renoise(
     times: Sequence[float],
     sigmas: Sequence[float] | None = None,
     on_step: OnStep | None = None,
-    impose: Impose | None = None,
+    constraint: LatentConstraint | None = None,
     device: torch.device | str = "cpu",
 ) -> Tensor:
     """x0 [C, h, w] float32 after one prediction per time; `sigmas` replaces time/1000 (published look-up)."""
@@ -75,7 +75,7 @@ def renoise(
     x = next(noise).to(device)
     for step, (time, level) in enumerate(zip(times, levels, strict=True)):
         x0 = x - level * predict(x, float(time)).float()
-        x0 = impose(x0) if impose else x0
+        x0 = constraint(x0) if constraint else x0
         if step + 1 < len(levels):
             x = (1 - levels[step + 1]) * x0 + levels[step + 1] * next(noise).to(device)
         if on_step is not None:
@@ -88,7 +88,7 @@ def euler(
     noise: Iterator[Tensor],
     sigmas: Sequence[float] | Tensor,
     on_step: OnStep | None = None,
-    impose: Impose | None = None,
+    constraint: LatentConstraint | None = None,
     device: torch.device | str = "cpu",
 ) -> Tensor:
     """x0 [C, h, w] float32 by Euler's rule along `sigmas`, the last of which is 0."""
@@ -96,7 +96,7 @@ def euler(
     x = next(noise).to(device)
     for step, (level, following) in enumerate(zip(levels, levels[1:])):
         x0 = x - level * predict(x, 1000 * level).float()
-        x0 = impose(x0) if impose else x0
+        x0 = constraint(x0) if constraint else x0
         x = x0 + following / level * (x - x0)
         if on_step is not None:
             on_step(step + 1, len(levels) - 1, x0)
@@ -122,33 +122,33 @@ def sample(
     session_seed: int | Sequence[int],
     turn: int,
     on_step: OnStep | None = None,
-    impose: Impose | None = None,
+    constraint: LatentConstraint | None = None,
     device: torch.device | str = "cpu",
 ) -> Tensor:
     """One turn's clean latent [C, h, w] by the sampler the checkpoint was trained for.
 
-    Several seeds make a batch [B, C, h, w]; `predict` then takes and gives batches, on_step and impose too.
+    Several seeds make a batch [B, C, h, w]; `predict` then takes and gives batches, on_step and constraint too.
     """
     if isinstance(session_seed, int):
         noise = draws(shape, turn_generator(session_seed, turn))
     else:
         noise = map(torch.stack, zip(*(draws(shape, turn_generator(seed, turn)) for seed in session_seed)))
     if edit.sampler == "renoise":
-        return renoise(predict, noise, edit.steps, on_step=on_step, impose=impose, device=device)
+        return renoise(predict, noise, edit.timesteps, on_step=on_step, constraint=constraint, device=device)
     sigmas = shifted_sigmas(edit.num_steps, edit.shift)
-    return euler(predict, noise, sigmas, on_step=on_step, impose=impose, device=device)
+    return euler(predict, noise, sigmas, on_step=on_step, constraint=constraint, device=device)
 
 
 def step_count(edit: EditConfig) -> int:
     """How many predictions a turn takes."""
-    return len(edit.steps) if edit.sampler == "renoise" else edit.num_steps
+    return len(edit.timesteps) if edit.sampler == "renoise" else edit.num_steps
 
 
 def in_words(edit: EditConfig) -> str:
     """How a turn is sampled, as a line for people."""
     if edit.sampler == "renoise":
-        return f"{len(edit.steps)} re-noising steps, guidance {edit.guidance:g}"
-    return f"{edit.num_steps} Euler steps, shift {edit.shift:g}, guidance {edit.guidance:g}"
+        return f"{len(edit.timesteps)} re-noising steps, guidance {edit.cfg:g}"
+    return f"{edit.num_steps} Euler steps, shift {edit.shift:g}, guidance {edit.cfg:g}"
 
 
 def with_steps(edit: EditConfig, count: int | None) -> EditConfig:
@@ -156,5 +156,5 @@ def with_steps(edit: EditConfig, count: int | None) -> EditConfig:
     if count is None:
         return edit
     if not 1 <= count <= 1000:  # there are no more times than that
-        raise AnchorEditError(f"{count} steps make no picture: ask for 1 to 1000")
-    return replace(edit, steps=tuple(round(1000 * (1 - n / count)) for n in range(count)), num_steps=count)
+        raise AnchorEditError(f"{count} steps make no image", "Ask for 1 to 1000")
+    return replace(edit, timesteps=tuple(round(1000 * (1 - n / count)) for n in range(count)), num_steps=count)

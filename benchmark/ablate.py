@@ -55,7 +55,7 @@ _PASSED_ON = ("sessions", "seed", "size", "steps", "guidance", "dtype", "device"
 def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
     if args.sampling_seeds < 1:
-        raise AnchorEditError(f"--sampling-seeds {args.sampling_seeds} measures nothing: ask for 1 or more")
+        raise AnchorEditError(f"--sampling-seeds {args.sampling_seeds} measures nothing", "Ask for 1 or more")
     variants = args.only or [name for name in VARIANTS if name not in _OF_OTHER_WEIGHTS]
     asked = {
         _name(label, variant, len(variants)): (variant, model)
@@ -128,9 +128,9 @@ def _entries(trials: Sequence[Trial], lengths: Iterable[int]) -> list[dict[str, 
 def _labelled(text: str) -> tuple[str, str]:
     label, equals, path = text.partition("=")
     if not equals or not label or not path:
-        raise AnchorEditError(f"--model {text!r} has no label: write LABEL=FOLDER")
+        raise AnchorEditError(f"--model {text!r} has no label", "Write LABEL=FOLDER")
     if Path(label).name != label or label == "..":
-        raise AnchorEditError(f"--model {text!r} has a label that is no name of a folder: leave out slashes and dots")
+        raise AnchorEditError(f"--model {text!r} has a label that is no name of a folder", "Leave out slashes and dots")
     return label, path
 
 

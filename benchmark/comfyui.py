@@ -2,14 +2,14 @@
 
 Put a mark into the title of a node (double click on it), then *File > Export (API)*:
 
-    [image]   its `image` gets the picture to edit, uploaded to the server's input folder
+    [image]   its `image` gets the image to edit, uploaded to the server's input folder
     [text]    its `text`, `prompt`, `instruction` or `instructions` gets what is asked
     [seed]    its `seed` or `noise_seed` gets the turn's seed; may be left out
     [turn]    an AnchorEdit Turn: it is text and seed in one, and every turn of a session is a copy of it behind the one
               before, so that the memory goes on
-    [output]  a Save Image or Preview Image: its first picture is the edited one
+    [output]  a Save Image or Preview Image: its first image is the edited one
 
-Without a [turn], the picture that a turn has made is uploaded as the next one's [image]: what people do by hand.
+Without a [turn], the image that a turn has made is uploaded as the next one's [image]: what people do by hand.
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ class Server:
 
     def __init__(self, url: str):
         if not url.startswith(("http://", "https://")):
-            raise AnchorEditError(f"server '{url}' is no address: write it as http://127.0.0.1:8188")
+            raise AnchorEditError(f"server '{url}' is no address", "Write it as http://127.0.0.1:8188")
         self.url = url.rstrip("/")
 
-    def upload(self, picture: Tensor, name: str) -> str:
-        """Puts a picture [3, H, W] into the input folder; the name that LoadImage knows it by."""
+    def upload(self, image: Tensor, name: str) -> str:
+        """Puts an image [3, H, W] into the input folder; the name that LoadImage knows it by."""
         file = io.BytesIO()
-        to_pil(picture).save(file, format="PNG")
+        to_pil(image).save(file, format="PNG")
         edge = uuid.uuid4().hex
         parts = [
             f'--{edge}\r\nContent-Disposition: form-data; name="overwrite"\r\n\r\ntrue\r\n'.encode(),
@@ -82,15 +82,17 @@ class Server:
                 return found["outputs"]
             if not queued:  # and was not before the history was read, so that it never will be there
                 raise AnchorEditError(
-                    f"{self.url} has lost a turn, as when it is restarted: ask again; finished sessions are kept"
+                    f"{self.url} has lost a turn, as when it is restarted", "Ask again; finished sessions are kept"
                 )
             queued = pause < _SLOWEST_POLL or self._is_queued(number)
             time.sleep(pause)
             pause = min(2 * pause, _SLOWEST_POLL)
-        raise AnchorEditError(f"{self.url} has not finished a turn in {_PATIENCE} s: look what it is doing, then go on")
+        raise AnchorEditError(
+            f"{self.url} has not finished a turn in {_PATIENCE} s", "Look what it is doing, then go on"
+        )
 
-    def picture(self, file: dict[str, str]) -> Tensor:
-        """A picture [3, H, W] that a node has written."""
+    def image(self, file: dict[str, str]) -> Tensor:
+        """An image [3, H, W] that a node has written."""
         return decode_image(self._ask(f"/view?{urllib.parse.urlencode(file)}"), file["filename"])
 
     def _is_queued(self, number: str) -> bool:
@@ -102,7 +104,7 @@ class Server:
         try:
             return json.loads(answer)
         except ValueError:
-            raise AnchorEditError(f"{self.url} does not answer as ComfyUI does: give the address of one") from None
+            raise AnchorEditError(f"{self.url} does not answer as ComfyUI does", "Give the address of one") from None
 
     def _ask(self, path: str, body: bytes | None = None, kind: str = "") -> bytes:
         request = urllib.request.Request(self.url + path, body, {"Content-Type": kind} if kind else {})
@@ -111,11 +113,11 @@ class Server:
                 return answer.read()
         except urllib.error.HTTPError as refusal:
             raise AnchorEditError(
-                f"{self.url} refuses the workflow ({_reason(refusal.read())}): mend it there"
+                f"{self.url} refuses the workflow ({_reason(refusal.read())})", "Mend it there"
             ) from None
         except (OSError, http.client.HTTPException) as error:
             raise AnchorEditError(
-                f"no answer from {self.url} ({error}): start ComfyUI there and ask again; finished sessions are kept"
+                f"no answer from {self.url} ({error})", "Start ComfyUI there and ask again; finished sessions are kept"
             ) from None
 
     def _check(self, status: dict[str, Any], graph: Graph) -> None:
@@ -123,7 +125,7 @@ class Server:
             if kind in ("execution_error", "execution_interrupted"):
                 title = graph.get(facts.get("node_id", ""), {}).get("_meta", {}).get("title", facts.get("node_type"))
                 raise AnchorEditError(
-                    f"node '{title}' failed ({facts.get('exception_message', kind).strip()[:300]}): mend the workflow"
+                    f"node '{title}' failed ({facts.get('exception_message', kind).strip()[:300]})", "Mend the workflow"
                 )
 
 
@@ -133,7 +135,7 @@ class ComfyUIEditor(Editor):
     def __init__(self, server: Server, graph: Graph, sampling_seed: int = 0):
         self.server, self.graph, self.sampling_seed = server, graph, sampling_seed
         self.marked = find_marks(graph)
-        self._run = uuid.uuid4().hex[:8]  # lest two runs on one server put their pictures under one name
+        self._run = uuid.uuid4().hex[:8]  # lest two runs on one server put their images under one name
 
     @classmethod
     def open(cls, url: str, workflow: Path, sampling_seed: int = 0) -> ComfyUIEditor:
@@ -144,22 +146,22 @@ class ComfyUIEditor(Editor):
         digest = hashlib.sha256(json.dumps(self.graph, sort_keys=True).encode()).hexdigest()
         return {"workflow": digest[:16], "server": self.server.url, "sampling_seed": self.sampling_seed}
 
-    def start(self, picture: Tensor, session: int) -> None:
+    def start(self, image: Tensor, session: int) -> None:
         self._seed = noise_seed(session, self.sampling_seed)
         self._asked: list[str] = []
         self._file = f"anchoredit_benchmark_{self._run}_{session:05d}.png"
-        self._name = self.server.upload(picture, self._file)
+        self._name = self.server.upload(image, self._file)
 
     def edit(self, instruction: str) -> Tensor:
         self._asked.append(instruction)
         graph = turn_graph(self.graph, self.marked, self._name, self._asked, self._seed)
         files = self.server.run(graph).get(self.marked["output"], {}).get("images")
         if not files:
-            raise AnchorEditError("the node marked [output] has shown no picture: mark a Save Image or Preview Image")
-        picture = self.server.picture({name: files[0].get(name, "") for name in ("filename", "subfolder", "type")})
+            raise AnchorEditError("the node marked [output] has shown no image", "Mark a Save Image or Preview Image")
+        image = self.server.image({name: files[0].get(name, "") for name in ("filename", "subfolder", "type")})
         if "turn" not in self.marked:
-            self._name = self.server.upload(picture, self._file)
-        return picture
+            self._name = self.server.upload(image, self._file)
+        return image
 
 
 def read_graph(path: Path) -> Graph:
@@ -168,12 +170,12 @@ def read_graph(path: Path) -> Graph:
         graph = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise AnchorEditError(
-            f"workflow '{path}' cannot be read ({error}): export it anew, File > Export (API)"
+            f"workflow '{path}' cannot be read ({error})", "Export it anew, File > Export (API)"
         ) from None
     if not isinstance(graph, dict) or not all(
         isinstance(node, dict) and "class_type" in node for node in graph.values()
     ):
-        raise AnchorEditError(f"'{path}' is not in the API's format: use File > Export (API)")
+        raise AnchorEditError(f"'{path}' is not in the API's format", "Use File > Export (API)")
     return graph
 
 
@@ -183,15 +185,15 @@ def find_marks(graph: Graph) -> dict[str, str]:
     for mark in MARKS:
         nodes = [name for name, node in graph.items() if f"[{mark}]" in node.get("_meta", {}).get("title", "").lower()]
         if len(nodes) > 1:
-            raise AnchorEditError(f"{len(nodes)} nodes are marked [{mark}]: mark one")
+            raise AnchorEditError(f"{len(nodes)} nodes are marked [{mark}]", "Mark one")
         if nodes:
             marked[mark] = nodes[0]
     wanted = ("image", "output", *(() if "turn" in marked else ("text",)))
     missing = [mark for mark in wanted if mark not in marked]
     if missing:
         raise AnchorEditError(
-            f"no node of the workflow is marked [{missing[0]}]: write [{missing[0]}] into the title of the node that "
-            "has it, then File > Export (API)"
+            f"no node of the workflow is marked [{missing[0]}]",
+            f"Write [{missing[0]}] into the title of the node that has it, then File > Export (API)",
         )
     return marked
 
@@ -226,7 +228,7 @@ def _set(graph: Graph, name: str, mark: str, value: str | int) -> None:
     found = next((put for put in _NAMES[mark] if put in node["inputs"]), None)
     if found is None:
         title = node.get("_meta", {}).get("title", name)
-        raise AnchorEditError(f"node '{title}' has no input {' or '.join(_NAMES[mark])}: move the mark [{mark}]")
+        raise AnchorEditError(f"node '{title}' has no input {' or '.join(_NAMES[mark])}", f"Move the mark [{mark}]")
     node["inputs"][found] = value
 
 

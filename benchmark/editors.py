@@ -1,13 +1,13 @@
-"""Editors: what a benchmark measures. Each gets a source picture and then one instruction after the other.
+"""Editors: what a benchmark measures. Each gets a source image and then one instruction after the other.
 
     pipeline       our pipeline with its memory, under any policy
-    previous-only  the same, but a turn sees nothing except the picture before it
+    previous-only  the same, but a turn sees nothing except the image before it
     bidirectional  every frame sees every other, so nothing is remembered; for weights that were trained like that
     comfyui        a workflow on anybody's ComfyUI server, see `benchmark.comfyui`
-    folder         pictures that somebody has made, see `benchmark.make`
-    chain-vae      single turns, the decoded picture of each being the source of the next: what people do today
+    folder         images that somebody has made, see `benchmark.make`
+    chain-vae      single turns, the decoded image of each being the source of the next: what people do today
     truth          the drawing of what was asked, as nobody could do it better
-    return-input   the picture before, whatever was asked
+    return-input   the image before, whatever was asked
     shuffled       the faultless drawing of what another session was asked
 
 The last three need no model: they show what the judge accepts and what it does not.
@@ -55,21 +55,21 @@ class Editor(ABC):
     """An editor under test; another one is a subclass of this and a line in `EDITORS`."""
 
     @abstractmethod
-    def start(self, picture: Tensor, session: int) -> None:
-        """A new session from a picture [3, H, W] in 0..1. `session` is its number, which the noise depends on."""
+    def start(self, image: Tensor, session: int) -> None:
+        """A new session from an image [3, H, W] in 0..1. `session` is its number, which the noise depends on."""
 
     @abstractmethod
     def edit(self, instruction: str) -> Tensor:
-        """The next picture, [3, H, W] in 0..1 of the source's size; "" asks for nothing."""
+        """The next image, [3, H, W] in 0..1 of the source's size; "" asks for nothing."""
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What its pictures depend on, as plain JSON values: an interrupted run goes on with the same only."""
+        """What its images depend on, as plain JSON values: an interrupted run goes on with the same only."""
         return {}
 
     @property
     def cache_bytes(self) -> int:
-        """Bytes that it holds in order to remember the session so far, pictures and latents not counted."""
+        """Bytes that it holds in order to remember the session so far, images and latents not counted."""
         return 0
 
 
@@ -98,7 +98,7 @@ class PipelineEditor(Editor):
             "policy": self.policy.to_json(),
             "steps": self.steps,
             "guidance": self.guidance,
-            "slots": self.pipeline.edit.slots,
+            "slots": self.pipeline.edit.slot_mode,
             "sampling_seed": self.sampling_seed,
             "dtype": str(weight.dtype).removeprefix("torch."),
             "device": weight.device.type,
@@ -108,13 +108,13 @@ class PipelineEditor(Editor):
     def cache_bytes(self) -> int:
         return self.pipeline.store.nbytes
 
-    def start(self, picture: Tensor, session: int) -> None:
+    def start(self, image: Tensor, session: int) -> None:
         self._seed = noise_seed(session, self.sampling_seed)
-        self._memory = self.pipeline.start(picture, self.policy)
+        self._memory = self.pipeline.start(image, self.policy)
 
     def edit(self, instruction: str) -> Tensor:
         self._memory = self.pipeline.turn(self._memory, instruction, self._seed, self.steps, self.guidance)
-        return self.pipeline.picture(self._memory)
+        return self.pipeline.image(self._memory)
 
 
 class BidirectionalEditor(PipelineEditor):
@@ -123,13 +123,13 @@ class BidirectionalEditor(PipelineEditor):
     def edit(self, instruction: str) -> Tensor:
         pipeline, memory = self.pipeline, self._memory
         edit = with_steps(pipeline.edit, self.steps)
-        guidance = edit.guidance if self.guidance is None else self.guidance
+        guidance = edit.cfg if self.guidance is None else self.guidance
         text, null = pipeline.text_encoder.encode([instruction, ""])
         predict = guided(self._predictor(text), self._predictor(null), guidance)
         shape = memory.turns[0].latent.shape
         latent = sample(predict, shape, edit, self._seed, len(memory), device=pipeline.device)
         self._memory = memory.commit(Turn(latent, instruction, text))
-        return pipeline.picture(self._memory)
+        return pipeline.image(self._memory)
 
     def _predictor(self, text: Tensor) -> PredictFlow:
         pipeline, memory = self.pipeline, self._memory
@@ -137,7 +137,7 @@ class BidirectionalEditor(PipelineEditor):
         history = torch.stack([turn.latent for turn in seen])[None].to(pipeline.device)  # [1, n, C, h, w]
         texts = pad_sequence([*(turn.text for turn in seen), text.cpu()], batch_first=True)[None].to(pipeline.device)
         views = bidirectional_views(len(seen) + 1)
-        sequence = sequence_predictor(pipeline.transformer, history, texts, views, pipeline.edit.stride)
+        sequence = sequence_predictor(pipeline.transformer, history, texts, views, pipeline.edit.temporal_stride)
 
         def predict(x: Tensor, time: float) -> Tensor:
             with torch.no_grad():
@@ -147,16 +147,16 @@ class BidirectionalEditor(PipelineEditor):
 
 
 class ChainVAEEditor(PipelineEditor):
-    """Single turns: every picture is decoded, encoded again and becomes an anchor of its own, with new noise."""
+    """Single turns: every image is decoded, encoded again and becomes an anchor of its own, with new noise."""
 
-    def start(self, picture: Tensor, session: int) -> None:
+    def start(self, image: Tensor, session: int) -> None:
         self._seeds = random.Random(noise_seed(session, self.sampling_seed))
-        self._picture = picture
+        self._image = image
 
     def edit(self, instruction: str) -> Tensor:
-        super().start(self._picture, self._seeds.getrandbits(32))
-        self._picture = super().edit(instruction)
-        return self._picture
+        super().start(self._image, self._seeds.getrandbits(32))
+        self._image = super().edit(instruction)
+        return self._image
 
 
 class TruthEditor(Editor):
@@ -165,8 +165,8 @@ class TruthEditor(Editor):
     def __init__(self, trial: Trial):
         self.trial = trial
 
-    def start(self, picture: Tensor, session: int) -> None:
-        self._session, self._turn, self._size = session, 0, picture.shape[-2:]
+    def start(self, image: Tensor, session: int) -> None:
+        self._session, self._turn, self._size = session, 0, image.shape[-2:]
 
     def edit(self, instruction: str) -> Tensor:
         self._turn += 1
@@ -177,11 +177,11 @@ class TruthEditor(Editor):
 class ReturnInputEditor(Editor):
     """Does nothing, without fault."""
 
-    def start(self, picture: Tensor, session: int) -> None:
-        self._picture = picture
+    def start(self, image: Tensor, session: int) -> None:
+        self._image = image
 
     def edit(self, instruction: str) -> Tensor:
-        return self._picture
+        return self._image
 
 
 class ShuffledEditor(Editor):
@@ -190,9 +190,9 @@ class ShuffledEditor(Editor):
     def __init__(self, trial: Trial):
         self.trial = trial
 
-    def start(self, picture: Tensor, session: int) -> None:
+    def start(self, image: Tensor, session: int) -> None:
         self._scene = self.trial.sessions.scenes[0][session : session + 1]
-        self._session, self._turn, self._size = session, 0, picture.shape[-2:]
+        self._session, self._turn, self._size = session, 0, image.shape[-2:]
 
     def edit(self, instruction: str) -> Tensor:
         edits = self.trial.sessions.edits[self._turn]
@@ -202,8 +202,8 @@ class ShuffledEditor(Editor):
         wrong = next((other for other in others if other != wanted), None)
         if wrong is None:
             raise AnchorEditError(
-                f"editor 'shuffled' finds no other instruction at turn {self._turn + 1} of session {self._session}: "
-                "ask for more --sessions, or for a --protocol that asks for something"
+                f"editor 'shuffled' finds no other instruction at turn {self._turn + 1} of session {self._session}",
+                "Ask for more --sessions, or for a --protocol that asks for something",
             )
         self._turn += 1
         self._scene = self._scene.with_facts(torch.tensor([wrong]))
@@ -229,7 +229,7 @@ class EditorOptions:
     sampling_seed: int | None = None
     server: str | None = None
     workflow: Path | None = None
-    pictures: Path | None = None
+    images: Path | None = None
 
 
 def _pipeline(options: EditorOptions) -> AnchorEditPipeline:
@@ -238,11 +238,11 @@ def _pipeline(options: EditorOptions) -> AnchorEditPipeline:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:  # what torch says of other names, and of a GPU that is not there
         reason = str(error).splitlines()[0]
-        raise AnchorEditError(f"device '{device}' cannot be used ({reason}): choose cpu, or cuda on a GPU") from None
+        raise AnchorEditError(f"device '{device}' cannot be used ({reason})", "Choose cpu, or cuda on a GPU") from None
     pipeline = AnchorEditPipeline.from_pretrained(options.model or TINY, dtype, device)
     if options.slots is None:
         return pipeline
-    edit = replace(pipeline.edit, slots=options.slots)
+    edit = replace(pipeline.edit, slot_mode=options.slots)
     return AnchorEditPipeline(pipeline.transformer, pipeline.vae, pipeline.text_encoder, edit)
 
 
@@ -283,9 +283,9 @@ def _comfyui(options: EditorOptions, suite: Suite) -> Editor:
 def _folder(options: EditorOptions, suite: Suite) -> Editor:
     from .make import FolderEditor
 
-    if options.pictures is None:
-        raise AnchorEditError("editor 'folder' needs pictures: give --pictures DIR, which `benchmark make` has written")
-    return FolderEditor(options.pictures, suite)
+    if options.images is None:
+        raise AnchorEditError("editor 'folder' needs images", "Give --images DIR, which `benchmark make` has written")
+    return FolderEditor(options.images, suite)
 
 
 _POLICY_OPTIONS = ("window", "anchor_frames", "history")
@@ -297,7 +297,7 @@ EDITORS: Mapping[str, tuple[Callable[[EditorOptions, Suite], Editor], tuple[str,
     "bidirectional": (_bidirectional, (*_MODEL_OPTIONS, "window", "anchor_frames")),
     "chain-vae": (_chain_vae, _MODEL_OPTIONS),
     "comfyui": (_comfyui, ("server", "workflow", "sampling_seed")),
-    "folder": (_folder, ("pictures",)),
+    "folder": (_folder, ("images",)),
     "truth": (lambda options, suite: TruthEditor(suite.trial), ()),
     "return-input": (lambda options, suite: ReturnInputEditor(), ()),
     "shuffled": (lambda options, suite: ShuffledEditor(suite.trial), ()),
@@ -311,5 +311,7 @@ def make_editor(name: str, options: EditorOptions, suite: Suite) -> Editor:
         if value is not None and option not in takes:
             flag = "--" + option.replace("_", "-")
             fit = ", ".join(other for other, (_, taken) in EDITORS.items() if option in taken)
-            raise AnchorEditError(f"editor '{name}' does not take {flag} {value}: leave it out, or choose one of {fit}")
+            raise AnchorEditError(
+                f"editor '{name}' does not take {flag} {value}", f"Leave it out, or choose one of {fit}"
+            )
     return make(options, suite)

@@ -2,15 +2,15 @@
 
     python -m benchmark judge --sessions 200 --turn 3 --out runs/judge.json
 
-Every picture is one edit of a held-out session, drawn by the studio, and then:
+Every image is one edit of a held-out session, drawn by the studio, and then:
 
     truth       nothing                                         must be accepted
     round trip  through the bundled VAE and back                must be accepted
-    unchanged   the picture before (null edits left out)        must be refused, as all that follow
+    unchanged   the image before (null edits left out)        must be refused, as all that follow
     another     another edit done
     shifted     by 2 pixels, across or down in turn
     identity    another creature that has all the right facts
-    painted     the whole picture in the colour of what should have changed
+    painted     the whole image in the colour of what should have changed
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ def main(argv: list[str]) -> int:
     before, edits = sessions.scenes[args.turn - 1], sessions.edits[args.turn - 1]
     source, judge, report = render(before, _SIZE, _SIZE), Judge(), {}
     print("| case | accepted | followed | untouched | identity |\n|---|---|---|---|---|")
-    for name, pictures in cases(sessions, args.turn, generator):
+    for name, images in cases(sessions, args.turn, generator):
         counted = [n for n, edit in enumerate(edits) if name not in ("unchanged", "painted") or edit.kind != "null"]
-        verdict = judge.judge(pictures[counted], source[counted], before[counted], [edits[n] for n in counted])
+        verdict = judge.judge(images[counted], source[counted], before[counted], [edits[n] for n in counted])
         parts = (verdict.success, verdict.followed, verdict.untouched, verdict.identity)
         shares = [part.float().mean().item() for part in parts]
-        report[name] = {"pictures": len(counted), "accepted": round(shares[0], 4)}
+        report[name] = {"images": len(counted), "accepted": round(shares[0], 4)}
         print(f"| {name} | " + " | ".join(f"{share:.1%}" for share in shares) + " |", flush=True)
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -67,7 +67,7 @@ def main(argv: list[str]) -> int:
 
 
 def cases(sessions: Sessions, turn: int, generator: torch.Generator):
-    """Yields each case's name and pictures [N, 3, H, W]."""
+    """Yields each case's name and images [N, 3, H, W]."""
     before, after, edits = sessions.scenes[turn - 1], sessions.scenes[turn], sessions.edits[turn - 1]
     source, truth = render(before, _SIZE, _SIZE), render(after, _SIZE, _SIZE)
     yield "truth", truth
@@ -76,7 +76,7 @@ def cases(sessions: Sessions, turn: int, generator: torch.Generator):
         yield "round trip", torch.cat([vae.decode(vae.encode(part)).clamp(0, 1) for part in truth.split(8)])
     yield "unchanged", source
     yield "another", render(after.with_facts(_other_edits(before, after, edits, generator)), _SIZE, _SIZE)
-    yield "shifted", torch.stack([picture.roll(_SHIFT, dims=-1 - n % 2) for n, picture in enumerate(truth)])
+    yield "shifted", torch.stack([image.roll(_SHIFT, dims=-1 - n % 2) for n, image in enumerate(truth)])
     columns = [TRAIT[name] for name in SUBJECT_TRAITS]
     identity = after.identity.clone()
     identity[:, columns] = torch.rand(len(identity), len(columns), generator=generator)
@@ -97,7 +97,7 @@ def _other_edits(before: Scenes, after: Scenes, edits: list[Edit], generator: to
 
 
 def _painted(source: Tensor, truth: Tensor) -> Tensor:
-    """The whole picture under a coat of the mean colour that the changed part should have."""
+    """The whole image under a coat of the mean colour that the changed part should have."""
     changed = ((source - truth).abs().amax(dim=1, keepdim=True) > Thresholds().shows).float()
     colour = (truth * changed).sum(dim=(2, 3), keepdim=True) / changed.sum(dim=(2, 3), keepdim=True).clamp(min=1)
     return _OPAQUE * colour + (1 - _OPAQUE) * source.mean(dim=1, keepdim=True)

@@ -1,11 +1,11 @@
 """Sessions written out, for editors that no adapter drives: a web page, a person, a program of its own.
 
     python -m benchmark make --protocol chain --turns 12 --sessions 60 --out sessions
-    python -m benchmark run --protocol chain --turns 12 --sessions 60 --editor folder --pictures sessions --out mine
+    python -m benchmark run --protocol chain --turns 12 --sessions 60 --editor folder --images sessions --out mine
     python -m benchmark make --suite photos --photos DIR --out sessions
 
-DIR/00017/source.png is a session's first picture and DIR/00017/instructions.json lists what is asked, "" being nothing;
-of photos the folder has the picture's name, and turns of which more is known are objects (`benchmark/photos.py`).
+DIR/00017/source.png is a session's first image and DIR/00017/instructions.json lists what is asked, "" being nothing;
+of photos the folder has the image's name, and turns of which more is known are objects (`benchmark/photos.py`).
 Whoever edits puts DIR/00017/turn1.png, turn2.png ... beside them, each of the source's size, and the second command,
 asked for the same sessions, judges them. This is the layout of LME-Bench, and of DIR/sessions of every run.
 """
@@ -23,7 +23,7 @@ from anchoredit_model.errors import AnchorEditError
 from anchoredit_model.images import load_image
 
 from .editors import Editor
-from .photos import picture_named, turns_of
+from .photos import image_named, turns_of
 from .run_folder import read_json
 from .suite import Suite
 from .suites import add_suite_options, make_suite
@@ -44,28 +44,28 @@ def main(argv: list[str]) -> int:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise AnchorEditError(f"'{folder}' cannot be made ({error.strerror}): choose another --out") from None
+            raise AnchorEditError(f"'{folder}' cannot be made ({error.strerror})", "Choose another --out") from None
         suite.write(session, folder)
     print(f"{len(suite.names)} sessions of {suite.settings['turns']} turns in {args.out}")
     return 0
 
 
 class FolderEditor(Editor):
-    """Pictures that somebody has made of the sessions which `make` wrote."""
+    """Images that somebody has made of the sessions which `make` wrote."""
 
-    def __init__(self, pictures: Path, suite: Suite):
-        self.pictures, self.suite = pictures, suite
+    def __init__(self, images: Path, suite: Suite):
+        self.images, self.suite = images, suite
 
     @property
     def settings(self) -> dict[str, str]:
-        return {"pictures": str(self.pictures.resolve())}
+        return {"images": str(self.images.resolve())}
 
-    def start(self, picture: Tensor, session: int) -> None:
-        self._folder, self._turn = self.pictures / self.suite.names[session], 0
+    def start(self, image: Tensor, session: int) -> None:
+        self._folder, self._turn = self.images / self.suite.names[session], 0
         source = self._read("source")
-        if source.shape != picture.shape or (source - picture).abs().max() > _SAME:
+        if source.shape != image.shape or (source - image).abs().max() > _SAME:
             raise AnchorEditError(
-                f"'{self._folder / 'source.png'}' is of other sessions than those that are asked for: {_HINT}"
+                f"'{self._folder / 'source.png'}' is of other sessions than those that are asked for", f"{_HINT}"
             )
         _check_asked(self._folder, self.suite.asked(session), _HINT)
 
@@ -74,10 +74,10 @@ class FolderEditor(Editor):
         return self._read(f"turn{self._turn}")
 
     def _read(self, name: str) -> Tensor:
-        path = picture_named(self._folder, name)
+        path = image_named(self._folder, name)
         if path is None:
             missing = self._folder / f"{name}.png"
-            raise AnchorEditError(f"'{missing}' is missing: add it and ask again; finished sessions are kept")
+            raise AnchorEditError(f"'{missing}' is missing", "Add it and ask again; finished sessions are kept")
         return load_image(path)
 
 
@@ -88,7 +88,7 @@ def _check_asked(folder: Path, asked: Sequence[Any], remedy: str) -> None:
         return
     written = [turn.instruction for turn in turns_of(read_json(path), path)]
     if written[: len(asked)] != [turn if isinstance(turn, str) else turn["instruction"] for turn in asked]:
-        raise AnchorEditError(f"'{path}' is of other sessions than those that are asked for: {remedy}")
+        raise AnchorEditError(f"'{path}' is of other sessions than those that are asked for", f"{remedy}")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m benchmark memory", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--size", action="append", choices=SIZES, help="may be repeated (default: both)")
-    parser.add_argument("--height", type=int, default=1024, help="of the picture as it is worked on, pixels")
+    parser.add_argument("--height", type=int, default=1024, help="of the image as it is worked on, pixels")
     parser.add_argument("--width", type=int, default=1024)
     parser.add_argument("--anchor-frames", type=int, default=default.anchor_frames)
     parser.add_argument("--window", type=int, default=default.window)

@@ -40,12 +40,12 @@ _NOTES = {
     "studio": "In percent of the turns that count, with 95 % intervals over sessions (bootstrap). Success: what was "
     "asked is there, the rest is untouched, and the creature is still the anchor's. SR@k: the first k turns all "
     "succeeded. In question: the facts that the protocol is about are right.",
-    "photos": "Drift is measured where a picture must be as it was: after a change was taken back, where nothing was "
-    "asked, or outside an edit's mask; with 95 % intervals over pictures (bootstrap). 0 is no drift, a delta E of 2 "
+    "photos": "Drift is measured where an image must be as it was: after a change was taken back, where nothing was "
+    "asked, or outside an edit's mask; with 95 % intervals over images (bootstrap). 0 is no drift, a delta E of 2 "
     "can just be seen. An editor that changes nothing has no drift either: see what a turn changes.",
 }
 _FILMS = 3  # sessions shown
-_COLUMNS = 13  # pictures of a session: the source and up to twelve turns
+_COLUMNS = 13  # images of a session: the source and up to twelve turns
 _THUMB = 76  # pixels
 _GAP = 3
 _MOST_BANDS = 4  # groups; of more the intervals would hide each other
@@ -99,7 +99,7 @@ def _plots(trial: Trial) -> str:
     try:
         import matplotlib
     except ImportError as error:
-        raise AnchorEditError("the report's plots need matplotlib: pip install matplotlib") from error
+        raise AnchorEditError("the report's plots need matplotlib", "Pip install matplotlib") from error
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
@@ -162,8 +162,8 @@ def _film(trial: Trial, session: int) -> str:
     captions = "; ".join(f"{turn}: {said[turn - 1]}" for turn in shown if turn)
     rows = []
     for group in trial.groups:
-        pictures = group.runs[0].pictures(session)
-        strip = _strip([thumbnail(pictures[turn], _THUMB) for turn in shown])
+        images = group.runs[0].images(session)
+        strip = _strip([thumbnail(images[turn], _THUMB) for turn in shown])
         rows.append(f'<span>{escape(group.name)}</span><img alt="{escape(group.name)}" src="{_data_url(strip)}">')
     return (
         f'<h3>Session {_title(record)}, turns {", ".join(map(str, shown))}</h3><p class="note">{escape(captions)}</p>'
@@ -177,13 +177,13 @@ def _title(record: dict) -> str:
     return escape(session) if isinstance(session, str) else str(session + 1)
 
 
-def _strip(pictures: Sequence[Image.Image]) -> Image.Image:
-    width = sum(picture.width + _GAP for picture in pictures) - _GAP
-    strip = Image.new("RGB", (width, max(picture.height for picture in pictures)), "white")
+def _strip(images: Sequence[Image.Image]) -> Image.Image:
+    width = sum(image.width + _GAP for image in images) - _GAP
+    strip = Image.new("RGB", (width, max(image.height for image in images)), "white")
     left = 0
-    for picture in pictures:
-        strip.paste(picture, (left, 0))
-        left += picture.width + _GAP
+    for image in images:
+        strip.paste(image, (left, 0))
+        left += image.width + _GAP
     return strip
 
 

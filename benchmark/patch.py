@@ -5,7 +5,7 @@
 Four things are timed on the host's own Wan network with random weights, over and over in turns, so that other
 programs disturb all alike:
 
-native     a forward of one picture without a memory
+native     a forward of one image without a memory
 patched    the same with remembered frames
 longer     the self-attention calls of the patched forward, alone, with their longer keys and values
 shorter    those of the native forward, alone
@@ -35,7 +35,7 @@ from torch import Tensor
 from anchoredit_model.config import TransformerConfig
 from anchoredit_model.errors import AnchorEditError
 from anchoredit_model.memory.visibility import FrameView
-from anchoredit_model.networks.transformer import Block
+from anchoredit_model.networks.transformer import FrameKV
 
 PACK = Path(__file__).resolve().parents[1]
 STRIDE = 4  # of slots in time; the cost does not depend on it
@@ -44,7 +44,7 @@ STRIDE = 4  # of slots in time; the cost does not depend on it
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmark patch", description=__doc__.split("\n")[0])
     parser.add_argument("--host", type=Path, required=True, metavar="FOLDER", help="ComfyUI's own folder")
-    parser.add_argument("--tokens", type=int, default=1024, help="of a picture: a square of 16x16 pixels each")
+    parser.add_argument("--tokens", type=int, default=1024, help="of an image: a square of 16x16 pixels each")
     parser.add_argument("--frames", type=int, default=3, help="remembered frames in view")
     parser.add_argument("--width", type=int, default=1536, help="of the network, a multiple of 128 (1536: Wan 1.3B)")
     parser.add_argument("--ffn", type=int, default=8960, help="width of the feed-forward layers")
@@ -56,12 +56,12 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     rows = round(args.tokens**0.5)
     if rows < 1 or rows * rows != args.tokens:
-        raise AnchorEditError(f"--tokens {args.tokens} is no square: use 1024 or 4096, say")
+        raise AnchorEditError(f"--tokens {args.tokens} is no square", "Use 1024 or 4096, say")
     for name in ("frames", "width", "ffn", "layers", "repeats"):
         if getattr(args, name) < 1:
-            raise AnchorEditError(f"--{name} {getattr(args, name)} is not possible: use 1 or more")
+            raise AnchorEditError(f"--{name} {getattr(args, name)} is not possible", "Use 1 or more")
     if args.width % 128:
-        raise AnchorEditError(f"--width {args.width} cannot be cut into heads: use a multiple of 128")
+        raise AnchorEditError(f"--width {args.width} cannot be cut into heads", "Use a multiple of 128")
 
     _find_host(args.host, args.device)
     sizes = TransformerConfig(args.width, args.ffn, args.width // 128, args.layers, text_dim=512)
@@ -87,7 +87,7 @@ def main(argv: list[str]) -> int:
 def _find_host(folder: Path, device: str) -> None:
     """Puts ComfyUI on the path, with the attention that it takes on a GPU."""
     if not (folder / "comfy" / "ldm" / "wan" / "model.py").is_file():
-        raise AnchorEditError(f"--host {folder} holds no ComfyUI: give its own folder, where main.py is")
+        raise AnchorEditError(f"--host {folder} holds no ComfyUI", "Give its own folder, where main.py is")
     sys.path.insert(0, str(folder.resolve()))
     from comfy.cli_args import args
 
@@ -127,7 +127,7 @@ def _works(
     tokens, heads, layers = rows * rows, sizes.num_heads, range(sizes.num_layers)
     kept = (1, tokens, heads, sizes.head_dim)
     blocks = tuple(
-        Block(tuple(random(*kept) for _ in layers), tuple(random(*kept) for _ in layers)) for _ in range(frames)
+        FrameKV(tuple(random(*kept) for _ in layers), tuple(random(*kept) for _ in layers)) for _ in range(frames)
     )
     view = FrameView(tuple(range(frames)), tuple(range(frames)), frames)
     memory = _attention_module().MemoryAttention(view, blocks, STRIDE)

@@ -1,6 +1,6 @@
 """`report.json` of a run on photos (`benchmark.photo_suite`), and its tables for people.
 
-drift_by_turn       {figure: [T] of {mean, low, high}}, over the sessions in which it is known what the picture must be
+drift_by_turn       {figure: [T] of {mean, low, high}}, over the sessions in which it is known what the image must be
 change_by_turn      [T]: what an editor that follows shows at every edit, and one that does nothing never
 similarity_by_turn  {measure: [T]}: to the source, of those that were given weights for
 absent              the measures that were not

@@ -1,8 +1,8 @@
-"""Suite `photos`: pictures of which nobody knows what an edit should make of them, measured by what is known.
+"""Suite `photos`: images of which nobody knows what an edit should make of them, measured by what is known.
 
-    drift     against the picture that must be there again: where a turn returns to an earlier one or asks for nothing;
-              or outside its mask, and the masks before it, against the picture that these all started from
-    change    mean colour difference from the picture before. An editor that does nothing has no drift and no change.
+    drift     against the image that must be there again: where a turn returns to an earlier one or asks for nothing;
+              or outside its mask, and the masks before it, against the image that these all started from
+    change    mean colour difference from the image before. An editor that does nothing has no drift and no change.
     similarity to the source, at every turn, by the models that were given (`benchmark.similarity`)
 
 Protocols: "listed", what the sessions ask for, and "no-op", nothing, turn after turn. A record is
@@ -41,7 +41,7 @@ from .suite import Record, Suite
 PHOTO_PROTOCOLS = ("listed", "no-op")
 _THUMB = 192  # pixels
 _COLUMNS = 7
-_LEAST_UNTOUCHED = 0.05  # of a picture; less says nothing about drift
+_LEAST_UNTOUCHED = 0.05  # of an image; less says nothing about drift
 
 
 class PhotoSuite(Suite):
@@ -60,10 +60,10 @@ class PhotoSuite(Suite):
     ):
         if protocol not in PHOTO_PROTOCOLS:
             raise AnchorEditError(
-                f"protocol '{protocol}' needs drawn scenes: of photos ask for {' or '.join(PHOTO_PROTOCOLS)}"
+                f"protocol '{protocol}' needs drawn scenes", f"Of photos ask for {' or '.join(PHOTO_PROTOCOLS)}"
             )
         if turns is not None and turns < 1:
-            raise AnchorEditError(f"{turns} turns are no edit: ask for 1 or more")
+            raise AnchorEditError(f"{turns} turns are no edit", "Ask for 1 or more")
         longest = max(len(session.turns) for session in sessions)
         if protocol == "no-op":
             nothing = tuple(PhotoTurn("") for _ in range(turns or longest))
@@ -73,8 +73,8 @@ class PhotoSuite(Suite):
             longest = max(len(session.turns) for session in sessions)
             if longest < turns:
                 raise AnchorEditError(
-                    f"{turns} turns are asked for and {longest} are listed: ask for so many, or end the list with a "
-                    "turn that returns to 0, and it is asked again and again"
+                    f"{turns} turns are asked for and {longest} are listed",
+                    "Ask for so many, or end the list with a turn that returns to 0, and it is asked again and again",
                 )
         self.sessions = list(sessions)
         self.names = [session.name for session in self.sessions]
@@ -94,7 +94,7 @@ class PhotoSuite(Suite):
 
     @property
     def trial(self) -> Trial:
-        raise AnchorEditError("of a photo nobody knows the edited picture: choose an editor that edits")
+        raise AnchorEditError("of a photo nobody knows the edited image", "Choose an editor that edits")
 
     def source(self, session: int) -> Tensor:
         return self.sessions[session].source(self.area)
@@ -114,23 +114,23 @@ class PhotoSuite(Suite):
         source = self.source(session)
         height, width = source.shape[-2:]
         known = references(asked.turns, asked.masks(height, width))
-        pictures, cost = edit_session(editor, source, [turn.instruction for turn in asked.turns], session, fit=True)
+        images, cost = edit_session(editor, source, [turn.instruction for turn in asked.turns], session, fit=True)
         seen = {name: model.describe(source) for name, model in self.similarities.items()}
         turns = []
         for number, (turn, reference) in enumerate(zip(asked.turns, known), start=1):
-            picture = pictures[number]
-            change = colour_drift(picture, pictures[number - 1]).delta_e
+            image = images[number]
+            change = colour_drift(image, images[number - 1]).delta_e
             known_turn = {} if turn.returns_to is None else {"returns_to": turn.returns_to}
             turns.append(
                 {
                     "instruction": turn.instruction,
                     **known_turn,
                     "change": round(change, DIGITS),
-                    "drift": reference and drift_figures(picture, pictures[reference[0]], reference[1]),
-                    "similar": {name: self._similar(name, seen[name], picture) for name in self.similarities},
+                    "drift": reference and drift_figures(image, images[reference[0]], reference[1]),
+                    "similar": {name: self._similar(name, seen[name], image) for name in self.similarities},
                 }
             )
-        return {"session": asked.name, "size": [height, width], "turns": turns, "cost": cost}, pictures
+        return {"session": asked.name, "size": [height, width], "turns": turns, "cost": cost}, images
 
     def signs(self, record: Record) -> str:
         """The drift of colour where it is known."""
@@ -142,22 +142,22 @@ class PhotoSuite(Suite):
     def print_report(self, report: dict[str, Any]) -> None:
         print_photo_report(report)
 
-    def strip(self, session: int, record: Record, pictures: list[Tensor]) -> Image.Image:
+    def strip(self, session: int, record: Record, images: list[Tensor]) -> Image.Image:
         captions = [turn["instruction"] or "(nothing)" for turn in record["turns"]]
-        thumbs = [thumbnail(picture, _THUMB) for picture in pictures]
+        thumbs = [thumbnail(image, _THUMB) for image in images]
         return contact_sheet(thumbs, captions, _THUMB, min(_COLUMNS, len(thumbs)))
 
-    def _similar(self, name: str, source: Any, picture: Tensor) -> float | None:
+    def _similar(self, name: str, source: Any, image: Tensor) -> float | None:
         model = self.similarities[name]
-        value = model.compare(source, model.describe(picture))
+        value = model.compare(source, model.describe(image))
         return None if math.isnan(value) else round(value, DIGITS)
 
     def _fingerprint(self) -> str:
-        """Of all that is asked of which pictures."""
+        """Of all that is asked of which images."""
         digest = hashlib.sha256()
         for number, session in enumerate(self.sessions):
             digest.update(json.dumps([session.name, self.asked(number)]).encode())
-            for file in (session.picture, *(turn.mask for turn in session.turns if turn.mask)):
+            for file in (session.image, *(turn.mask for turn in session.turns if turn.mask)):
                 digest.update(file.read_bytes())
         return digest.hexdigest()[:16]
 
@@ -166,18 +166,18 @@ def _repeated(turns: Sequence[PhotoTurn], count: int) -> tuple[PhotoTurn, ...]:
     """The first `count` turns of a list, which begins again where it ends with the source."""
     found: list[PhotoTurn] = list(turns[:count])
     while len(found) < count and turns[-1].returns_to == 0:
-        passed = len(found)  # pictures of this round are so many later; the source stays the source
+        passed = len(found)  # images of this round are so many later; the source stays the source
         again = (turn if not turn.returns_to else replace(turn, returns_to=turn.returns_to + passed) for turn in turns)
         found += list(again)[: count - passed]
     return tuple(found)
 
 
 def references(turns: Sequence[PhotoTurn], masks: Sequence[Tensor | None]) -> list[tuple[int, Tensor | None] | None]:
-    """Per turn the number of the picture that its own should be like, and where (bool [H, W]; None: everywhere).
+    """Per turn the number of the image that its own should be like, and where (bool [H, W]; None: everywhere).
 
     None where nothing is known. `masks`: where each edit may show, bool [H, W], if that is known.
     """
-    states: list[tuple[int, Tensor | None]] = [(0, None)]  # per picture: like which, but where it may differ
+    states: list[tuple[int, Tensor | None]] = [(0, None)]  # per image: like which, but where it may differ
     known: list[tuple[int, Tensor | None] | None] = []
     for number, (turn, mask) in enumerate(zip(turns, masks, strict=True), start=1):
         like, touched = states[number - 1]

@@ -49,10 +49,10 @@ class Run:
         opened = RunFolder(self.folder, self.settings)
         return [opened.record(name) for name in opened.names]
 
-    def pictures(self, session: int) -> list[Tensor]:
-        """Pictures [3, H, W] of a session, the source first."""
+    def images(self, session: int) -> list[Tensor]:
+        """Images [3, H, W] of a session, the source first."""
         opened = RunFolder(self.folder, self.settings)
-        return opened.pictures(opened.names[session])
+        return opened.images(opened.names[session])
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def find_trials(folders: Sequence[Path]) -> list[Trial]:
                 )
     if not runs:
         names = ", ".join(f"'{folder}'" for folder in folders)
-        raise AnchorEditError(f"no finished run in {names}: give folders that `python -m benchmark run` has filled")
+        raise AnchorEditError(f"no finished run in {names}", "Give folders that `python -m benchmark run` has filled")
     trials = []
     for named in runs.values():
         groups = tuple(_group(name, found) for name, found in named.items())
@@ -155,8 +155,8 @@ def _group(name: str, runs: Sequence[Run]) -> Group:
     for run in runs:
         if asked(run) != asked(runs[0]):
             raise AnchorEditError(
-                f"'{runs[0].folder}' and '{run.folder}' are both '{name}' but of different editors or measures: give "
-                "folders of other names"
+                f"'{runs[0].folder}' and '{run.folder}' are both '{name}' but of different editors or measures",
+                "Give folders of other names",
             )
     return Group(name, tuple(runs))
 

@@ -1,13 +1,13 @@
 """Protocols: the sessions an editor is put through, and the turns at which it needs what is hard to know.
 
     chain           edits of every kind, one after the other
-    no-op           nothing is asked; the picture must stay, turn after turn
-    a-b-a           every second turn takes the one before it back: the picture must be the first one again
+    no-op           nothing is asked; the image must stay, turn after turn
+    a-b-a           every second turn takes the one before it back: the image must be the first one again
     black-and-white the colours go at turn 2 and come back at the last turn; only the anchor still knows them
     late-reference  a thing goes at turn 1 or 2 and is asked for again, by its name, at the last turn
     sanctioned      a change at turn 1 that all later edits, of other facts, must leave as it is: the anchor shows
                     the old state, and must not undo what was asked for
-    undo            the last turn goes back several edits, or to the first picture
+    undo            the last turn goes back several edits, or to the first image
 
 All but the chain leave out of their other turns what would blur the question: nothing points back, nothing takes
 the colours away, no turn asks for nothing.
@@ -113,12 +113,12 @@ def make_trial(
 ) -> Trial:
     """`count` sessions of `turns` edits by the protocol of this name; the same generator gives the same ones."""
     if name not in PROTOCOLS:
-        raise AnchorEditError(f"protocol '{name}' is unknown: choose one of {', '.join(PROTOCOLS)}")
+        raise AnchorEditError(f"protocol '{name}' is unknown", f"Choose one of {', '.join(PROTOCOLS)}")
     protocol = PROTOCOLS[name]
     if turns < protocol.least_turns:
-        raise AnchorEditError(f"protocol '{name}' with {turns} turns: ask for {protocol.least_turns} or more")
+        raise AnchorEditError(f"protocol '{name}' with {turns} turns", f"Ask for {protocol.least_turns} or more")
     if count < 1:
-        raise AnchorEditError(f"{count} sessions measure nothing: ask for 1 or more")
+        raise AnchorEditError(f"{count} sessions measure nothing", "Ask for 1 or more")
     if protocol.write is None:
         return Trial(sample_sessions(count, turns, generator, languages=languages), [[] for _ in range(count)])
     source = _sources(count, generator, protocol.suits)
@@ -154,7 +154,7 @@ def _a_b_a(draft: _Draft, turns: int) -> None:
         draft.fill(len(draft.edits) + 1, (*_PLAIN_KINDS, "black and white"))
         if len(draft.edits) < turns:
             draft.add(_way_back(draft.edits[-1]))
-            draft.mark("the first picture again", tuple(FACTS))
+            draft.mark("the first image again", tuple(FACTS))
 
 
 def _black_and_white(draft: _Draft, turns: int) -> None:
@@ -202,7 +202,7 @@ def _undo(draft: _Draft, turns: int) -> None:
         ways = possible_edits("undo", draft.history, far)
     draft.add_one_of(ways)
     undo = draft.edits[-1]
-    what = "back to the first picture" if undo.undone < 0 else "back to an earlier turn"
+    what = "back to the first image" if undo.undone < 0 else "back to an earlier turn"
     draft.mark(what, [change.fact for change in undo.changes])
 
 

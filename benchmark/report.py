@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from anchoredit_model.atomic_write import whole_file
+from anchoredit_model.atomic_write import atomic_write
 from anchoredit_model.errors import AnchorEditError
 
 from .figures import Interval
@@ -53,7 +53,7 @@ def write_report(trials: Sequence[Trial], folder: Path) -> None:
     """report.json, report.csv and report.html of these trials."""
     write_json([_as_json(trial) for trial in trials], folder / "report.json")
     for name, text in (("report.csv", _as_csv(trials)), ("report.html", draw_page(trials, table))):
-        with whole_file(folder / name, "report") as unfinished:
+        with atomic_write(folder / name, "report") as unfinished:
             unfinished.write_text(text, encoding="utf-8")
 
 
@@ -118,12 +118,12 @@ def _write_into(path: Path, text: str) -> None:
     try:
         page = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise AnchorEditError(f"'{path}' cannot be read ({error.strerror}): give a Markdown file") from None
+        raise AnchorEditError(f"'{path}' cannot be read ({error.strerror})", "Give a Markdown file") from None
     before, begin, rest = page.partition(_BEGIN + "\n")
     _, end, after = rest.partition(_END)
     if not begin or not end:
-        raise AnchorEditError(f"'{path}' has no place for the tables: put in the lines {_BEGIN} and {_END}")
-    with whole_file(path, "page") as unfinished:
+        raise AnchorEditError(f"'{path}' has no place for the tables", f"Put in the lines {_BEGIN} and {_END}")
+    with atomic_write(path, "page") as unfinished:
         unfinished.write_text(before + begin + "\n" + text + "\n" + end + after, encoding="utf-8")
 
 

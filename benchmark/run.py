@@ -14,7 +14,7 @@ import argparse
 from dataclasses import fields
 from pathlib import Path
 
-from anchoredit_model.atomic_write import whole_file
+from anchoredit_model.atomic_write import atomic_write
 
 from .editors import DEFAULT_SERVER, EDITORS, EditorOptions, make_editor
 from .run_folder import RunFolder, write_json
@@ -34,16 +34,16 @@ def main(argv: list[str]) -> int:
     for session in sessions:
         name = suite.names[session]
         if not folder.is_finished(name):
-            record, pictures = suite.run(editor, session)
+            record, images = suite.run(editor, session)
             suite.write(session, folder.make(name))  # so that it can be read back, with all that is known of it
-            folder.save(name, record, pictures)
+            folder.save(name, record, images)
             print(f"session {session + 1} of {len(sessions)}: {suite.signs(record)}", flush=True)
     records = [folder.record(name) for name in suite.names]
     report = suite.report(folder.settings, records)
     write_json(report, args.out / "report.json")
     shown = enumerate(suite.names[:_SHOWN])
-    sheet = draw_sheet([suite.strip(session, records[session], folder.pictures(name)) for session, name in shown])
-    with whole_file(args.out / "sheet.png", "sheet") as unfinished:
+    sheet = draw_sheet([suite.strip(session, records[session], folder.images(name)) for session, name in shown])
+    with atomic_write(args.out / "sheet.png", "sheet") as unfinished:
         sheet.save(unfinished, format="PNG")
     suite.print_report(report)
     return 0
@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
         "--workflow", type=Path, help="in the API's format, with marked nodes (default: the bundled model)"
     )
     comfyui.add_argument("--server", help=f"(default: {DEFAULT_SERVER})")
-    parser.add_argument("--pictures", type=Path, metavar="DIR", help="of the editor folder, see `benchmark make`")
+    parser.add_argument("--images", type=Path, metavar="DIR", help="of the editor folder, see `benchmark make`")
     policy = parser.add_argument_group("what a turn sees", "of the editor pipeline")
     policy.add_argument("--window", type=int)
     policy.add_argument("--anchor-frames", type=int)

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from anchoredit_model.atomic_write import whole_file
+from anchoredit_model.atomic_write import atomic_write
 from anchoredit_model.errors import AnchorEditError
 from anchoredit_model.images import load_image, save_image
 
@@ -50,24 +50,24 @@ class RunFolder:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise AnchorEditError(
-                f"session folder '{folder}' cannot be made ({error.strerror}): choose another --out"
+                f"session folder '{folder}' cannot be made ({error.strerror})", "Choose another --out"
             ) from None
         return folder
 
-    def save(self, session: str, record: dict[str, Any], pictures: Sequence[Tensor]) -> None:
-        """Writes a finished session: its pictures [3, H, W], the source first, then its record."""
+    def save(self, session: str, record: dict[str, Any], images: Sequence[Tensor]) -> None:
+        """Writes a finished session: its images [3, H, W], the source first, then its record."""
         folder = self.make(session)
-        for turn, picture in enumerate(pictures):
-            save_image(picture, folder / _picture_name(turn))
+        for turn, image in enumerate(images):
+            save_image(image, folder / _image_name(turn))
         write_json(record, folder / _RECORD)
 
     def record(self, session: str) -> dict[str, Any]:
         return read_json(self._session(session) / _RECORD)
 
-    def pictures(self, session: str) -> list[Tensor]:
-        """Pictures [3, H, W] of a finished session, the source first."""
+    def images(self, session: str) -> list[Tensor]:
+        """Images [3, H, W] of a finished session, the source first."""
         turns = len(self.record(session)["turns"])
-        return [load_image(self._session(session) / _picture_name(turn)) for turn in range(turns + 1)]
+        return [load_image(self._session(session) / _image_name(turn)) for turn in range(turns + 1)]
 
     def _session(self, name: str) -> Path:
         return self.path / "sessions" / name
@@ -75,17 +75,17 @@ class RunFolder:
     def _check(self, stored: Any) -> None:
         for name, was, now in _differences(stored, self.settings):
             raise AnchorEditError(
-                f"'{self.path}' holds a run with {name} {json.dumps(was)}, this one has {json.dumps(now)}: "
-                "choose another --out, or ask for the same to go on with it"
+                f"'{self.path}' holds a run with {name} {json.dumps(was)}, this one has {json.dumps(now)}",
+                "Choose another --out, or ask for the same to go on with it",
             )
 
 
 def write_json(data: Any, path: Path) -> None:
-    with whole_file(path, "report", make_folder=True) as unfinished:
+    with atomic_write(path, "report", make_folder=True) as unfinished:
         unfinished.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _picture_name(turn: int) -> str:
+def _image_name(turn: int) -> str:
     return f"turn{turn}.png" if turn else "source.png"
 
 
@@ -93,7 +93,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise AnchorEditError(f"'{path}' cannot be read ({error}): delete it, and the run makes it again") from None
+        raise AnchorEditError(f"'{path}' cannot be read ({error})", "Delete it, and the run makes it again") from None
 
 
 def _differences(was: Any, now: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:

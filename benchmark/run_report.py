@@ -3,7 +3,7 @@
 success_by_turn, followed_by_turn, untouched_by_turn, identity_by_turn     [T] of {mean, low, high}, over the
                      sessions in which the turn is not moot (see `benchmark.runner`)
 moot_by_turn         [T]: in how many it is
-persistence_by_turn  share of the facts set by earlier instructions that the picture still shows; null where
+persistence_by_turn  share of the facts set by earlier instructions that the image still shows; null where
                      there are none
 SR@k                 [T]: share of sessions whose first k turns all succeeded
 first_failure        at which turn, and how many never

@@ -2,10 +2,10 @@
 
     {"session": 17,
      "turns": [{"instruction", "kind",
-                "moot"                             the editor's own previous picture already shows all that is asked
+                "moot"                             the editor's own previous image already shows all that is asked
                 "asked": {fact: value}             what the instruction sets
                 "followed", "untouched", "identity", "damage", "likeness"   as in `train.judge.Verdict`
-                "wrong": {fact: value}             facts that the picture shows, by its reading, and should not
+                "wrong": {fact: value}             facts that the image shows, by its reading, and should not
                 "drift": {...} or null}, ...]      `anchoredit_model.drift` against the source, where no edit so far
                                                    should show; null if that is next to nothing
      "marks": [{"what", "turn", "facts"}, ...]     of the protocol
@@ -14,7 +14,7 @@
 A moot turn comes after a failed one: "undo that" where nothing was done, "bring back the hat" where it was never
 taken off. Doing nothing would be a success there, so it is recorded but not counted.
 
-Pictures are judged as an 8-bit file holds them, so that a finished run can be judged again from its files.
+Images are judged as an 8-bit file holds them, so that a finished run can be judged again from its files.
 """
 
 from __future__ import annotations
@@ -44,20 +44,20 @@ if TYPE_CHECKING:
 DIGITS = 5  # of measured values in a record
 _SHOWS = 0.5 / 255  # two drawings differ in a pixel if a file would
 _MARGIN = 3  # pixels around an edit that count as edited
-_LEAST_UNTOUCHED = 0.05  # of the picture; less says nothing about drift
+_LEAST_UNTOUCHED = 0.05  # of the image; less says nothing about drift
 
 
 def run_session(editor: Editor, judge: Judge, trial: Trial, session: int, size: int) -> tuple[dict, list[Tensor]]:
-    """The record of a session, and its pictures [3, size, size], the source first."""
+    """The record of a session, and its images [3, size, size], the source first."""
     sessions = trial.sessions
     scenes = [states[session : session + 1] for states in sessions.scenes]
     edits = [row[session] for row in sessions.edits]
     texts = [row[session] for row in sessions.texts]
     drawings = truths(trial, session, size)
-    pictures, cost = edit_session(editor, drawings[0], texts, session)
+    images, cost = edit_session(editor, drawings[0], texts, session)
     believed, turns = scenes[0], []
     for turn, edit in enumerate(edits, start=1):
-        verdict = judge.judge(pictures[turn][None], pictures[turn - 1][None], believed, [edit])
+        verdict = judge.judge(images[turn][None], images[turn - 1][None], believed, [edit])
         before, believed = believed, believed.with_facts(verdict.facts)
         turns.append(
             {
@@ -71,11 +71,11 @@ def run_session(editor: Editor, judge: Judge, trial: Trial, session: int, size: 
                 "damage": round(float(verdict.damage), DIGITS),
                 "likeness": round(float(verdict.likeness), DIGITS),
                 "wrong": _wrong(believed, scenes[turn]),
-                "drift": _drift(pictures[turn], drawings[0], drawings[turn]),
+                "drift": _drift(images[turn], drawings[0], drawings[turn]),
             }
         )
     marks = [asdict(mark) for mark in trial.marks[session]]
-    return {"session": session, "turns": turns, "marks": marks, "cost": cost}, pictures
+    return {"session": session, "turns": turns, "marks": marks, "cost": cost}, images
 
 
 def truths(trial: Trial, session: int, size: int) -> list[Tensor]:
@@ -84,35 +84,35 @@ def truths(trial: Trial, session: int, size: int) -> list[Tensor]:
     return [as_saved(render(scene, size, size)[0]) for scene in scenes]
 
 
-def as_saved(picture: Tensor) -> Tensor:
-    """The picture as an 8-bit file holds it."""
-    return (picture.detach().cpu().float().clamp(0, 1) * 255).round() / 255
+def as_saved(image: Tensor) -> Tensor:
+    """The image as an 8-bit file holds it."""
+    return (image.detach().cpu().float().clamp(0, 1) * 255).round() / 255
 
 
 def edit_session(
     editor: Editor, source: Tensor, texts: list[str], session: int, fit: bool = False
 ) -> tuple[list[Tensor], dict[str, Any]]:
-    """The source and an editor's pictures [3, H, W] as files hold them, and what they cost.
+    """The source and an editor's images [3, H, W] as files hold them, and what they cost.
 
-    With `fit`, pictures of another size are scaled to the source's; else they are an AnchorEditError.
+    With `fit`, images of another size are scaled to the source's; else they are an AnchorEditError.
     """
-    pictures, seconds, held = [source], [], []
+    images, seconds, held = [source], [], []
     began = time.perf_counter()  # what a start costs belongs to the first turn
     editor.start(source, session)
     for turn, text in enumerate(texts, start=1):
-        picture = editor.edit(text)
-        if picture.shape != source.shape:
-            if not fit or picture.ndim != 3 or picture.shape[0] != 3:
+        image = editor.edit(text)
+        if image.shape != source.shape:
+            if not fit or image.ndim != 3 or image.shape[0] != 3:
                 raise AnchorEditError(
-                    f"the editor's turn {turn} is {list(picture.shape)}, the source {list(source.shape)}: "
-                    "an editor has to return pictures of its source's size"
+                    f"the editor's turn {turn} is {list(image.shape)}, the source {list(source.shape)}",
+                    "An editor has to return images of its source's size",
                 )
-            picture = F.interpolate(picture[None].float(), source.shape[-2:], mode="bicubic", antialias=True)[0]
-        pictures.append(as_saved(picture))  # on the CPU, so nothing is left to wait for
+            image = F.interpolate(image[None].float(), source.shape[-2:], mode="bicubic", antialias=True)[0]
+        images.append(as_saved(image))  # on the CPU, so nothing is left to wait for
         seconds.append(round(time.perf_counter() - began, 6))
         held.append(editor.cache_bytes)
         began = time.perf_counter()
-    return pictures, {"seconds": seconds, "cache_bytes": held, "peak_bytes": _peak_bytes()}
+    return images, {"seconds": seconds, "cache_bytes": held, "peak_bytes": _peak_bytes()}
 
 
 def _is_moot(edit: Edit, believed: Scenes) -> bool:
@@ -128,18 +128,18 @@ def _wrong(read: Scenes, truth: Scenes) -> dict[str, str]:
     return {name: values[seen] for (name, values), seen, true in pairs if seen != true}
 
 
-def _drift(picture: Tensor, source: Tensor, truth: Tensor) -> dict[str, float] | None:
+def _drift(image: Tensor, source: Tensor, truth: Tensor) -> dict[str, float] | None:
     """Drift from the source where the truth is still the source; None where too little is."""
     touched = ((truth - source).abs().amax(dim=0) > _SHOWS).float()  # [H, W]
     untouched = 1 - F.max_pool2d(touched[None], 2 * _MARGIN + 1, stride=1, padding=_MARGIN)[0]
     if untouched.mean() < _LEAST_UNTOUCHED:
         return None
-    return drift_figures(picture, source, untouched)
+    return drift_figures(image, source, untouched)
 
 
-def drift_figures(picture: Tensor, reference: Tensor, mask: Tensor | None = None) -> dict[str, float]:
-    """`anchoredit_model.drift` of pictures [3, H, W] as JSON; `mask` [H, W] is 1 where nothing should change."""
-    found = drift(picture, reference, mask)
+def drift_figures(image: Tensor, reference: Tensor, mask: Tensor | None = None) -> dict[str, float]:
+    """`anchoredit_model.drift` of images [3, H, W] as JSON; `mask` [H, W] is 1 where nothing should change."""
+    found = drift(image, reference, mask)
     figures = {**asdict(found), "shift": math.hypot(found.dx, found.dy)}  # shifts of many sessions cancel out in dx, dy
     return {name: round(value, DIGITS) for name, value in figures.items()}
 

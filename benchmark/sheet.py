@@ -1,4 +1,4 @@
-"""The sheet of a run: its first sessions; in the studio each picture stands above the truth, with what became of it.
+"""The sheet of a run: its first sessions; in the studio each image stands above the truth, with what became of it.
 
 A green frame is a success; a red one says what failed; a grey one is of a turn that asked for what was so already.
 Instructions that no font of this machine can write are given by what they ask for.
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from anchoredit_model.filmstrip import BACKGROUND, caption_font, contact_sheet, thumbnail
 
-_THUMB = 144  # pixels, the side of a picture
+_THUMB = 144  # pixels, the side of an image
 _COLUMNS = 13  # a source and twelve turns
 _FRAME = 3
 _GOOD, _BAD, _MOOT = (88, 196, 110), (236, 98, 84), (150, 150, 150)
@@ -32,12 +32,12 @@ def draw_sheet(strips: Sequence[Image.Image]) -> Image.Image:
     return sheet
 
 
-def draw_strip(record: dict[str, Any], pictures: list[Tensor], truths: list[Tensor]) -> Image.Image:
-    """The contact sheet of a studio session from its record, pictures and truths ([3, H, W] each)."""
+def draw_strip(record: dict[str, Any], images: list[Tensor], truths: list[Tensor]) -> Image.Image:
+    """The contact sheet of a studio session from its record, images and truths ([3, H, W] each)."""
     verdicts = [("", BACKGROUND), *map(_verdict, record["turns"])]
     cells = [
-        _cell(thumbnail(picture, _THUMB), thumbnail(truth, _THUMB), *verdict)
-        for picture, truth, verdict in zip(pictures, truths, verdicts, strict=True)
+        _cell(thumbnail(image, _THUMB), thumbnail(truth, _THUMB), *verdict)
+        for image, truth, verdict in zip(images, truths, verdicts, strict=True)
     ]
     captions = [caption(turn) for turn in record["turns"]]
     return contact_sheet(cells, captions, _THUMB, min(_COLUMNS, len(cells)))
@@ -68,15 +68,15 @@ def _verdict(turn: dict[str, Any]) -> tuple[str, tuple[int, int, int]]:
     return (", ".join(failed), _BAD) if failed else ("done", _GOOD)
 
 
-def _cell(picture: Image.Image, truth: Image.Image, words: str, colour: tuple[int, int, int]) -> Image.Image:
-    """The verdict, the picture in a frame of its colour, and the truth below."""
+def _cell(image: Image.Image, truth: Image.Image, words: str, colour: tuple[int, int, int]) -> Image.Image:
+    """The verdict, the image in a frame of its colour, and the truth below."""
     font = ImageFont.load_default(_THUMB // 12)
     line = round(sum(font.getmetrics()) * 1.2)
-    width = picture.width + 2 * _FRAME
-    cell = Image.new("RGB", (width, line + picture.height + 3 * _FRAME + truth.height), BACKGROUND)
+    width = image.width + 2 * _FRAME
+    cell = Image.new("RGB", (width, line + image.height + 3 * _FRAME + truth.height), BACKGROUND)
     draw = ImageDraw.Draw(cell)
     draw.text((_FRAME, 0), words, font=font, fill=colour)
-    draw.rectangle((0, line, width - 1, line + picture.height + 2 * _FRAME - 1), fill=colour)
-    cell.paste(picture, (_FRAME, line + _FRAME))
-    cell.paste(truth, (_FRAME, line + picture.height + 3 * _FRAME))
+    draw.rectangle((0, line, width - 1, line + image.height + 2 * _FRAME - 1), fill=colour)
+    cell.paste(image, (_FRAME, line + _FRAME))
+    cell.paste(truth, (_FRAME, line + image.height + 3 * _FRAME))
     return cell

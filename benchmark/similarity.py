@@ -1,12 +1,12 @@
-"""How like two pictures are to models that know pictures, from weights that somebody has put on this machine.
+"""How like two images are to models that know images, from weights that somebody has put on this machine.
 
-    perceptual   distance of the features of any picture model that transformers knows (ResNet, ConvNeXt, ViT ...), of
+    perceptual   distance of the features of any image model that transformers knows (ResNet, ConvNeXt, ViT ...), of
                  unit length, averaged over its stages: LPIPS without its learnt weights
                  (https://arxiv.org/abs/1801.03924)
     dino         cosine of the class tokens of a DINO (https://arxiv.org/abs/2304.07193) or any ViT
-    clip         cosine of the picture embeddings of a CLIP (https://arxiv.org/abs/2103.00020)
+    clip         cosine of the image embeddings of a CLIP (https://arxiv.org/abs/2103.00020)
     face         cosine of the faces' embeddings, by OpenCV's FaceDetectorYN and FaceRecognizerSF; not a number where
-                 either picture shows no face. Of several faces the largest is taken.
+                 either image shows no face. Of several faces the largest is taken.
 
 The first three read a folder in the format of transformers with safetensors; the last a folder with the two ONNX files
 of OpenCV's model zoo. Nothing is downloaded, and no pickle is read. None of them is a measure without a reference.
@@ -42,8 +42,8 @@ class Similarity(ABC):
     fingerprint: str  # of the weights, so that a run is not mixed of two
 
     @abstractmethod
-    def describe(self, picture: Tensor) -> Any:
-        """What the model sees in a picture [3, H, W] in 0..1; kept for pictures that many are compared with."""
+    def describe(self, image: Tensor) -> Any:
+        """What the model sees in an image [3, H, W] in 0..1; kept for images that many are compared with."""
 
     @abstractmethod
     def compare(self, one: Any, other: Any) -> float:
@@ -60,7 +60,7 @@ class _Hub(Similarity):
         from safetensors import SafetensorError
 
         if not list(folder.glob("*.safetensors")):
-            raise AnchorEditError(f"'{folder}' has no safetensors: give a model's folder as transformers saves it")
+            raise AnchorEditError(f"'{folder}' has no safetensors", "Give a model's folder as transformers saves it")
         options = {"local_files_only": True}
         try:
             self.processor = transformers.AutoImageProcessor.from_pretrained(str(folder), use_fast=False, **options)
@@ -75,18 +75,18 @@ class _Hub(Similarity):
         except (OSError, ValueError, KeyError, RuntimeError, AttributeError, TypeError, SafetensorError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise AnchorEditError(
-                f"'{folder}' cannot be used as {type(self).__name__} ({reason}): give such a model's folder"
+                f"'{folder}' cannot be used as {type(self).__name__} ({reason})", "Give such a model's folder"
             ) from None
         weights = {name: value for name, value in model.state_dict().items() if name not in found["missing_keys"]}
         self.fingerprint = fingerprint(weights)[:_DIGITS]
 
     @torch.no_grad()
-    def describe(self, picture: Tensor) -> Any:
-        return self.embed(self.processor(to_pil(picture), return_tensors="pt")["pixel_values"])
+    def describe(self, image: Tensor) -> Any:
+        return self.embed(self.processor(to_pil(image), return_tensors="pt")["pixel_values"])
 
     @abstractmethod
     def embed(self, pixels: Tensor) -> Any:
-        """Of one prepared picture [1, 3, h, w]."""
+        """Of one prepared image [1, 3, h, w]."""
 
     def compare(self, one: Tensor, other: Tensor) -> float:
         return float(F.cosine_similarity(one, other, dim=-1))
@@ -100,7 +100,7 @@ class Dino(_Hub):
 
 
 class Clip(_Hub):
-    """Picture embeddings."""
+    """Image embeddings."""
 
     auto = "CLIPVisionModelWithProjection"
 
@@ -109,7 +109,7 @@ class Clip(_Hub):
 
 
 class Perceptual(_Hub):
-    """Features of all stages, 0 for the same picture."""
+    """Features of all stages, 0 for the same image."""
 
     def embed(self, pixels: Tensor) -> list[Tensor]:
         stages = self.model(pixel_values=pixels, output_hidden_states=True).hidden_states
@@ -128,7 +128,7 @@ class Face(Similarity):
         try:
             import cv2
         except ImportError as error:
-            raise AnchorEditError("faces are compared by OpenCV: pip install opencv-python-headless") from error
+            raise AnchorEditError("faces are compared by OpenCV", "Pip install opencv-python-headless") from error
         detector, recogniser = (_only(folder, pattern) for pattern in (_DETECTOR, _RECOGNISER))
         files = (detector, recogniser)
         self.fingerprint = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:_DIGITS]
@@ -137,17 +137,17 @@ class Face(Similarity):
             self.recogniser = cv2.FaceRecognizerSF.create(str(recogniser), "")
         except cv2.error as error:
             raise AnchorEditError(
-                f"OpenCV cannot read the ONNX files of '{folder}' ({error.err}): use other ones"
+                f"OpenCV cannot read the ONNX files of '{folder}' ({error.err})", "Use other ones"
             ) from None
 
-    def describe(self, picture: Tensor) -> np.ndarray | None:
-        image = np.asarray(to_pil(picture))[:, :, ::-1].copy()  # OpenCV's order of colours
-        self.detector.setInputSize((image.shape[1], image.shape[0]))
-        _, faces = self.detector.detect(image)
+    def describe(self, image: Tensor) -> np.ndarray | None:
+        pixels = np.asarray(to_pil(image))[:, :, ::-1].copy()  # OpenCV's order of colours
+        self.detector.setInputSize((pixels.shape[1], pixels.shape[0]))
+        _, faces = self.detector.detect(pixels)
         if faces is None or not len(faces):
             return None
         largest = max(faces, key=lambda face: face[2] * face[3])
-        return self.recogniser.feature(self.recogniser.alignCrop(image, largest)).ravel()
+        return self.recogniser.feature(self.recogniser.alignCrop(pixels, largest)).ravel()
 
     def compare(self, one: np.ndarray | None, other: np.ndarray | None) -> float:
         if one is None or other is None:
@@ -169,7 +169,7 @@ def load_similarities(folders: Mapping[str, Path | None]) -> dict[str, Similarit
     for name, folder in folders.items():
         if folder is not None:
             if not folder.is_dir():
-                raise AnchorEditError(f"'{folder}' is no folder: give the one with the weights for --{name}")
+                raise AnchorEditError(f"'{folder}' is no folder", f"Give the one with the weights for --{name}")
             loaded[name] = SIMILARITIES[name](folder)
     return loaded
 
@@ -177,5 +177,5 @@ def load_similarities(folders: Mapping[str, Path | None]) -> dict[str, Similarit
 def _only(folder: Path, pattern: str) -> Path:
     found = sorted(folder.glob(pattern))
     if len(found) != 1:
-        raise AnchorEditError(f"'{folder}' has {len(found)} files '{pattern}': put one there, of OpenCV's model zoo")
+        raise AnchorEditError(f"'{folder}' has {len(found)} files '{pattern}'", "Put one there, of OpenCV's model zoo")
     return found[0]

@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
 
     pipeline = AnchorEditPipeline.from_pretrained(args.model, getattr(torch, args.dtype), args.device)
-    picture = sample_images(1, 128, 128, torch.Generator().manual_seed(0))[0]
+    image = sample_images(1, 128, 128, torch.Generator().manual_seed(0))[0]
     policy = pipeline.default_policy.with_options(
         anchor_frames=args.anchor_frames, window=args.window, history=args.history
     )
@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
     held: list[int] = []
     exact: list[int] = []
     for repeat in range(args.repeats + 1):
-        memory = pipeline.start(picture, policy)
+        memory = pipeline.start(image, policy)
         for turn in range(args.turns):
             before, began = memory, time.perf_counter()
             memory = pipeline.turn(memory, "make it blue", seed=repeat)

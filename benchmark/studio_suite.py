@@ -29,7 +29,7 @@ class StudioSuite(Suite):
 
     def __init__(self, protocol: str, sessions: int, turns: int, seed: int, languages: Sequence[str], size: int):
         if size < _SMALLEST:
-            raise AnchorEditError(f"scenes of {size} pixels show no face: ask for --size {_SMALLEST} or more")
+            raise AnchorEditError(f"scenes of {size} pixels show no face", f"Ask for --size {_SMALLEST} or more")
         self.names = [f"{number:05d}" for number in range(sessions)]
         self.size = size
         self.judge = Judge(Thresholds())
@@ -64,5 +64,5 @@ class StudioSuite(Suite):
     def print_report(self, report: dict[str, Any]) -> None:
         print_report(report)
 
-    def strip(self, session: int, record: Record, pictures: list[Tensor]) -> Image.Image:
-        return draw_strip(record, pictures, truths(self._trial, session, self.size))
+    def strip(self, session: int, record: Record, images: list[Tensor]) -> Image.Image:
+        return draw_strip(record, images, truths(self._trial, session, self.size))

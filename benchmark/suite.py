@@ -1,7 +1,7 @@
 """What a suite is: sessions to put an editor through, and how to read what becomes of them.
 
 studio_suite   drawn scenes of which every fact is known, under the exact judge
-photo_suite    anybody's pictures, measured where they should be the same again
+photo_suite    anybody's images, measured where they should be the same again
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Suite(ABC):
 
     @abstractmethod
     def source(self, session: int) -> Tensor:
-        """The picture [3, H, W] that a session starts from, as an 8-bit file holds it."""
+        """The image [3, H, W] that a session starts from, as an 8-bit file holds it."""
 
     @abstractmethod
     def asked(self, session: int) -> list[Any]:
@@ -53,7 +53,7 @@ class Suite(ABC):
 
     @abstractmethod
     def run(self, editor: Editor, session: int) -> tuple[Record, list[Tensor]]:
-        """One session through an editor: its record, and its pictures [3, H, W], the source first."""
+        """One session through an editor: its record, and its images [3, H, W], the source first."""
 
     @abstractmethod
     def signs(self, record: Record) -> str:
@@ -68,5 +68,5 @@ class Suite(ABC):
         """The same as tables for people."""
 
     @abstractmethod
-    def strip(self, session: int, record: Record, pictures: list[Tensor]) -> Image.Image:
+    def strip(self, session: int, record: Record, images: list[Tensor]) -> Image.Image:
         """A session as a contact sheet."""

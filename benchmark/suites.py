@@ -41,7 +41,7 @@ def add_suite_options(parser: argparse.ArgumentParser) -> None:
     photos.add_argument(
         "--area",
         type=int,
-        help=f"side of the square whose area no picture exceeds; 0: as they are (default: {_PHOTOS['area']})",
+        help=f"side of the square whose area no image exceeds; 0: as they are (default: {_PHOTOS['area']})",
     )
     for name in SIMILARITIES:
         photos.add_argument(f"--{name}", type=Path, metavar="DIR", help="weights, see benchmark/similarity.py")
@@ -52,7 +52,7 @@ def make_suite(args: argparse.Namespace) -> Suite:
     others = _OF_STUDIO if args.suite == "photos" else _OF_PHOTOS
     for name in others:
         if (value := getattr(args, name)) is not None:
-            raise AnchorEditError(f"suite '{args.suite}' does not take --{name} {value}: leave it out")
+            raise AnchorEditError(f"suite '{args.suite}' does not take --{name} {value}", "Leave it out")
     defaults = _PHOTOS if args.suite == "photos" else _STUDIO
     given = {name: getattr(args, name) for name in defaults}
     asked = {name: default if given[name] is None else given[name] for name, default in defaults.items()}
@@ -60,6 +60,6 @@ def make_suite(args: argparse.Namespace) -> Suite:
         return StudioSuite(**asked)
     sessions = find_photos(asked["photos"]) if asked["photos"] else default_photos()
     if asked["sessions"] is not None and not 1 <= asked["sessions"] <= len(sessions):
-        raise AnchorEditError(f"--sessions {asked['sessions']}: there are {len(sessions)}, ask for so many or fewer")
+        raise AnchorEditError(f"--sessions {asked['sessions']}", f"There are {len(sessions)}, ask for so many or fewer")
     similarities = load_similarities({name: getattr(args, name) for name in SIMILARITIES})
     return PhotoSuite(sessions[: asked["sessions"]], asked["protocol"], asked["turns"], asked["area"], similarities)

@@ -2,7 +2,7 @@
 
 AnchorEditLoadModel      file -> MODEL: a model that was trained to edit
 AnchorEditModelSettings  MODEL -> MODEL: how a model edits that another node has loaded
-AnchorEditLoadTiny       -> MODEL, CLIP, VAE, IMAGE: the model that comes with the pack, and a picture for it
+AnchorEditLoadTiny       -> MODEL, CLIP, VAE, IMAGE: the model that comes with the pack, and an image for it
 AnchorEditMemoryPolicy   -> policy: what turns may see
 AnchorEditStart          VAE, CLIP, IMAGE -> memory: a session with its anchor
 AnchorEditTurn           MODEL, CLIP, VAE, memory, instruction -> memory, IMAGE: one edit
@@ -21,7 +21,7 @@ AnchorEditExportTurns    VAE, memory -> a PNG of every turn, with the workflow i
 load, memory, turn, variants, native, look, session, export   the nodes; base: what they share
 runtime                    the pipeline on the host's networks
 attention, text, bundled   remembered keys and values in a native forward; a CLIP's rows; the bundled files
-pictures                   the last pictures that masks were put into
+images                   the last images that masks were put into
 preview                    how often and how large a turn is previewed
 places                     where session files and exports lie
 needs                      what an old host lacks, said in one line

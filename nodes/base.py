@@ -16,7 +16,7 @@ from .editors.causal_wan import Runtime
 MemorySocket = io.Custom("ANCHOR_MEMORY")  # an AnchorMemory
 PolicySocket = io.Custom("ANCHOR_POLICY")  # a MemoryPolicy
 CATEGORY = "AnchorEdit"
-_NO_MASK = (64, 64)  # the size of the empty mask that Load Image gives for a picture without transparency
+_NO_MASK = (64, 64)  # the size of the empty mask that Load Image gives for an image without transparency
 _PARTS = {"model": "diffusion model", "clip": "text encoder", "vae": "VAE"}
 
 
@@ -30,7 +30,7 @@ class AnchorEditNode(io.ComfyNode):
         with remedies_first():
             for name, part in _PARTS.items():
                 if name in inputs and inputs[name] is None:  # what a checkpoint lacks, its loader gives as None
-                    raise AnchorEditError(f"the input {name} is empty: load the {part} from a file of its own")
+                    raise AnchorEditError(f"the input {name} is empty", f"Load the {part} from a file of its own")
             return cls.run(**inputs)
 
 
@@ -40,7 +40,7 @@ def remedies_first() -> Iterator[None]:
     try:
         yield
     except AnchorEditError as error:
-        raise AnchorEditError(remedy_first(str(error))) from error
+        raise RemedyFirst(error.problem, error.remedy) from error
 
 
 def seed_input(tooltip: str) -> io.Int.Input:
@@ -48,42 +48,43 @@ def seed_input(tooltip: str) -> io.Int.Input:
     return io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True, tooltip=tooltip)
 
 
-def remedy_first(message: str) -> str:
-    """The same line with its last part, the remedy, in front."""
-    problem, colon, remedy = message.rpartition(": ")
-    return f"{remedy[:1].upper()}{remedy[1:]} ({problem})" if colon else message
+class RemedyFirst(AnchorEditError):
+    """The same mistake as a node tells it: the host shows little more than the beginning of an error."""
+
+    def __str__(self) -> str:
+        return f"{self.remedy}. {self.problem[:1].upper()}{self.problem[1:]}." if self.remedy else self.problem
 
 
 def mask_input(tooltip: str, extra_dict: dict | None = None) -> io.Mask.Input:
-    """An optional mask at the source picture's size; every node has it as its last input."""
+    """An optional mask at the source image's size; every node has it as its last input."""
     return io.Mask.Input("mask", optional=True, tooltip=tooltip, extra_dict=extra_dict)
 
 
 def to_mask(mask: Tensor | None) -> Tensor | None:
-    """A MASK of one picture [1, H, W], 1 where the edit may change the picture."""
+    """A MASK of one image [1, H, W], 1 where the edit may change the image."""
     if mask is None:
         return None
     if mask.ndim == 2:  # some packs give it without a batch
         mask = mask[None]
     if mask.shape[0] != 1:
-        raise AnchorEditError(f"the MASK is a batch of {mask.shape[0]}: give one mask")
+        raise AnchorEditError(f"the MASK is a batch of {mask.shape[0]}", "Give one mask")
     if mask.shape[1:] == _NO_MASK and not mask.any():
         raise AnchorEditError(
-            "the MASK is 64x64 and empty, which is what Load Image gives for a picture without transparency: paint a "
-            "mask over the picture in Load Image (right click on the node, Open in MaskEditor)"
+            "the MASK is 64x64 and empty, which is what Load Image gives for an image without transparency",
+            "Paint a mask over the image in Load Image (right click on the node, Open in MaskEditor)",
         )
     return mask.float().cpu()
 
 
-def to_image(picture: Tensor) -> Tensor:
-    """A picture [3, H, W] as IMAGE [1, H, W, 3]."""
-    return picture.movedim(0, -1)[None].contiguous()
+def to_host_image(image: Tensor) -> Tensor:
+    """An image [3, H, W] as IMAGE [1, H, W, 3]."""
+    return image.movedim(0, -1)[None].contiguous()
 
 
-def to_picture(image: Tensor) -> Tensor:
-    """An IMAGE of one picture [1, H, W, 3 or 4] as [3, H, W]."""
+def from_host_image(image: Tensor) -> Tensor:
+    """An IMAGE of one image [1, H, W, 3 or 4] as [3, H, W]."""
     if image.shape[0] != 1:
         raise AnchorEditError(
-            f"the IMAGE is a batch of {image.shape[0]}: choose one picture of it (node 'Image From Batch')"
+            f"the IMAGE is a batch of {image.shape[0]}", "Choose one image of it (node 'Image From Batch')"
         )
     return image[0, :, :, :3].movedim(-1, 0).to(torch.float32).contiguous()

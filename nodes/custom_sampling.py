@@ -35,7 +35,7 @@ class ApplyMemory(AnchorEditNode):
                 io.Conditioning.Input("positive", tooltip="The instruction, from CLIP Text Encode."),
                 seed_input("Of the noise, 0 to 2^64 - 1. The same seed gives the same edit as the Turn node."),
                 mask_input(
-                    "Where the edit may change the picture, painted at the source picture's size. After every step "
+                    "Where the edit may change the image, painted at the source image's size. After every step "
                     "the rest is put back; Commit Turn gets the mask with the LATENT. Costs nothing."
                 ),
             ],
@@ -55,9 +55,9 @@ class ApplyMemory(AnchorEditNode):
         text = pipeline.transformer.check_text(text_rows(positive))
         noise, latent = TurnNoise(seed, len(memory)), empty_latent(memory.turns[-1].latent.shape)
         mask = to_mask(mask)
-        impose = None if mask is None else memory.outside(mask)
+        constraint = None if mask is None else memory.mask_constraint(mask)
         return io.NodeOutput(
-            with_memory(model, SeenMemory(cls.runtime, memory, text), remedies_first, impose),
+            with_memory(model, SeenMemory(cls.runtime, memory, text), remedies_first, constraint),
             latent if mask is None else {**latent, _MASK: mask},
             noise,
             as_sampler(TurnSampler(pipeline.edit.sampler, noise)),
@@ -78,7 +78,7 @@ class SeenMemory:
         pipeline = HostPipeline(self.runtime, model=model)
         with pipeline.transformer.running():
             view, blocks = pipeline.reader.visible(self.memory, self.text)
-        return MemoryAttention(view, blocks, pipeline.edit.stride)
+        return MemoryAttention(view, blocks, pipeline.edit.temporal_stride)
 
 
 class CommitTurn(AnchorEditNode):
@@ -92,15 +92,15 @@ class CommitTurn(AnchorEditNode):
             inputs=[
                 io.Model.Input("model", tooltip="The MODEL that sampled, before or after Apply Memory."),
                 MemorySocket.Input("memory", tooltip="The session that was given to Apply Memory."),
-                io.Latent.Input("latent", tooltip="What was sampled, clean; one picture of the session's size."),
+                io.Latent.Input("latent", tooltip="What was sampled, clean; one image of the session's size."),
                 io.Conditioning.Input("positive", tooltip="The instruction that was sampled with."),
                 io.String.Input(
                     "instruction",
                     default="",
-                    tooltip="The instruction in words, for filmstrips and session files. Changes no picture.",
+                    tooltip="The instruction in words, for filmstrips and session files. Changes no image.",
                 ),
                 mask_input(
-                    "Where what was sampled is taken, painted at the source picture's size. Without it: the mask that "
+                    "Where what was sampled is taken, painted at the source image's size. Without it: the mask that "
                     "Apply Memory was given. Costs nothing."
                 ),
             ],
@@ -115,7 +115,7 @@ class CommitTurn(AnchorEditNode):
         mask = to_mask(latent.get(_MASK) if mask is None else mask)
         x0 = model_latent(latent).cpu()
         if mask is not None:  # again, as the host's way out of the model's latents and back rounds
-            x0 = memory.outside(mask)(x0)
+            x0 = memory.mask_constraint(mask)(x0)
         turn = Turn(x0, instruction.strip(), text.cpu(), mask=mask)
         with pipeline.transformer.running():
             return io.NodeOutput(pipeline.reader.commit(memory, turn))
@@ -165,4 +165,4 @@ def sigmas(edit: EditConfig) -> Tensor:
     """Noise levels [n + 1] of a turn, the last one 0."""
     if edit.sampler == "euler":
         return shifted_sigmas(edit.num_steps, edit.shift)
-    return Tensor([*(time / 1000 for time in edit.steps), 0.0])
+    return Tensor([*(time / 1000 for time in edit.timesteps), 0.0])

@@ -32,7 +32,7 @@ class ExportTurns(AnchorEditNode):
                     default="AnchorEdit/edit",
                     tooltip="Name in the output folder; folder/name makes a folder. Every export takes the next "
                     "number: name_00001_turn_000.png is the source, then come the turns. %year% %month% %day% "
-                    "%hour% %minute% %second% and %width% %height% of the picture are filled in. Costs nothing.",
+                    "%hour% %minute% %second% and %width% %height% of the image are filled in. Costs nothing.",
                 ),
             ],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo, io.Hidden.unique_id],
@@ -43,22 +43,22 @@ class ExportTurns(AnchorEditNode):
     def run(cls, vae, memory: AnchorMemory, filename_prefix: str) -> io.NodeOutput:
         pipeline = HostPipeline(cls.runtime, vae)
         pipeline.check_vae(memory)
-        new = new_files(filename_prefix, memory.picture)
+        new = new_files(filename_prefix, memory.image)
         workflow = _workflow(cls.hidden.prompt, cls.hidden.extra_pnginfo)
-        saved, picture = [], None
+        saved, image = [], None
         for number, turn in enumerate(memory.turns):
             progress(number, len(memory))
-            picture = pipeline.picture(memory, number, picture)
+            image = pipeline.image(memory, number, image)
             name = f"{new.stem}_{new.number:05}_turn_{number:03}.png"
             chunks = {**workflow, CHUNK: _settings(number, turn)} if metadata_wanted() else {}
-            save_image(picture, new.folder / name, chunks)
+            save_image(image, new.folder / name, chunks)
             saved.append(ui.SavedResult(name, new.subfolder, io.FolderType.output))
         progress(len(memory), len(memory))
         return io.NodeOutput(ui=ui.SavedImages(saved))
 
 
 def _workflow(prompt: dict | None, extra: dict | None) -> dict[str, str]:
-    """The PNG text chunks by which the host opens the workflow of a picture."""
+    """The PNG text chunks by which the host opens the workflow of an image."""
     return {name: json.dumps(value) for name, value in {"prompt": prompt, **(extra or {})}.items() if value}
 
 

@@ -10,7 +10,7 @@ from ..anchoredit_model.errors import AnchorEditError
 from ..anchoredit_model.images import load_image
 from ..anchoredit_model.pipeline import TINY
 from ..anchoredit_model.sampling import in_words, with_steps
-from .base import CATEGORY, AnchorEditNode, remedies_first, to_image
+from .base import CATEGORY, AnchorEditNode, remedies_first, to_host_image
 from .host.edit_metadata import ModelFacts, model_facts, with_facts
 from .host.model import load_bundled, load_model, model_files, model_path, say
 
@@ -104,13 +104,13 @@ class LoadTiny(AnchorEditNode):
                 io.Model.Output(display_name="MODEL"),
                 io.Clip.Output(display_name="CLIP"),
                 io.Vae.Output(display_name="VAE"),
-                io.Image.Output(display_name="IMAGE", tooltip="A picture of the kind that the model knows."),
+                io.Image.Output(display_name="IMAGE", tooltip="An image of the kind that the model knows."),
             ],
         )
 
     @classmethod
     def run(cls) -> io.NodeOutput:
-        return io.NodeOutput(*load_bundled(), to_image(load_image(SAMPLE)))
+        return io.NodeOutput(*load_bundled(), to_host_image(load_image(SAMPLE)))
 
 
 def _settings(kept: str, whose: str) -> list[io.Input]:
@@ -151,7 +151,7 @@ def _settings(kept: str, whose: str) -> list[io.Input]:
             "anchor_text",
             options=[kept, "null", "first_prompt", "first_token"],
             default=kept,
-            tooltip="The text that the source picture is read with. null for models trained with this "
+            tooltip="The text that the source image is read with. null for models trained with this "
             "project, first_prompt for published ones. Costs nothing.",
         ),
         io.Combo.Input(
@@ -173,7 +173,7 @@ def _settings(kept: str, whose: str) -> list[io.Input]:
             default=0,
             min=0,
             max=4096,
-            tooltip="Side of the square, in pixels, whose area pictures are worked on at, up to 4096; 0 takes "
+            tooltip="Side of the square, in pixels, whose area images are worked on at, up to 4096; 0 takes "
             f"{whose}, or 1024. Time and memory grow with its square and more.",
         ),
         io.Int.Input(
@@ -182,7 +182,7 @@ def _settings(kept: str, whose: str) -> list[io.Input]:
             min=0,
             max=64,
             tooltip="Longest session that the model was trained on, source included, 1 to 64; 0 takes "
-            f"{whose}, or 6. Without a policy, turns see as many. Each costs the memory of one picture's keys "
+            f"{whose}, or 6. Without a policy, turns see as many. Each costs the memory of one image's keys "
             "and values.",
         ),
     ]

@@ -8,7 +8,7 @@ from ..anchoredit_model.config import MemoryPolicy
 from ..anchoredit_model.errors import AnchorEditError
 from ..anchoredit_model.memory.anchor_memory import AnchorMemory
 from ..anchoredit_model.memory.session_file import check_session, load_session, save_session
-from .base import CATEGORY, AnchorEditNode, MemorySocket, PolicySocket, remedies_first, to_image
+from .base import CATEGORY, AnchorEditNode, MemorySocket, PolicySocket, remedies_first, to_host_image
 from .host.model import new_files, say, session_files
 from .host.paths import SUFFIX
 
@@ -31,7 +31,7 @@ class SaveSession(AnchorEditNode):
                     "filename_prefix",
                     default="AnchorEdit/session",
                     tooltip="Name in the output folder; folder/name makes a folder. %year% %month% %day% %hour% "
-                    "%minute% %second% and %width% %height% of the picture are filled in. Costs nothing.",
+                    "%minute% %second% and %width% %height% of the image are filled in. Costs nothing.",
                 ),
                 io.Combo.Input(
                     "existing",
@@ -48,7 +48,7 @@ class SaveSession(AnchorEditNode):
 
     @classmethod
     def run(cls, memory: AnchorMemory, filename_prefix: str, existing: str) -> io.NodeOutput:
-        new = new_files(filename_prefix, memory.picture)
+        new = new_files(filename_prefix, memory.image)
         name = new.stem + ("" if existing == _OVERWRITE else f"_{new.number:05}_") + SUFFIX
         path = new.folder / name
         if path.exists():
@@ -67,7 +67,7 @@ class LoadSession(AnchorEditNode):
             display_name="AnchorEdit Load Session",
             category=CATEGORY,
             description="A saved session, to go on with, to go back in or to branch from. The first turn reads what "
-            "it sees of the session again, which costs one model pass for each picture.",
+            "it sees of the session again, which costs one model pass for each image.",
             inputs=[
                 io.Combo.Input(
                     "session",
@@ -84,7 +84,7 @@ class LoadSession(AnchorEditNode):
             ],
             outputs=[
                 MemorySocket.Output(display_name="memory", tooltip="The session as it was saved."),
-                io.Image.Output(display_name="source", tooltip="The picture that the session began with."),
+                io.Image.Output(display_name="source", tooltip="The image that the session began with."),
                 io.Int.Output(display_name="turns", tooltip="How many turns the session has."),
             ],
             hidden=[io.Hidden.unique_id],
@@ -112,7 +112,7 @@ class LoadSession(AnchorEditNode):
         size = f"{memory.geometry.input_width}x{memory.geometry.input_height} pixels"
         last = " ".join(memory.turns[-1].instruction.split())
         say(f"{size}, turn {memory.last}{': ' if last else ''}{last}", cls.hidden.unique_id)
-        return io.NodeOutput(memory, to_image(memory.picture), memory.last)
+        return io.NodeOutput(memory, to_host_image(memory.image), memory.last)
 
 
 def _check_replaceable(path, shown: str) -> None:
@@ -121,5 +121,5 @@ def _check_replaceable(path, shown: str) -> None:
         check_session(path)
     except AnchorEditError:
         raise AnchorEditError(
-            f"{shown} is there and is no session: choose another filename_prefix, or remove that file"
+            f"{shown} is there and is no session", "Choose another filename_prefix, or remove that file"
         ) from None

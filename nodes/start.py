@@ -7,7 +7,7 @@ from ..anchoredit_model.config import HISTORIES, KV_DTYPES, PLACES, MemoryPolicy
 from ..anchoredit_model.geometry import fit
 from ..anchoredit_model.memory.anchor_memory import AnchorMemory
 from ..anchoredit_model.memory.kv_size import memory_cost, size_in_words
-from .base import CATEGORY, AnchorEditNode, MemorySocket, PolicySocket, to_image, to_picture
+from .base import CATEGORY, AnchorEditNode, MemorySocket, PolicySocket, from_host_image, to_host_image
 from .editors.causal_wan import HostPipeline
 from .host.model import say
 
@@ -19,14 +19,14 @@ class Start(AnchorEditNode):
             node_id="AnchorEditStart",
             display_name="AnchorEdit Start",
             category=CATEGORY,
-            description="Begins an edit session: the picture becomes the anchor that every turn can see.",
+            description="Begins an edit session: the image becomes the anchor that every turn can see.",
             inputs=[
                 io.Vae.Input("vae", tooltip="Wan 2.1's VAE, or the one of Load Tiny. Costs one encoding."),
                 io.Clip.Input("clip", tooltip="Wan 2.1's text encoder (umT5), or the one of Load Tiny."),
                 io.Image.Input(
                     "image",
-                    tooltip="One picture of any size. It is worked on at the nearest size that the model was trained "
-                    "at, and every result has the picture's own size again.",
+                    tooltip="One image of any size. It is worked on at the nearest size that the model was trained "
+                    "at, and every result has the image's own size again.",
                 ),
                 PolicySocket.Input(
                     "policy",
@@ -37,13 +37,13 @@ class Start(AnchorEditNode):
                 io.Model.Input(
                     "model",
                     optional=True,
-                    tooltip="The model that will edit, so that the picture is worked on at the size it was trained "
+                    tooltip="The model that will edit, so that the image is worked on at the size it was trained "
                     "at. Without it: 1024x1024 pixels in area, or the size of Load Tiny. Costs nothing.",
                 ),
             ],
             outputs=[
                 MemorySocket.Output(display_name="memory"),
-                io.Image.Output(display_name="IMAGE", tooltip="The picture as it will be worked on."),
+                io.Image.Output(display_name="IMAGE", tooltip="The image as it will be worked on."),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -51,10 +51,10 @@ class Start(AnchorEditNode):
     @classmethod
     def run(cls, vae, clip, image, policy: MemoryPolicy | None = None, model=None) -> io.NodeOutput:
         pipeline = HostPipeline(cls.runtime, vae, clip, model)
-        picture = to_picture(image)
-        memory = pipeline.start(picture, policy)
+        source = from_host_image(image)
+        memory = pipeline.start(source, policy)
         say(memory.geometry.describe(), cls.hidden.unique_id)
-        return io.NodeOutput(memory, to_image(memory.geometry.to_work(picture[None])[0]))
+        return io.NodeOutput(memory, to_host_image(memory.geometry.to_work(source[None])[0]))
 
 
 class Policy(AnchorEditNode):
@@ -72,8 +72,8 @@ class Policy(AnchorEditNode):
                     default=default.anchor_frames,
                     min=0,
                     max=16,
-                    tooltip="Turns at the beginning that every turn sees, 0 to 16; 1 is the source picture. Each one "
-                    "costs the memory of one picture's keys and values and a little time per step.",
+                    tooltip="Turns at the beginning that every turn sees, 0 to 16; 1 is the source image. Each one "
+                    "costs the memory of one image's keys and values and a little time per step.",
                 ),
                 io.Int.Input(
                     "window",
@@ -93,7 +93,7 @@ class Policy(AnchorEditNode):
                     "place",
                     options=list(PLACES),
                     default=default.place,
-                    tooltip="Where remembered keys and values lie; never changes a picture. vram: where the model "
+                    tooltip="Where remembered keys and values lie; never changes an image. vram: where the model "
                     "runs. ram: main memory; costs one copy of all visible turns per step. auto: vram while the "
                     "visible turns fit beside the model, else ram.",
                 ),
@@ -103,7 +103,7 @@ class Policy(AnchorEditNode):
                     default=default.kv_dtype,
                     tooltip="Number format of remembered keys and values. auto: the model's own, exact. bfloat16 and "
                     "float16: 2 bytes per number, rounded, half the memory of float32 (4 bytes). float8_e4m3fn: 1 "
-                    "byte, with about 3 % error, which the Turn shows. Changing it changes pictures slightly.",
+                    "byte, with about 3 % error, which the Turn shows. Changing it changes images slightly.",
                 ),
                 io.Model.Input(
                     "model",
@@ -113,7 +113,7 @@ class Policy(AnchorEditNode):
                 io.Image.Input(
                     "image",
                     optional=True,
-                    tooltip="The picture that will be edited, to count the cost at its size. Without it: the size "
+                    tooltip="The image that will be edited, to count the cost at its size. Without it: the size "
                     "that the model was trained at.",
                 ),
             ],
@@ -140,8 +140,8 @@ class Policy(AnchorEditNode):
             return f"At 1024x1024, bytes per number {itemsize}. {'; '.join(words)}. Connect a model to count its own."
         transformer = HostPipeline(cls.runtime, model=model).transformer
         edit = transformer.edit
-        height, width = (edit.area, edit.area) if image is None else image.shape[1:3]
-        work = fit(height, width, edit.area, edit.area_step, edit.area_ratio)
+        height, width = (edit.resolution, edit.resolution) if image is None else image.shape[1:3]
+        work = fit(height, width, edit.resolution, edit.resolution_step, edit.max_aspect_ratio)
         itemsize = transformer.itemsize if policy.kv_dtype == "auto" else getattr(torch, policy.kv_dtype).itemsize
         cost = memory_cost(transformer.config, policy, work.work_height, work.work_width, itemsize)
         place = (
@@ -168,7 +168,7 @@ class Rewind(AnchorEditNode):
                     default=0,
                     min=0,
                     max=9999,
-                    tooltip="Number of the turn to go back to; 0 is the source picture. Costs nothing.",
+                    tooltip="Number of the turn to go back to; 0 is the source image. Costs nothing.",
                 ),
             ],
             outputs=[MemorySocket.Output(display_name="rewound", tooltip="The session up to that turn.")],

@@ -8,18 +8,18 @@ from ..anchoredit_model.config import EditConfig
 from ..anchoredit_model.errors import AnchorEditError
 from ..anchoredit_model.memory.anchor_memory import AnchorMemory
 from ..anchoredit_model.sampling import in_words, step_count, with_steps
-from .base import CATEGORY, AnchorEditNode, MemorySocket, mask_input, seed_input, to_image, to_mask
+from .base import CATEGORY, AnchorEditNode, MemorySocket, mask_input, seed_input, to_host_image, to_mask
 from .editors.causal_wan import HostPipeline
 from .host.model import new_graph, on_step, say
 
 MASK = (
-    "Where the edit may change the picture, painted at the source picture's size. Outside it every pixel stays as "
+    "Where the edit may change the image, painted at the source image's size. Outside it every pixel stays as "
     "it was, bit by bit. Costs nothing."
 )
 # A link goes on to the inner nodes of a chain as a link, so that the host can tell which of them it has run before.
 _LINK = {"rawLink": True}
-_NULL_EDIT = "The instruction is empty: the picture is made again as it is."
-_NOT_TRAINED = "This MODEL does not say that it was trained to edit: plain Wan makes a new picture instead of an edit."
+_NULL_EDIT = "The instruction is empty: the image is made again as it is."
+_NOT_TRAINED = "This MODEL does not say that it was trained to edit: plain Wan makes a new image instead of an edit."
 
 
 def networks(extra_dict: dict | None = None) -> list[io.Input]:
@@ -58,7 +58,7 @@ def instruction_input() -> io.String.Input:
         "instruction",
         default="",
         multiline=True,
-        tooltip="What to change, up to 512 tokens, taken literally. Empty: the picture is made again as it is.",
+        tooltip="What to change, up to 512 tokens, taken literally. Empty: the image is made again as it is.",
     )
 
 
@@ -66,7 +66,7 @@ def remark(pipeline: HostPipeline, edit: EditConfig, instruction: str, guidance:
     """What an artist should know about the edit that is about to be made; "" if there is nothing."""
     remarks = [] if instruction.strip() else [_NULL_EDIT]
     if not pipeline.transformer.trained:
-        sampled = in_words(replace(edit, guidance=guidance or edit.guidance))
+        sampled = in_words(replace(edit, cfg=guidance or edit.cfg))
         remarks.append(f"{_NOT_TRAINED} Sampled with {sampled}.")
     return "\n".join(remarks)
 
@@ -78,7 +78,7 @@ class Turn(AnchorEditNode):
             node_id="AnchorEditTurn",
             display_name="AnchorEdit Turn",
             category=CATEGORY,
-            description="One edit of the session's newest picture. Two turns from one memory are two branches.",
+            description="One edit of the session's newest image. Two turns from one memory are two branches.",
             inputs=[
                 *networks(),
                 instruction_input(),
@@ -87,7 +87,7 @@ class Turn(AnchorEditNode):
             ],
             outputs=[
                 MemorySocket.Output(display_name="memory", tooltip="The session with this turn."),
-                io.Image.Output(display_name="IMAGE", tooltip="The picture, at the source's size."),
+                io.Image.Output(display_name="IMAGE", tooltip="The image, at the source's size."),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -105,7 +105,7 @@ class Turn(AnchorEditNode):
         memory = pipeline.turn(memory, instruction, seed, **options)
         if pipeline.remarks:
             say("\n".join([*filter(None, [remarks]), *pipeline.remarks]), cls.hidden.unique_id)
-        return io.NodeOutput(memory, to_image(pipeline.picture(memory)))
+        return io.NodeOutput(memory, to_host_image(pipeline.image(memory)))
 
 
 class Chain(AnchorEditNode):
@@ -115,7 +115,7 @@ class Chain(AnchorEditNode):
             node_id="AnchorEditChain",
             display_name="AnchorEdit Chain",
             category=CATEGORY,
-            description="One turn for every line, each on the picture of the one before. After a change only the "
+            description="One turn for every line, each on the image of the one before. After a change only the "
             "changed line and those below it are computed.",
             inputs=[
                 *networks(_LINK),
@@ -130,7 +130,7 @@ class Chain(AnchorEditNode):
             ],
             outputs=[
                 MemorySocket.Output(display_name="memory", tooltip="The session with all turns."),
-                io.Image.Output(display_name="IMAGE", tooltip="A batch: one picture per line."),
+                io.Image.Output(display_name="IMAGE", tooltip="A batch: one image per line."),
             ],
             enable_expand=True,
         )
@@ -139,13 +139,13 @@ class Chain(AnchorEditNode):
     def run(cls, instructions: str, **shared) -> io.NodeOutput:
         lines = [line.strip() for line in instructions.splitlines() if line.strip()]
         if not lines:
-            raise AnchorEditError("the chain has no instruction: write one per line")
+            raise AnchorEditError("the chain has no instruction", "Write one per line")
         graph = new_graph()
-        memory, pictures = shared.pop("memory"), None
+        memory, images = shared.pop("memory"), None
         for number, line in enumerate(lines, 1):
             turn = graph.node("AnchorEditTurn", f"turn{number}", memory=memory, instruction=line, **shared)
-            memory, picture = turn.out(0), turn.out(1)
-            if pictures:
-                picture = graph.node("ImageBatch", f"batch{number}", image1=pictures, image2=picture).out(0)
-            pictures = picture
-        return io.NodeOutput(memory, pictures, expand=graph.finalize())
+            memory, image = turn.out(0), turn.out(1)
+            if images:
+                image = graph.node("ImageBatch", f"batch{number}", image1=images, image2=image).out(0)
+            images = image
+        return io.NodeOutput(memory, images, expand=graph.finalize())

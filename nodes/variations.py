@@ -13,19 +13,19 @@ from ..anchoredit_model.filmstrip import filmstrip
 from ..anchoredit_model.images import to_tensor
 from ..anchoredit_model.memory.anchor_memory import AnchorMemory
 from ..anchoredit_model.sampling import step_count, with_steps
-from .base import CATEGORY, AnchorEditNode, MemorySocket, mask_input, to_image, to_mask
+from .base import CATEGORY, AnchorEditNode, MemorySocket, mask_input, to_host_image, to_mask
 from .editors.causal_wan import HostPipeline
 from .host.model import free_device, is_out_of_memory, on_step, say
 from .turn import MASK, instruction_input, networks, remark, sampling
 
 VariantsSocket = io.Custom("ANCHOR_VARIANTS")  # Candidates; not a memory, so that no turn takes them unpicked
 _MOST = 16
-_CROWDED = "The memory does not hold {count} pictures at once: they were sampled one after the other."
+_CROWDED = "The memory does not hold {count} images at once: they were sampled one after the other."
 
 
 @dataclass(frozen=True, eq=False)
 class Candidates:
-    """Memories that differ in their newest turn, and its pictures [B, H, W, 3]."""
+    """Memories that differ in their newest turn, and its images [B, H, W, 3]."""
 
     memories: tuple[AnchorMemory, ...]
     images: Tensor
@@ -57,7 +57,7 @@ class Variants(AnchorEditNode):
             ],
             outputs=[
                 VariantsSocket.Output(display_name="candidates"),
-                io.Image.Output(display_name="IMAGE", tooltip="A batch: one picture per candidate."),
+                io.Image.Output(display_name="IMAGE", tooltip="A batch: one image per candidate."),
             ],
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
@@ -95,13 +95,13 @@ class Variants(AnchorEditNode):
         if remarks := "\n".join([*filter(None, [remarks]), *pipeline.remarks]):
             say(remarks, cls.hidden.unique_id)
 
-        before = pipeline.picture(memory)
-        pictures = [pipeline.picture(each, before=before) for each in memories]
-        images = torch.cat([to_image(picture) for picture in pictures])
+        before = pipeline.image(memory)
+        decoded = [pipeline.image(each, before=before) for each in memories]
+        images = torch.cat([to_host_image(each) for each in decoded])
         numbers = [str(number) for number in range(1, count + 1)]
         seeds = [f"seed {each.turns[-1].seed}" for each in memories]
-        sheet = filmstrip([before, *pictures], seeds, labels=["before", *numbers])
-        return io.NodeOutput(Candidates(memories, images), images, ui=ui.PreviewImage(to_image(to_tensor(sheet))))
+        sheet = filmstrip([before, *decoded], seeds, labels=["before", *numbers])
+        return io.NodeOutput(Candidates(memories, images), images, ui=ui.PreviewImage(to_host_image(to_tensor(sheet))))
 
 
 class Pick(AnchorEditNode):
@@ -126,7 +126,7 @@ class Pick(AnchorEditNode):
                 MemorySocket.Output(
                     display_name="memory", tooltip="The session with this candidate as its newest turn."
                 ),
-                io.Image.Output(display_name="IMAGE", tooltip="Its picture, at the source's size."),
+                io.Image.Output(display_name="IMAGE", tooltip="Its image, at the source's size."),
             ],
         )
 
@@ -134,5 +134,5 @@ class Pick(AnchorEditNode):
     def run(cls, candidates: Candidates, number: int) -> io.NodeOutput:
         count = len(candidates.memories)
         if number > count:
-            raise AnchorEditError(f"there is no candidate {number}: choose 1 to {count}")
+            raise AnchorEditError(f"there is no candidate {number}", f"Choose 1 to {count}")
         return io.NodeOutput(candidates.memories[number - 1], candidates.images[number - 1 : number])

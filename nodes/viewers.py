@@ -1,4 +1,4 @@
-"""Look at a session: all its pictures, and how far they have drifted from the first."""
+"""Look at a session: all its images, and how far they have drifted from the first."""
 
 import torch
 import torch.nn.functional as F
@@ -10,11 +10,11 @@ from ..anchoredit_model.drift.plot import drift_plot
 from ..anchoredit_model.filmstrip import filmstrip
 from ..anchoredit_model.images import to_tensor
 from ..anchoredit_model.memory.anchor_memory import AnchorMemory
-from .base import CATEGORY, AnchorEditNode, MemorySocket, mask_input, to_image, to_mask
+from .base import CATEGORY, AnchorEditNode, MemorySocket, mask_input, to_host_image, to_mask
 from .editors.causal_wan import HostPipeline
 from .host.model import progress, say
 
-SCRUBBED_SIDE = 1024  # longest side in pixels of the pictures that the strip in the browser compares
+SCRUBBED_SIDE = 1024  # longest side in pixels of the images that the strip in the browser compares
 NULL_EDIT = "(null edit)"
 
 
@@ -25,7 +25,7 @@ class Filmstrip(AnchorEditNode):
             node_id="AnchorEditFilmstrip",
             display_name="AnchorEdit Filmstrip",
             category=CATEGORY,
-            description="Shows the source and every turn with its instruction. On the node: click a picture to see it, "
+            description="Shows the source and every turn with its instruction. On the node: click an image to see it, "
             "drag over it to compare it with the one before or with the source.",
             inputs=[
                 io.Vae.Input("vae", tooltip="The VAE that the session was started with. Costs one decoding per turn."),
@@ -35,7 +35,7 @@ class Filmstrip(AnchorEditNode):
                     default=256,
                     min=48,
                     max=2048,
-                    tooltip="Of one picture on the sheet, in pixels, 48 to 2048.",
+                    tooltip="Of one image on the sheet, in pixels, 48 to 2048.",
                 ),
             ],
             outputs=[io.Image.Output(display_name="IMAGE", tooltip="A batch: the source, then every turn.")],
@@ -45,27 +45,27 @@ class Filmstrip(AnchorEditNode):
     @classmethod
     def run(cls, vae, memory: AnchorMemory, size: int) -> io.NodeOutput:
         pipeline = HostPipeline(cls.runtime, vae)
-        pictures = []
+        images = []
         for turn in range(len(memory)):
             progress(turn, len(memory))
-            pictures.append(pipeline.picture(memory, turn, pictures[-1] if pictures else None))
+            images.append(pipeline.image(memory, turn, images[-1] if images else None))
         progress(len(memory), len(memory))
         captions = [turn.instruction or NULL_EDIT for turn in memory.turns[1:]]
-        shown = ui.PreviewImage(to_image(to_tensor(filmstrip(pictures, captions, size)))).as_dict()
+        shown = ui.PreviewImage(to_host_image(to_tensor(filmstrip(images, captions, size)))).as_dict()
         # `images` is what the host shows by itself; `turns` is for web/filmstrip.js
-        files = ui.PreviewImage(torch.cat([to_image(_at_most(picture, SCRUBBED_SIDE)) for picture in pictures])).values
+        files = ui.PreviewImage(torch.cat([to_host_image(_at_most(image, SCRUBBED_SIDE)) for image in images])).values
         turns = [{**file, "caption": caption} for file, caption in zip(files, ["", *captions])]
-        batch = torch.cat([to_image(picture) for picture in pictures])
+        batch = torch.cat([to_host_image(image) for image in images])
         return io.NodeOutput(batch, ui={**shown, "turns": turns})
 
 
-def _at_most(picture: Tensor, side: int) -> Tensor:
+def _at_most(image: Tensor, side: int) -> Tensor:
     """[3, H, W] with no side longer than `side`."""
-    scale = side / max(picture.shape[1:])
+    scale = side / max(image.shape[1:])
     if scale >= 1:
-        return picture
-    size = [max(1, round(length * scale)) for length in picture.shape[1:]]
-    return F.interpolate(picture[None], size=size, mode="bilinear", antialias=True)[0]
+        return image
+    size = [max(1, round(length * scale)) for length in image.shape[1:]]
+    return F.interpolate(image[None], size=size, mode="bilinear", antialias=True)[0]
 
 
 class Drift(AnchorEditNode):
@@ -75,7 +75,7 @@ class Drift(AnchorEditNode):
             node_id="AnchorEditDrift",
             display_name="AnchorEdit Drift",
             category=CATEGORY,
-            description="How far every turn is from the source picture: likeness, colour, shift and sharpness. Edits "
+            description="How far every turn is from the source image: likeness, colour, shift and sharpness. Edits "
             "that were asked for count as well, unless their turns have masks: an edit is a step, drift is a slope.",
             inputs=[
                 io.Vae.Input("vae", tooltip="The VAE that the session was started with. Costs one decoding per turn."),
@@ -100,14 +100,14 @@ class Drift(AnchorEditNode):
         pipeline = HostPipeline(cls.runtime, vae)
         subject = to_mask(mask)
 
-        def picture(turn: int, before: Tensor | None) -> Tensor:
+        def image(turn: int, before: Tensor | None) -> Tensor:
             progress(turn, len(memory))
-            return pipeline.picture(memory, turn, before)
+            return pipeline.image(memory, turn, before)
 
-        curve = list(drift_curve(memory, picture, None if subject is None else subject[0]))
+        curve = list(drift_curve(memory, image, None if subject is None else subject[0]))
         progress(len(memory), len(memory))
         say(_in_words(curve[-1]), cls.hidden.unique_id)
-        plot = to_image(to_tensor(drift_plot(curve)))
+        plot = to_host_image(to_tensor(drift_plot(curve)))
         return io.NodeOutput(plot, table(curve), ui=ui.PreviewImage(plot))
 
 

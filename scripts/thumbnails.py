@@ -1,4 +1,4 @@
-"""The pictures that the template browser shows beside the workflows, from what these have made: 512 x 512, JPEG."""
+"""The images that the template browser shows beside the workflows, from what these have made: 512 x 512, JPEG."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Card:
         self.image = Image.new("RGB", (SIDE * FINE, SIDE * FINE), BACKGROUND)
         self.draw = ImageDraw.Draw(self.image)
 
-    def picture(self, picture: Image.Image, left: float, top: float, side: float) -> None:
+    def paste(self, image: Image.Image, left: float, top: float, side: float) -> None:
         size = round(side * FINE)
         mask = Image.new("L", (size, size))
         ImageDraw.Draw(mask).rounded_rectangle((0, 0, size - 1, size - 1), radius=8 * FINE, fill=255)
-        resized = picture.convert("RGB").resize((size, size), Image.Resampling.LANCZOS)
+        resized = image.convert("RGB").resize((size, size), Image.Resampling.LANCZOS)
         self.image.paste(resized, (round(left * FINE), round(top * FINE)), mask)
 
     def arrow(self, *points: tuple[float, float]) -> None:
@@ -54,55 +54,55 @@ class Card:
 
 def first_edit(card: Card, strip: list[Image.Image]) -> None:
     source, first, second = strip
-    card.picture(source, 30, 96, 146)
-    card.picture(first, 30, 258, 146)
-    card.picture(second, 192, 96, 308 - 18)
+    card.paste(source, 30, 96, 146)
+    card.paste(first, 30, 258, 146)
+    card.paste(second, 192, 96, 308 - 18)
     card.text("blue background", 103, 428)
     card.text("write OK on the sign", 337, 428)
 
 
 def ten_turns(card: Card, strip: list[Image.Image]) -> None:
-    for number, picture in enumerate(strip):
+    for number, image in enumerate(strip):
         row, column = divmod(number + (number > 0), 4)  # the second place is the arrow's
-        card.picture(picture, 24 + 118 * column, 88 + 118 * row, 110)
+        card.paste(image, 24 + 118 * column, 88 + 118 * row, 110)
     card.arrow((160, 143), (228, 143))
 
 
 def branches(card: Card, one: list[Image.Image], other: list[Image.Image]) -> None:
-    card.picture(one[2], 28, 194, 150)
-    for picture, top in ((one[3], 76), (other[3], 284)):
-        card.picture(picture, 288, top, 190)
+    card.paste(one[2], 28, 194, 150)
+    for image, top in ((one[3], 76), (other[3], 284)):
+        card.paste(image, 288, top, 190)
         card.arrow((190, 269), (232, 269), (232, top + 95), (268, top + 95))
 
 
 def masked_edit(card: Card, strip: list[Image.Image]) -> None:
     source, first, second = strip
-    card.picture(source, 28, 181, 150)
+    card.paste(source, 28, 181, 150)
     card.arrow((190, 256), (264, 256))
-    for picture, top in ((first, 76), (second, 272)):
-        card.picture(picture, 296, top, 180)
+    for image, top in ((first, 76), (second, 272)):
+        card.paste(image, 296, top, 180)
         left, upper, right, lower = (
-            180 * edge / source.width for edge in ImageChops.difference(source, picture).getbbox()
+            180 * edge / source.width for edge in ImageChops.difference(source, image).getbbox()
         )
         card.frame(296 + left, top + upper, 296 + right, top + lower)
 
 
 def variants(card: Card, candidates: list[Image.Image], strip: list[Image.Image]) -> None:
-    card.picture(strip[0], 28, 191, 130)
+    card.paste(strip[0], 28, 191, 130)
     card.arrow((168, 256), (206, 256))
-    for number, picture in enumerate(candidates):
+    for number, image in enumerate(candidates):
         row, column = divmod(number, 2)
         left, top = 234 + 130 * column, 131 + 130 * row
-        card.picture(picture, left, top, 120)
-        if picture.tobytes() == strip[1].tobytes():
+        card.paste(image, left, top, 120)
+        if image.tobytes() == strip[1].tobytes():
             card.frame(left - 3, top - 3, left + 123, top + 123)
 
 
 def native_sampler(card: Card, strip: list[Image.Image]) -> None:
     source, edited = strip
-    card.picture(source, 36, 82, 180)
+    card.paste(source, 36, 82, 180)
     card.arrow((232, 172), (272, 172))
-    card.picture(edited, 296, 82, 180)
+    card.paste(edited, 296, 82, 180)
     for number, (words, color) in enumerate(
         (("Apply Memory", MODEL), ("SamplerCustomAdvanced", (255, 156, 249)), ("Commit Turn", MEMORY))
     ):
@@ -110,8 +110,8 @@ def native_sampler(card: Card, strip: list[Image.Image]) -> None:
 
 
 def save_and_go_on(card: Card, strip: list[Image.Image]) -> None:
-    for number, picture in enumerate(strip):
-        card.picture(picture, 36 + 150 * number, 120, 140)
+    for number, image in enumerate(strip):
+        card.paste(image, 36 + 150 * number, 120, 140)
     card.plug("Save Session", MEMORY, 36, 302, 196)
     card.arrow((238, 326), (256, 326))
     card.plug("Load Session", MEMORY, 276, 302, 200)
@@ -151,7 +151,7 @@ CARDS = {
 
 
 def thumbnail(name: str, strips: list[list[Image.Image]], path: Path) -> None:
-    """Draws the picture of workflow `name`; `strips` are the pictures of its filmstrips and variants."""
+    """Draws the image of workflow `name`; `strips` are the images of its filmstrips and variants."""
     card = Card()
     CARDS[name](card, *strips)
     card.save(path)

@@ -1,4 +1,4 @@
-"""Writes the files in workflows/ and their pictures by what a running host knows of the nodes: `make workflows`.
+"""Writes the files in workflows/ and their images by what a running host knows of the nodes: `make workflows`.
 
 When a node gets an input, this gives it its default in every workflow; what a workflow is about is said below. The
 oldest host should write them, newer ones read its files.
@@ -35,12 +35,12 @@ LARGE = "wan2.1_t2v_14B_fp8_scaled.safetensors"
 FIRST_EDIT = """\
 ## First edit
 
-The small model that comes with AnchorEdit edits its own sample picture: no download, runs on a CPU.
+The small model that comes with AnchorEdit edits its own sample image: no download, runs on a CPU.
 
 1. **Run**. The filmstrip shows the source and both turns.
 2. Change the instruction of **Turn 2** and run again: only that turn is computed.
 3. Press **Next turn** on Turn 2, write what to change, run. The filmstrip goes along.
-4. Drag over the large picture of the filmstrip: before on the left, after on the right.
+4. Drag over the large image of the filmstrip: before on the left, after on the right.
 
 Look at what was *not* asked for: it should stay as it is.
 
@@ -56,8 +56,8 @@ One instruction per line; **Chain** makes one turn of each.
 1. **Run**. The filmstrip shows the source and all turns.
 2. Change a line and run again: that line and those below it are computed, the ones above are not.
 
-The **Memory Policy** lets every turn see the source picture (the anchor) and the last two turns, so the tenth turn \
-costs what the third does. Set *anchor_frames* to 0 and compare the last pictures with the source.
+The **Memory Policy** lets every turn see the source image (the anchor) and the last two turns, so the tenth turn \
+costs what the third does. Set *anchor_frames* to 0 and compare the last images with the source.
 """
 BRANCHES = """\
 ## Branches
@@ -73,14 +73,14 @@ To go back by number use **AnchorEdit Rewind**: a turn on the rewound memory is 
 MASKED_EDIT = """\
 ## Masked edit
 
-Where the mask is black, every pixel stays as it was, bit by bit, at your picture's own size; the edit fades in just \
+Where the mask is black, every pixel stays as it was, bit by bit, at your image's own size; the edit fades in just \
 inside the mask's edge.
 
 1. **Run**. Both turns may only touch the sign.
 2. Change *x*, *y*, *width* and *height* of the mask, or unplug it from a turn, and run again.
 
-For your own picture: *Load Image*, right click, **Open in MaskEditor**, paint, and wire its **MASK** to the turns. A \
-mask has the size of the source picture and may differ from turn to turn.
+For your own image: *Load Image*, right click, **Open in MaskEditor**, paint, and wire its **MASK** to the turns. A \
+mask has the size of the source image and may differ from turn to turn.
 """
 VARIANTS = """\
 ## Variants
@@ -100,7 +100,7 @@ NATIVE_SAMPLER = """\
 **Apply Memory** gives a MODEL that sees the session, and what *SamplerCustomAdvanced* needs for the next turn. \
 **Commit Turn** adds what was sampled to the session.
 
-1. Write the **Instruction** and run. The picture is the one that the Turn node makes from the same seed.
+1. Write the **Instruction** and run. The image is the one that the Turn node makes from the same seed.
 2. Put your own guider, sigmas or model patches between Apply Memory and the sampler.
 
 Put LoRA nodes *before* Apply Memory, so that the session is read with them too. For a second turn copy the blue \
@@ -113,7 +113,7 @@ SAVE_AND_GO_ON = """\
 2. *Another day*, also after a restart: right-click the pink group's title, *Set Group Nodes to Always*, and set the \
 blue one to *Never*. Press **R**, so that **Load Session** knows the new file, and run: turn 3 goes on as if the \
 session had never been away. What it sees of the session is read again first, which takes one pass of the model per \
-picture.
+image.
 3. **Export Turns** saves a PNG of every turn. Drag one into ComfyUI: its workflow opens.
 
 A loaded session is like any other: go back in it with **AnchorEdit Rewind**, make branches, save it again. With \
@@ -122,7 +122,7 @@ A loaded session is like any other: go back in it with **AnchorEdit Rewind**, ma
 WAN_SETUP = """\
 ## {title}
 
-For pictures of any kind. Needs three files:
+For images of any kind. Needs three files:
 
 | folder in `models/` | file |
 |---|---|
@@ -132,11 +132,11 @@ For pictures of any kind. Needs three files:
 
 **Weights of these sizes that were trained to edit are not public yet.** When you have one, choose it in \
 **Load Model**: .safetensors of any layout, or a published `model.pt`. The plain `{plain}` named there shows \
-that the wiring works, but it makes a new picture instead of an edit, and says so on the node.
+that the wiring works, but it makes a new image instead of an edit, and says so on the node.
 
 {memory}
 
-The results have exactly your picture's size. **Start** says at which size it is worked on. LoRA: put \
+The results have exactly your image's size. **Start** says at which size it is worked on. LoRA: put \
 *LoraLoaderModelOnly* behind Load Model. Stock *Load Diffusion Model* works too; for a GGUF file take *Unet Loader \
 (GGUF)* of ComfyUI-GGUF and **Model Settings** behind it.
 """
@@ -156,7 +156,7 @@ CARDS = {
     "Wan 2.1 set-up": Card(
         "a Wan 2.1 text-to-video model, 1.3B or 14B",
         TRANSFORMER,
-        "**Memory Policy** says what turns will cost with your model and picture; the workflows for 12, 16 and 24 GB "
+        "**Memory Policy** says what turns will cost with your model and image; the workflows for 12, 16 and 24 GB "
         "have it set.",
         {},
     ),
@@ -283,7 +283,7 @@ class Node:
 
 
 def bundled(sheet: Sheet, **start) -> tuple[Node, Node, dict]:
-    """The bundled model and a session on its picture: Load, Start, and the wires that every turn takes."""
+    """The bundled model and a session on its image: Load, Start, and the wires that every turn takes."""
     tiny = sheet.add("AnchorEditLoadTiny", (0, 80, 300, 110))
     wires = {"model": tiny[0], "clip": tiny[1], "vae": tiny[2]}
     return tiny, sheet.add("AnchorEditStart", (360, 80, 300, 190), **wires, image=tiny[3], **start), wires
@@ -300,7 +300,7 @@ def first_edit(sheet: Sheet) -> None:
     one = turn(sheet, (760, 80, 340, 540), "Turn 1", "change the background to blue", start[0], wires)
     two = turn(sheet, (1140, 80, 340, 540), "Turn 2", "write OK on the sign", one[0], wires)
     strip = sheet.add("AnchorEditFilmstrip", (760, 740, 720, 560), vae=tiny[2], memory=two[0])
-    sheet.group("1  A picture", GREY, tiny, start)
+    sheet.group("1  An image", GREY, tiny, start)
     sheet.group("2  Edits", BLUE, one, two)
     sheet.group("3  Look", GREEN, strip)
 
@@ -316,7 +316,7 @@ def ten_turns(sheet: Sheet) -> None:
         "AnchorEditChain", (760, 80, 900, 480), **wires, memory=start[0], instructions="\n".join(lines), seed=7
     )
     strip = sheet.add("AnchorEditFilmstrip", (760, 680, 900, 600), vae=tiny[2], memory=chain[0], size=160)
-    sheet.group("1  A picture, and what turns may see", GREY, policy, tiny, start)
+    sheet.group("1  An image, and what turns may see", GREY, policy, tiny, start)
     sheet.group("2  Edits", BLUE, chain)
     sheet.group("3  Look", GREEN, strip)
 
@@ -334,7 +334,7 @@ def branches(sheet: Sheet) -> None:
         three = turn(sheet, (760, y, 310, 560), f"Turn 3: {title.lower()}", instruction, two[0], wires)
         strip = sheet.add("AnchorEditFilmstrip", (1110, y, 760, 560), vae=tiny[2], memory=three[0])
         sheet.group(title, color, three, strip)
-    sheet.group("A picture", GREY, tiny, start)
+    sheet.group("An image", GREY, tiny, start)
     sheet.group("What both ways share", BLUE, one, two)
 
 
@@ -351,7 +351,7 @@ def masked_edit(sheet: Sheet) -> None:
     one = turn(sheet, (760, 80, 340, 540), "Turn 1", "write OK on the sign", start[0], wires)
     two = turn(sheet, (1140, 80, 340, 540), "Turn 2", "draw a heart on the sign", one[0], wires)
     strip = sheet.add("AnchorEditFilmstrip", (760, 740, 720, 560), vae=tiny[2], memory=two[0])
-    sheet.group("1  A picture", GREY, tiny, start)
+    sheet.group("1  An image", GREY, tiny, start)
     sheet.group("2  Where it may change", PINK, ground, paint, mask, show)
     sheet.group("3  Edits", BLUE, one, two)
     sheet.group("4  Look", GREEN, strip)
@@ -372,7 +372,7 @@ def variants(sheet: Sheet) -> None:
     pick = sheet.add("AnchorEditPick", (1580, 80, 300, 90), candidates=several[0], number=3)
     on = turn(sheet, (1580, 300, 300, 540), "The next turn", "change the background to blue", pick[0], wires)
     strip = sheet.add("AnchorEditFilmstrip", (760, 760, 720, 560), vae=tiny[2], memory=on[0])
-    sheet.group("1  A picture", GREY, tiny, start)
+    sheet.group("1  An image", GREY, tiny, start)
     sheet.group("2  Candidates", BLUE, several)
     sheet.group("3  The one to go on with", PINK, pick)
     sheet.group("4  Go on", BLUE, on)
@@ -411,7 +411,7 @@ def native_sampler(sheet: Sheet) -> None:
     decode = sheet.add("VAEDecode", (1520, 80, 200, 60), samples=sample[0], vae=tiny[2])
     preview = sheet.add("PreviewImage", (1760, 80, 260, 250), images=decode[0])
     strip = sheet.add("AnchorEditFilmstrip", (1520, 410, 500, 560), vae=tiny[2], memory=commit[0])
-    sheet.group("1  A picture", GREY, tiny, start)
+    sheet.group("1  An image", GREY, tiny, start)
     sheet.group("2  One turn by the host's own nodes", BLUE, words, text, apply, guider, sample, commit)
     sheet.group("3  Look", GREEN, decode, preview, strip)
 
@@ -430,7 +430,7 @@ def save_and_go_on(sheet: Sheet) -> None:
     three = turn(sheet, (1110, 960, 310, 540), "Turn 3", "change the light to sunset", load[0], wires)
     whole = sheet.add("AnchorEditFilmstrip", (1460, 960, 460, 560), vae=tiny[2], memory=three[0])
     export = sheet.add("AnchorEditExportTurns", (1460, 1580, 460, 330), vae=tiny[2], memory=three[0])
-    sheet.group("A picture", GREY, tiny, start)
+    sheet.group("An image", GREY, tiny, start)
     sheet.group("Today", BLUE, one, two, save, strip)
     sheet.group("Another day", PINK, load, three, whole, export)
     sheet.mute(load, three, whole, export)
@@ -449,15 +449,15 @@ def wan_setup(sheet: Sheet) -> None:
     clip = sheet.add("CLIPLoader", (350, 80, 310, 110), models=files[:1], clip_name=TEXT_ENCODER, type="wan")
     vae = sheet.add("VAELoader", (350, 270, 310, 60), models=files[1:], vae_name=VAE)
     wires = {"model": model[0], "clip": clip[0], "vae": vae[0]}
-    picture = sheet.add("LoadImage", (760, 80, 300, 330), image="example.png")
-    policy = sheet.add("AnchorEditMemoryPolicy", (1160, 80, 300, 230), model=model[0], image=picture[0], **card.policy)
-    start = sheet.add("AnchorEditStart", (1160, 370, 300, 150), image=picture[0], policy=policy[0], **wires)
+    image = sheet.add("LoadImage", (760, 80, 300, 330), image="example.png")
+    policy = sheet.add("AnchorEditMemoryPolicy", (1160, 80, 300, 230), model=model[0], image=image[0], **card.policy)
+    start = sheet.add("AnchorEditStart", (1160, 370, 300, 150), image=image[0], policy=policy[0], **wires)
     one = turn(sheet, (1500, 80, 320, 540), "Turn 1", "make the sky a sunset", start[0], wires)
     two = turn(sheet, (1860, 80, 320, 540), "Turn 2", "add a red scarf", one[0], wires)
     strip = sheet.add("AnchorEditFilmstrip", (760, 740, 1020, 560), vae=vae[0], memory=two[0], size=512)
     save = sheet.add("SaveImage", (1860, 740, 320, 420), images=two[1], filename_prefix="AnchorEdit")
     sheet.group("1  Files", PINK, model, clip, vae)
-    sheet.group("2  Your picture", GREY, picture)
+    sheet.group("2  Your image", GREY, image)
     sheet.group("3  Edits", BLUE, policy, start, one, two)
     sheet.group("4  Look", GREEN, strip)
     sheet.group("5  Keep", GREEN, save)
@@ -473,8 +473,8 @@ SHEETS = {
     "Save and go on": save_and_go_on,
     **dict.fromkeys(CARDS, wan_setup),
 }
-# The nodes whose pictures the workflow's own picture is drawn of, and at which output they are.
-PICTURES = {"AnchorEditFilmstrip": 0, "AnchorEditVariants": 1}
+# The nodes whose images the workflow's own image is drawn of, and at which output they are.
+IMAGES = {"AnchorEditFilmstrip": 0, "AnchorEditVariants": 1}
 # What has to be downloaded first, and so does not run as it is: the nodes that lack a file.
 NEED_FILES = dict.fromkeys(CARDS, ("AnchorEditLoadModel", "CLIPLoader", "VAELoader"))
 
@@ -487,11 +487,11 @@ def draw(name: str, info: dict) -> dict:
 
 
 def strips(host: Server, workflow: dict, info: dict) -> list[list[Image.Image]]:
-    """Runs a workflow; the pictures of its filmstrips and variants."""
+    """Runs a workflow; the images of its filmstrips and variants."""
     graph = api_graph(workflow, info)
-    films = {name: PICTURES[entry["class_type"]] for name, entry in graph.items() if entry["class_type"] in PICTURES}
+    films = {name: IMAGES[entry["class_type"]] for name, entry in graph.items() if entry["class_type"] in IMAGES}
     for film, output in films.items():
-        graph[f"save {film}"] = node("SaveImage", images=[film, output], filename_prefix="picture")
+        graph[f"save {film}"] = node("SaveImage", images=[film, output], filename_prefix="image")
     outputs = succeed(host, graph).outputs
     files = [[entry["filename"] for entry in outputs[f"save {film}"]["images"]] for film in films]
     return [[Image.open(host.folder / "output" / name) for name in names] for names in files]
@@ -504,8 +504,8 @@ def main() -> None:
             workflow = draw(name, info)
             text = json.dumps(workflow, indent=1) + "\n"
             (WORKFLOWS / f"{name}.json").write_text(text, encoding="utf-8")
-            pictures = [] if name in NEED_FILES else strips(host, workflow, info)
-            thumbnail(name, pictures, WORKFLOWS / f"{name}.jpg")
+            images = [] if name in NEED_FILES else strips(host, workflow, info)
+            thumbnail(name, images, WORKFLOWS / f"{name}.jpg")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Instructions of the studio: which edits a session allows, what each changes, and how people say it.
 
 An `Edit` names its kind and the facts it changes; `apply` makes the next facts, `phrase` the words. An edit is
-only offered where exactly one picture is right and where it shows: nothing is recoloured in black and white, no
+only offered where exactly one image is right and where it shows: nothing is recoloured in black and white, no
 eyes are counted behind glasses, no small letters written in pixel art. What points back (undo, "bring back the
 hat", back to colour) is only offered while the state it points to is among those that an editor may still see, and
 what uncovers something (eyes behind glasses, colours) only while one of those shows it.
@@ -40,7 +40,7 @@ POINTING_BACK = ("back to colour", "bring back", "undo")  # these need an earlie
 LANGUAGES = ("en", "zh")
 MOST_UNDONE = 12  # edits that people take back by number; the phrasings have a word for each
 _PLACES = (*WORN, *CORNERS)  # where a thing can be
-_UNDO_ALL_SHARE = 0.25  # of undos that go back to the first picture
+_UNDO_ALL_SHARE = 0.25  # of undos that go back to the first image
 
 Facts = Sequence[int]
 
@@ -59,7 +59,7 @@ class Edit:
 
     kind: str
     changes: tuple[Change, ...] = ()
-    undone: int = 0  # how many edits an undo takes back; -1: all, back to the first picture
+    undone: int = 0  # how many edits an undo takes back; -1: all, back to the first image
 
     def apply(self, facts: Facts) -> list[int]:
         """The facts after this edit; `facts` itself stays."""

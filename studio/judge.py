@@ -1,19 +1,19 @@
-"""The judge: did an edited picture follow its instruction, leave the rest alone, and keep who is in it?
+"""The judge: did an edited image follow its instruction, leave the rest alone, and keep who is in it?
 
-Analysis by synthesis. Every fact of a scene is *read* from the picture: the scene is drawn with every value that the
-fact could have, and the drawing nearest to the picture, where the drawings differ, is what the picture shows. What
-is judged is one edit of the editor's own previous picture, so an earlier failure is not counted again: the facts
-read from the previous picture, not the true ones, are what the edit starts from.
+Analysis by synthesis. Every fact of a scene is *read* from the image: the scene is drawn with every value that the
+fact could have, and the drawing nearest to the image, where the drawings differ, is what the image shows. What
+is judged is one edit of the editor's own previous image, so an earlier failure is not counted again: the facts
+read from the previous image, not the true ones, are what the edit starts from.
 
     followed    the facts that the instruction names read as it says, and are nearer to that than half way from before
-    untouched   no other fact reads differently; where the edit shows nothing the picture is the previous one, with
+    untouched   no other fact reads differently; where the edit shows nothing the image is the previous one, with
                 little damage on the whole, in no place much, and nothing shifted
     identity    the creature is much nearer to the anchor's than to other creatures in its place
 
-Where an edit shows everywhere (light, tone, style) the picture is held against the previous one plus what the edit
-changes in the drawing. A picture is a success if all three hold.
+Where an edit shows everywhere (light, tone, style) the image is held against the previous one plus what the edit
+changes in the drawing. An image is a success if all three hold.
 
-Shapes: N pictures [N, 3, H, W] in 0..1; V drawings of one scene; F facts; D traits.
+Shapes: N images [N, 3, H, W] in 0..1; V drawings of one scene; F facts; D traits.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class Verdict:
-    """On one picture of each of N sessions; bool, int64 or float32 [N], `facts` [N, F]."""
+    """On one image of each of N sessions; bool, int64 or float32 [N], `facts` [N, F]."""
 
     followed: Tensor
     untouched: Tensor
     identity: Tensor
-    facts: Tensor  # as read from the picture; what to believe before the next edit
+    facts: Tensor  # as read from the image; what to believe before the next edit
     damage: Tensor  # mean absolute difference where nothing should change
     shift: Tensor  # pixels
     likeness: Tensor
@@ -67,78 +67,78 @@ class Verdict:
 
 
 class Judge:
-    """Judges pictures one by one."""
+    """Judges images one by one."""
 
     def __init__(self, thresholds: Thresholds = Thresholds()):
         self.limits = thresholds
 
-    def judge(self, pictures: Tensor, previous: Tensor, believed: Scenes, edits: Sequence[Edit]) -> Verdict:
-        """`pictures`, `previous` [N, 3, H, W]: the new one and the editor's own one before; `believed`: N scenes with
+    def judge(self, images: Tensor, previous: Tensor, believed: Scenes, edits: Sequence[Edit]) -> Verdict:
+        """`images`, `previous` [N, 3, H, W]: the new one and the editor's own one before; `believed`: N scenes with
         the facts as read from `previous` (at the first turn the source and its true facts)."""
-        rows = [self._judge(*row) for row in zip(pictures, previous, _singles(believed), edits, strict=True)]
+        rows = [self._judge(*row) for row in zip(images, previous, _singles(believed), edits, strict=True)]
         return Verdict(*(torch.stack([torch.as_tensor(value) for value in column]) for column in zip(*rows)))
 
-    def read(self, picture: Tensor, scene: Scenes, names: Sequence[str]) -> Tensor:
-        """Facts [F] of a picture [3, H, W]: those of `scene` [1], but `names` as the picture shows them."""
-        drawings = _alternatives(scene, names, picture.shape[-2:])
+    def read(self, image: Tensor, scene: Scenes, names: Sequence[str]) -> Tensor:
+        """Facts [F] of an image [3, H, W]: those of `scene` [1], but `names` as the image shows them."""
+        drawings = _alternatives(scene, names, image.shape[-2:])
         facts = scene.facts[0].clone()
         for name, drawn in drawings.items():
             now = int(scene.fact(name)[0])
             shown = ((drawn - drawn[now]).abs().amax(dim=1) > self.limits.shows).any(dim=0)  # [H, W]
-            distance = (drawn - picture).abs().mean(dim=1)[:, shown].sum(dim=1)  # [V]
+            distance = (drawn - image).abs().mean(dim=1)[:, shown].sum(dim=1)  # [V]
             nearest = int(distance.argmin())
             if distance[nearest] < self.limits.clearly * distance[now]:  # never where nothing shows
                 facts[COLUMN[name]] = nearest
         return facts
 
-    def _judge(self, picture: Tensor, previous: Tensor, before: Scenes, edit: Edit) -> tuple:
-        size = picture.shape[-2:]
+    def _judge(self, image: Tensor, previous: Tensor, before: Scenes, edit: Edit) -> tuple:
+        size = image.shape[-2:]
         named = {change.fact: change.new for change in edit.changes}
         wanted = before.with_facts(torch.tensor([edit.apply(before.facts[0].tolist())], device=before.facts.device))
         old, new = render(Scenes(torch.cat([before.facts, wanted.facts]), before.identity.repeat(2, 1)), *size)
 
         shown = ((new - old).abs().amax(dim=0) > self.limits.shows).float()  # [H, W]
-        facts = self.read(picture, wanted, list(named))
+        facts = self.read(image, wanted, list(named))
         as_said = all(int(facts[COLUMN[fact]]) == value for fact, value in named.items())
-        followed = as_said and self._is_past_half_way(picture, old, new, shown)
+        followed = as_said and self._is_past_half_way(image, old, new, shown)
 
         others = [name for name in FACTS if name not in named]
         seen = before.with_facts(facts[None])
-        facts = self.read(picture, seen, others)
+        facts = self.read(image, seen, others)
         same = bool((facts == seen.facts[0]).all())
         expected = (previous + new - old).clamp(0, 1)
         everywhere = any(fact in LOOK for fact in named)
         rest = torch.ones_like(shown) if everywhere else 1 - _widened(shown, self.limits.margin)
-        damage, in_block, shift = self._compare(picture, expected, rest)
+        damage, in_block, shift = self._compare(image, expected, rest)
         intact = damage <= self.limits.damage and in_block <= self.limits.damage_in_block
         untouched = same and intact and shift <= self.limits.shift
         if edit.kind == "null":
             followed = untouched
-        likeness = self._likeness(picture, before.with_facts(facts[None]))
+        likeness = self._likeness(image, before.with_facts(facts[None]))
         return followed, untouched, likeness >= self.limits.likeness, facts, damage, shift, likeness
 
-    def _is_past_half_way(self, picture: Tensor, old: Tensor, new: Tensor, shown: Tensor) -> bool:
-        away = ((picture - new).abs().mean(dim=0) * shown).sum()
+    def _is_past_half_way(self, image: Tensor, old: Tensor, new: Tensor, shown: Tensor) -> bool:
+        away = ((image - new).abs().mean(dim=0) * shown).sum()
         way = ((old - new).abs().mean(dim=0) * shown).sum()
         return bool(away <= self.limits.half_way * way) or not shown.any()
 
-    def _compare(self, picture: Tensor, expected: Tensor, rest: Tensor) -> tuple[float, float, float]:
+    def _compare(self, image: Tensor, expected: Tensor, rest: Tensor) -> tuple[float, float, float]:
         """Mean difference, that of the worst block, and shift in pixels, where `rest` [H, W] is 1."""
-        difference = (picture - expected).abs().mean(dim=0) * rest  # [H, W]
+        difference = (image - expected).abs().mean(dim=0) * rest  # [H, W]
         area = rest.sum().clamp(min=1)
-        side = min(self.limits.block, *picture.shape[-2:])
+        side = min(self.limits.block, *image.shape[-2:])
         blocks, areas = (F.avg_pool2d(t[None, None], side, side // 2) for t in (difference, rest))
         in_block = (blocks / areas.clamp(min=0.25)).max()  # a block needs a quarter of it to count in full
-        return float(difference.sum() / area), float(in_block), _shift(picture, expected, rest)
+        return float(difference.sum() / area), float(in_block), _shift(image, expected, rest)
 
-    def _likeness(self, picture: Tensor, scene: Scenes) -> float:
-        """1 minus the picture's distance from the scene, as a share of that from other creatures in its place."""
+    def _likeness(self, image: Tensor, scene: Scenes) -> float:
+        """1 minus the image's distance from the scene, as a share of that from other creatures in its place."""
         strangers = scene.identity.repeat(1 + len(_STRANGERS), 1)
         columns = torch.tensor([TRAIT[name] for name in SUBJECT_TRAITS], device=strangers.device)
         strangers[1:, columns] = _STRANGERS.to(strangers.device)
-        drawn = render(Scenes(scene.facts.repeat(len(strangers), 1), strangers), *picture.shape[-2:])
+        drawn = render(Scenes(scene.facts.repeat(len(strangers), 1), strangers), *image.shape[-2:])
         shown = ((drawn[1:] - drawn[:1]).abs().amax(dim=1) > self.limits.shows).float()  # [V, H, W]
-        away = (drawn - picture).abs().mean(dim=1)  # [1 + V, H, W]
+        away = (drawn - image).abs().mean(dim=1)  # [1 + V, H, W]
         own, theirs = (away[:1] * shown).sum(dim=(1, 2)), (away[1:] * shown).sum(dim=(1, 2))  # [V]
         return float((1 - own / theirs.clamp(min=1e-6)).mean())
 
@@ -190,19 +190,19 @@ def _widened(mask: Tensor, margin: int) -> Tensor:
     return F.max_pool2d(mask[None, None], 2 * margin + 1, stride=1, padding=margin)[0, 0]
 
 
-def _shift(picture: Tensor, expected: Tensor, rest: Tensor) -> float:
-    """Pixels by which the picture is displaced, by least squares on the gradient (Lucas and Kanade, 1981).
+def _shift(image: Tensor, expected: Tensor, rest: Tensor) -> float:
+    """Pixels by which the image is displaced, by least squares on the gradient (Lucas and Kanade, 1981).
 
     Both are smoothed, so that the estimate holds over a few pixels.
     """
-    kernel = torch.tensor([1.0, 6, 15, 20, 15, 6, 1], device=picture.device) / 64
-    both = torch.stack([picture.mean(dim=0), expected.mean(dim=0)])[:, None]  # [2, 1, H, W]
+    kernel = torch.tensor([1.0, 6, 15, 20, 15, 6, 1], device=image.device) / 64
+    both = torch.stack([image.mean(dim=0), expected.mean(dim=0)])[:, None]  # [2, 1, H, W]
     both = F.pad(both, (3, 3, 3, 3), mode="replicate")
     both = F.conv2d(F.conv2d(both, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1))[:, 0]
     weight = 1 - _widened(1 - rest, 3)  # where the smoothing saw nothing else
     down, across = torch.gradient(both[1])
     gradient = torch.stack([across, down]).flatten(1) * weight.flatten()  # [2, H * W]
-    matrix = gradient @ gradient.T + 1e-3 * torch.eye(2, device=picture.device)
+    matrix = gradient @ gradient.T + 1e-3 * torch.eye(2, device=image.device)
     return float(torch.linalg.solve(matrix, gradient @ (both[1] - both[0]).flatten()).norm())
 
 

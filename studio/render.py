@@ -1,9 +1,9 @@
-"""Draws scenes: anti-aliased, any size and aspect, all pictures of a batch at once, on any device.
+"""Draws scenes: anti-aliased, any size and aspect, all images of a batch at once, on any device.
 
 Every shape is a signed distance in pixels, negative inside; its coverage is that distance clamped over one
 pixel, and layers are painted from back to front. The look (lighting, tone, style) comes last, over everything.
 
-Legend: N scenes, H, W picture; (u, v) coordinates of a shape's own, its radius being 1.
+Legend: N scenes, H, W image; (u, v) coordinates of a shape's own, its radius being 1.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .scene import CORNERS, FACTS, OBJECTS, Scenes
 
-Layer = Callable[[Tensor, Scenes], Tensor]  # (picture so far [N, 3, H, W], scenes) -> picture
+Layer = Callable[[Tensor, Scenes], Tensor]  # (image so far [N, 3, H, W], scenes) -> image
 
 _BODY_RGB = (
     (0.84, 0.17, 0.18),
@@ -41,7 +41,7 @@ _OBJECT_RGB = {  # main and second colour
     "flower": ((0.93, 0.38, 0.75), (0.99, 0.85, 0.20)),
     "tree": ((0.13, 0.50, 0.22), (0.45, 0.28, 0.14)),
 }
-_RADIUS = (0.175, 0.22, 0.27)  # of the subject, by size, in short sides of the picture
+_RADIUS = (0.175, 0.22, 0.27)  # of the subject, by size, in short sides of the image
 _PLACE = (0.3, 0.5, 0.7)
 _HEIGHT = 0.62  # of the subject's centre below the upper edge
 _CORNER_SIDE = 0.235  # of the square in which a corner object is drawn, in short sides
@@ -59,7 +59,7 @@ _LUMINANCE = (0.299, 0.587, 0.114)  # Rec. 601
 
 
 def render(scenes: Scenes, height: int, width: int, layers: Sequence[Layer] | None = None) -> Tensor:
-    """Pictures [N, 3, H, W] float32 in 0..1 on the scenes' device. `layers`: those of `compiled_layers`, if any."""
+    """Images [N, 3, H, W] float32 in 0..1 on the scenes' device. `layers`: those of `compiled_layers`, if any."""
     image = torch.ones(len(scenes), 3, height, width, device=scenes.identity.device)
     for layer in layers or LAYERS:
         image = layer(image, scenes)
@@ -137,7 +137,7 @@ def _paint_creature(image: Tensor, u: Tensor, v: Tensor, radius: Tensor, scenes:
 
 
 def _paint_within(reach, painter: Callable[..., Tensor], image: Tensor, u, v, radius, scenes, *masks: Tensor) -> Tensor:
-    """What a painter makes of the part that it can reach, painted on the picture itself.
+    """What a painter makes of the part that it can reach, painted on the image itself.
 
     `reach` are its bounds in u and in v; `masks`, [N, H, W] or [N, 1, 1], are cut alike.
     """

@@ -1,4 +1,4 @@
-"""Scenes of the studio: what there is to know about a picture before it is drawn.
+"""Scenes of the studio: what there is to know about an image before it is drawn.
 
 A scene has *facts*, small whole numbers that instructions name (colour, place, what it wears ...), and an
 *identity*, real numbers that no instruction ever names (outline, pattern, second colour, marks). An editor
@@ -36,8 +36,8 @@ FACTS: dict[str, tuple[str, ...]] = {
 }
 COLUMN = {name: column for column, name in enumerate(FACTS)}
 WORN = ("headwear", "glasses", "bow tie")
-LOOK = ("lighting", "tone", "style")  # facts of the whole picture
-START_TONE, START_STYLE = 0, 0  # a source is a plain picture in colour
+LOOK = ("lighting", "tone", "style")  # facts of the whole image
+START_TONE, START_STYLE = 0, 0  # a source is a plain image in colour
 
 SUBJECT_TRAITS = (
     *("bulge2", "bulge3", "bulge5", "turn2", "turn3", "turn5", "aspect"),

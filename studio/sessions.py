@@ -1,7 +1,7 @@
 """The studio: an endless, seeded source of edit sessions of which everything is known.
 
-A session is a scene, a list of edits and a picture for every state. Everything is drawn from a seed: the same
-seed gives the same sessions on every machine (scenes and words are sampled on the CPU; pictures are drawn on
+A session is a scene, a list of edits and an image for every state. Everything is drawn from a seed: the same
+seed gives the same sessions on every machine (scenes and words are sampled on the CPU; images are drawn on
 the device asked for).
 """
 
@@ -44,7 +44,7 @@ class Sessions:
     edits: list[list[Edit]]  # [T][N]
     texts: list[list[str]]  # [T][N]
 
-    def pictures(self, height: int, width: int) -> Tensor:
+    def images(self, height: int, width: int) -> Tensor:
         """Truth of every state, [N, T + 1, 3, H, W] in 0..1."""
         return torch.stack([render(scenes, height, width) for scenes in self.scenes], dim=1)
 
@@ -91,7 +91,7 @@ def held_out_generator(seed: int) -> torch.Generator:
 
 
 def sample_images(count: int, height: int, width: int, generator: torch.Generator) -> Tensor:
-    """Random pictures [count, 3, H, W] in 0..1, in every look."""
+    """Random images [count, 3, H, W] in 0..1, in every look."""
     scenes = sample_sessions(count, 2, generator).scenes
     return render(scenes[-1], height, width)
 

@@ -33,7 +33,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole model with random weights, as `AnchorEditPipeline.save_pretrained` writes it; a turn takes milliseconds.
 
-    It works at 64x64 pixels, on at most four pictures. Read-only: copy the folder before changing a file.
+    It works at 64x64 pixels, on at most four images. Read-only: copy the folder before changing a file.
     """
     pytest.importorskip("sentencepiece")
     pytest.importorskip("transformers")
@@ -69,7 +69,7 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         CausalWanTransformer(sizes),
         ImageVAE(AutoencoderKLWan(base_dim=8)),
         TextEncoder(UMT5EncoderModel(encoder), vocabulary.getvalue(), text_dim=32),
-        EditConfig(area=64, area_step=64, area_ratio=1.0, turns=4),
+        EditConfig(resolution=64, resolution_step=64, max_aspect_ratio=1.0, max_turns=4),
     )
     folder = tmp_path_factory.mktemp("small") / "model"
     pipeline.save_pretrained(folder)

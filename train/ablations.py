@@ -40,7 +40,7 @@ VARIANTS: Mapping[str, tuple[str, dict]] = {
 def run(config: Config, out: Path, only: Sequence[str] = (), resume: bool = False) -> bool:
     """Train and export the variants; False if that was interrupted. With `resume`, finished ones are left alone."""
     if unknown := [name for name in only if name not in VARIANTS]:
-        raise AnchorEditError(f"there is no variant {unknown[0]!r}: choose of {', '.join(map(repr, VARIANTS))}")
+        raise AnchorEditError(f"there is no variant {unknown[0]!r}", f"Choose of {', '.join(map(repr, VARIANTS))}")
     return all(_train(name, config, out, resume) for name in only or VARIANTS)
 
 
@@ -71,8 +71,8 @@ def _budget(whole: StageSettings, *parts: StageSettings) -> dict[str, float]:
     left = {name: getattr(whole, name) - sum(getattr(part, name) for part in parts) for name in ("steps", "minutes")}
     if min(left.values()) < 0 or not any(left.values()):
         raise AnchorEditError(
-            "the third stage's budget is part of the second's, of which it leaves nothing: raise that of causal, or "
-            "lower those of distill.consistency and distill.matching"
+            "the third stage's budget is part of the second's, of which it leaves nothing",
+            "Raise that of causal, or lower those of distill.consistency and distill.matching",
         )
     return left
 

@@ -30,9 +30,9 @@ class Data:
              drawn as the settings below say
     cache    folder of encoded sessions, which several runs may share; empty: under --out
     limit    use only this many files of `path`; 0: all
-    workers  processes that read pictures while they are encoded
+    workers  processes that read images while they are encoded
     stars    sessions in which every edit, one of `star_turns`, starts from the source: for stage 1
-    chains   sessions in which each of `chain_turns` edits starts from the picture before: for stages 2 and 3
+    chains   sessions in which each of `chain_turns` edits starts from the image before: for stages 2 and 3
     shares   kinds of the studio's edits that come so many times as often as the others: [[resize, 5], ['null', 0.5]]
     shown    sessions of the studio that samples are drawn of, of which none is trained on; with a `path` samples are
              of its first sessions, which are
@@ -58,7 +58,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Vae:
-    """The small VAE, learnt from `pool` pictures.
+    """The small VAE, learnt from `pool` images.
 
     `decoder_only` goes on with the decoder of a finished one, so that all latents stay valid.
     """
@@ -193,7 +193,7 @@ class StageSettings:
     def __post_init__(self):
         if self.batch < 1 or self.micro_batches < 1:
             raise AnchorEditError(
-                f"batch {self.batch} times micro_batches {self.micro_batches} is no work: set both to 1 or more"
+                f"batch {self.batch} times micro_batches {self.micro_batches} is no work", "Set both to 1 or more"
             )
 
 
@@ -204,7 +204,7 @@ class Pretrain(StageSettings):
     times           of the noisy edits
     identity        how often the instruction is null and the target the source itself
     dropout         how often the instruction alone is null, for guidance
-    change_weight   how much more than the whole picture that which an edit changes counts, whatever its size
+    change_weight   how much more than the whole image that which an edit changes counts, whatever its size
     """
 
     times: TimeSampling = field(default_factory=TimeSampling)
@@ -264,13 +264,15 @@ class Causal(StageSettings):
             _at_least(1, f"causal.{name}", getattr(self, name))
         if self.own_steps and (self.forcing != "teacher" or not self.times.own):
             raise AnchorEditError(
-                f"causal.own_steps is {self.own_steps}: list the sampler's times in causal.times.own, the noisiest "
-                "first, and set causal.forcing=teacher, or set it to 0"
+                f"causal.own_steps is {self.own_steps}",
+                "List the sampler's times in causal.times.own, the noisiest "
+                "first, and set causal.forcing=teacher, or set it to 0",
             )
         if self.forcing == "bidirectional" and self.rollout != "none":
             raise AnchorEditError(
                 f"causal.rollout {self.rollout!r} reads what a causal model remembers, and causal.forcing is "
-                "'bidirectional': set causal.rollout=none"
+                "'bidirectional'",
+                "Set causal.rollout=none",
             )
 
 
@@ -352,8 +354,8 @@ class Export:
 class Config:
     """A whole run. `model` are the transformer's sizes, `edit` is how the trained checkpoint edits.
 
-    Checkpoints of stages 1 and 2 are sampled by Euler with `edit.num_steps`, `edit.shift` and `edit.guidance`;
-    those of stage 3 by re-noising at `edit.steps`, without guidance.
+    Checkpoints of stages 1 and 2 are sampled by Euler with `edit.num_steps`, `edit.shift` and `edit.cfg`;
+    those of stage 3 by re-noising at `edit.timesteps`, without guidance.
     """
 
     model: TransformerConfig
@@ -375,13 +377,13 @@ class Config:
 
     def distilled(self) -> EditConfig:
         """How the checkpoints of stage 3 are sampled."""
-        return replace(self.edit, sampler="renoise", guidance=1.0)
+        return replace(self.edit, sampler="renoise", cfg=1.0)
 
 
 def named(name: str) -> Config:
     """One of `NAMES`."""
     if name not in _NAMED:
-        raise AnchorEditError(f"there is no config {name!r}: choose one of {', '.join(NAMES)} or give a YAML file")
+        raise AnchorEditError(f"there is no config {name!r}", f"Choose one of {', '.join(NAMES)} or give a YAML file")
     return _NAMED[name]()
 
 
@@ -389,14 +391,16 @@ def _tiny() -> Config:
     """Muon at a high rate, a small batch, weight on what an edit changes: the recipe that a CPU needs.
 
     Most times are those that the distilled sampler will ask for, above all pure noise: there the edit is decided, while
-    later ones can read much of it off the picture. Instructions are seldom dropped, as nothing is guided here and a
+    later ones can read much of it off the image. Instructions are seldom dropped, as nothing is guided here and a
     null instruction should keep to what it means. Two micro-batches are one for each of two cores.
     """
     muon = Optimiser("muon", lr=1.5e-3, betas=(0.9, 0.99), clip=1.0, decay=0.15)
     times = TimeSampling(own=_FOUR_STEPS, own_weights=(0.55, 0.2, 0.15, 0.1), own_share=0.7)
     return Config(
         model=TransformerConfig.named("tiny"),
-        edit=EditConfig(area=128, area_step=128, area_ratio=1.0, turns=6, num_steps=8, shift=3.0, guidance=1.0),
+        edit=EditConfig(
+            resolution=128, resolution_step=128, max_aspect_ratio=1.0, max_turns=6, num_steps=8, shift=3.0, cfg=1.0
+        ),
         parts=Parts(transformer="random"),
         pretrain=Pretrain(
             minutes=60, batch=14, micro_batches=2, optimiser=muon, times=times, dropout=0.01, change_weight=2.0
@@ -436,7 +440,7 @@ def _tiny() -> Config:
 
 def _wan(size: str) -> Config:
     """The published schedule. Many small budgets make no sense at this size, so these are in steps."""
-    edit = EditConfig(num_steps=50, shift=8.0, guidance=5.0)
+    edit = EditConfig(num_steps=50, shift=8.0, cfg=5.0)
     times = TimeSampling(shift=5.0)
     adamw = Optimiser(lr=1e-5)
     matching = Optimiser(lr=1e-6, betas=(0.0, 0.999))
@@ -474,12 +478,12 @@ def _wan_lora(size: str) -> Config:
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
-        raise AnchorEditError(f"{name} {value!r} is unknown: choose one of {', '.join(allowed)}")
+        raise AnchorEditError(f"{name} {value!r} is unknown", f"Choose one of {', '.join(allowed)}")
 
 
 def _at_least(least: int, name: str, value: float) -> None:
     if not value >= least:
-        raise AnchorEditError(f"{name} is {value}: set it to {least} or more")
+        raise AnchorEditError(f"{name} is {value}", f"Set it to {least} or more")
 
 
 _NAMED = {

@@ -32,7 +32,7 @@ def load_config(name: str, changes: Sequence[str] = ()) -> Config:
     for change in changes:
         key, equals, text = change.partition("=")
         if not equals:
-            raise AnchorEditError(f"--set {change!r} says no value: write it as key=value")
+            raise AnchorEditError(f"--set {change!r} says no value", "Write it as key=value")
         tree: Any = _parse(text, f"--set {change}")
         for part in reversed(key.strip().split(".")):
             tree = {part: tree}
@@ -48,12 +48,12 @@ def merge(settings: T, changes: Mapping[str, Any], path: str = "") -> T:
     for key, value in changes.items():
         whole = f"{path}{key}"
         if key not in known:
-            raise AnchorEditError(f"there is no setting {whole!r}: {_nearest(settings, path, whole)}")
+            raise AnchorEditError(f"there is no setting {whole!r}", f"{_nearest(settings, path, whole)}")
         current = getattr(settings, key)
         if is_dataclass(current):
             if not isinstance(value, Mapping):
                 inside = ", ".join(field.name for field in fields(current))
-                raise AnchorEditError(f"{whole} = {value!r} is no single value: set one of its parts ({inside})")
+                raise AnchorEditError(f"{whole} = {value!r} is no single value", f"Set one of its parts ({inside})")
             values[key] = merge(current, value, f"{whole}.")
         else:
             values[key] = _typed(value, hints[key], whole)
@@ -87,10 +87,10 @@ def _from_file(path: Path) -> Config:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise AnchorEditError(f"config '{path}' cannot be read ({error}): give a name or a YAML file") from None
+        raise AnchorEditError(f"config '{path}' cannot be read ({error})", "Give a name or a YAML file") from None
     tree = _parse(text, f"config '{path}'")
     if not isinstance(tree, dict):
-        raise AnchorEditError(f"config '{path}' holds no settings: write it as `key: value` lines")
+        raise AnchorEditError(f"config '{path}' holds no settings: write it as `key", "Value` lines")
     base = tree.pop("base", "tiny")
     return merge(named(base), tree)
 
@@ -102,7 +102,7 @@ def _parse(text: str, source: str) -> Any:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         reason = " ".join(str(error).split())
-        raise AnchorEditError(f"{source} is not YAML ({reason}): correct it there") from None
+        raise AnchorEditError(f"{source} is not YAML ({reason})", "Correct it there") from None
 
 
 def _nearest(settings: Any, path: str, wanted: str) -> str:
@@ -126,7 +126,7 @@ def _typed(value: Any, hint: Any, name: str) -> Any:
         items = value if isinstance(value, (list, tuple)) else [value]
         kinds = [arguments[0]] * len(items) if arguments[-1] is Ellipsis else arguments
         if len(kinds) != len(items):
-            raise AnchorEditError(f"{name} = {value!r} has {len(items)} parts: give {len(kinds)}")
+            raise AnchorEditError(f"{name} = {value!r} has {len(items)} parts", f"Give {len(kinds)}")
         return tuple(_typed(item, kind, name) for item, kind in zip(items, kinds))
     if hint is float and isinstance(value, str):  # YAML reads 1e-4 as text
         try:
@@ -138,7 +138,7 @@ def _typed(value: Any, hint: Any, name: str) -> Any:
     if hint is str and value is None:  # an empty value
         return ""
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise AnchorEditError(f"{name} = {value!r} is of the wrong kind: give {_KINDS[hint]}")
+        raise AnchorEditError(f"{name} = {value!r} is of the wrong kind", f"Give {_KINDS[hint]}")
     return value
 
 

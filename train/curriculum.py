@@ -103,8 +103,8 @@ class Curriculum:
             return random_start(sizes, self.config.engine.seed)
         if not self.config.parts.transformer:
             raise AnchorEditError(
-                "the first stage has no weights to start from: --set parts.transformer=FILE_OR_FOLDER of Wan 2.1, or "
-                "=random"
+                "the first stage has no weights to start from",
+                "--set parts.transformer=FILE_OR_FOLDER of Wan 2.1, or =random",
             )
         return file_start(self.config.parts.transformer, sizes)
 
@@ -131,7 +131,7 @@ class Curriculum:
             if path.is_file():
                 return path
         raise AnchorEditError(
-            f"'{self.out}' has no trained transformer: train a stage, or --set export.transformer=FILE"
+            f"'{self.out}' has no trained transformer", "Train a stage, or --set export.transformer=FILE"
         )
 
     @cached_property
@@ -142,7 +142,7 @@ class Curriculum:
         folder = self.folder(kind.name)
         resumed = newest(folder / "state") is not None
         if resumed and not resume:
-            raise AnchorEditError(f"'{folder}' has a training state: go on with --resume, or give another --out")
+            raise AnchorEditError(f"'{folder}' has a training state", "Go on with --resume, or give another --out")
         engine = self._engine(kind)
         if resumed:
             engine.resume()
@@ -169,7 +169,7 @@ class Curriculum:
     def _checkpoint(self, name: str, setting: str) -> Path:
         path = self.folder(name) / CHECKPOINT
         if not path.is_file():
-            raise AnchorEditError(f"no '{path}': train {name} first, or --set {setting}=FILE")
+            raise AnchorEditError(f"no '{path}'", f"Train {name} first, or --set {setting}=FILE")
         return path
 
     def _part(self, command: str, what: str) -> Path:
@@ -178,13 +178,14 @@ class Curriculum:
         folder = Path(given) if given else self.out / FOLDERS[command]
         if not folder.is_dir():
             raise AnchorEditError(
-                f"{what} is needed and '{folder}' is not there: train it with python -m train {command}, or --set "
-                f"parts.{command}=FOLDER"
+                f"{what} is needed and '{folder}' is not there",
+                f"Train it with python -m train {command}, or --set parts.{command}=FOLDER",
             )
         if not given and not is_finished(folder):
             raise AnchorEditError(
-                f"{what} is needed and the training of '{folder}' is not finished: go on with python -m train "
-                f"{command} --resume, or use it as it is with --set parts.{command}={folder}"
+                f"{what} is needed and the training of '{folder}' is not finished",
+                f"Go on with python -m train "
+                f"{command} --resume, or use it as it is with --set parts.{command}={folder}",
             )
         return folder
 

@@ -69,11 +69,11 @@ def report(command: str, config: Config, out: Path) -> str:
     curriculum = Curriculum(config, out)
     sizes, edit = config.model, config.edit
     total, learnt, _ = parameters(sizes, config.lora)
-    side = edit.area // ImageVAE.spatial_factor
+    side = edit.resolution // ImageVAE.spatial_factor
     lines = [
         f"model: {total / 1e6:.1f} M weights, {learnt / 1e6:.1f} M trained; {sizes.num_layers} layers of {sizes.dim}, "
         f"{sizes.num_heads} heads",
-        f"pictures: {edit.area}x{edit.area}, latents {side}x{side}, {tokens(config)} tokens a frame",
+        f"images: {edit.resolution}x{edit.resolution}, latents {side}x{side}, {tokens(config)} tokens a frame",
     ]
     stages = STAGES if command == "all" else {command: STAGES[command]} if command in STAGES else {}
     world = int(os.environ.get("WORLD_SIZE", "1"))
@@ -98,7 +98,7 @@ def report(command: str, config: Config, out: Path) -> str:
 
 def tokens(config: Config) -> int:
     """Tokens of one frame."""
-    side = config.edit.area // ImageVAE.spatial_factor
+    side = config.edit.resolution // ImageVAE.spatial_factor
     return (side // config.model.patch_size[1]) * (side // config.model.patch_size[2])
 
 
@@ -160,7 +160,7 @@ def activations(config: Config, batch: int, count: int) -> float:
 
 def _saved(sizes: TransformerConfig, config: Config, batch: int, count: int, checkpointing: bool) -> int:
     seen: dict[int, int] = {}
-    side = config.edit.area // ImageVAE.spatial_factor
+    side = config.edit.resolution // ImageVAE.spatial_factor
     half = config.engine.precision == "bfloat16"
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:

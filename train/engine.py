@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from anchoredit_model.atomic_write import whole_file
+from anchoredit_model.atomic_write import atomic_write
 from anchoredit_model.checkpoint.layout import save_checkpoint
 from anchoredit_model.errors import AnchorEditError
 from anchoredit_model.networks.vae import ImageVAE
@@ -81,11 +81,12 @@ class Engine:
         self.interrupt = Interrupt(alone=accelerator.num_processes == 1)
         self.stopping = False  # all processes agree on it
         if self.settings.steps <= 0 and self.settings.minutes <= 0:
-            raise AnchorEditError(f"{stage.name} has no budget: set {stage.name}.steps or {stage.name}.minutes")
+            raise AnchorEditError(f"{stage.name} has no budget", f"Set {stage.name}.steps or {stage.name}.minutes")
         if self.settings.micro_batches % accelerator.num_processes:
             raise AnchorEditError(
                 f"{self.settings.micro_batches} micro-batches cannot be shared out among {accelerator.num_processes} "
-                f"processes: set {stage.name}.micro_batches to a multiple of that"
+                f"processes",
+                f"Set {stage.name}.micro_batches to a multiple of that",
             )
 
     @property
@@ -108,8 +109,9 @@ class Engine:
             there = saved["source"].get(name, value)  # states of before may say less
             if there != value:
                 raise AnchorEditError(
-                    f"the {name} of the state in '{self.folder}' is {there}, this run's is {value}: resume with the "
-                    "data, VAE, text encoder, seeds, batch and micro_batches it was made with, or give another --out"
+                    f"the {name} of the state in '{self.folder}' is {there}, this run's is {value}",
+                    "Resume with the "
+                    "data, VAE, text encoder, seeds, batch and micro_batches it was made with, or give another --out",
                 )
         self.step, self.spent = saved["step"], saved["spent"]
         self.saved_step = self.step
@@ -168,8 +170,8 @@ class Engine:
             loss = self.accelerator.reduce(torch.stack(losses).mean(), "mean")
             if not torch.isfinite(loss):
                 raise AnchorEditError(
-                    f"the loss of {learner} is {loss.item()} at step {self.step}: lower the learning rate and resume "
-                    "from the last state"
+                    f"the loss of {learner} is {loss.item()} at step {self.step}",
+                    "Lower the learning rate and resume from the last state",
                 )
             norm, rate = network.update(self.progress, self.step + 1)
             values |= {f"loss/{learner}": loss.item(), f"gradient/{learner}": norm, f"rate/{learner}": rate}
@@ -222,7 +224,7 @@ class Engine:
         if not self.accelerator.is_main_process:
             return None
         self.folder.mkdir(parents=True, exist_ok=True)
-        with whole_file(self.folder / "config.yaml", "settings") as unfinished:
+        with atomic_write(self.folder / "config.yaml", "settings") as unfinished:
             unfinished.write_text(to_yaml(self.config), encoding="utf-8")
         return Log(self.folder, self.step, self.stage.name, self.progress)
 
@@ -233,7 +235,7 @@ class Engine:
             return
         made = sample_sessions(self.stage, batch, self.accelerator.device)
         if log:
-            log.pictures("samples", grid(batch.latents, made, self.vae), self.step)
+            log.images("samples", grid(batch.latents, made, self.vae), self.step)
 
 
 def checkpoint_step(folder: Path) -> int | None:
@@ -259,7 +261,7 @@ def write_checkpoint(folder: Path, network: Network, stage: Stage, step: int, ac
         return
     if config.lora.rank:
         adapters = adapter_weights(state, config.lora.alpha, config.lora.rank)
-        with whole_file(folder / LORA, "LoRA") as unfinished:
+        with atomic_write(folder / LORA, "LoRA") as unfinished:
             save_file(adapters, unfinished, {"format": "pt", "base": network.base})
     weights = widen_text(merged(state, source.module), config.model.text_dim)
     save_checkpoint(folder / CHECKPOINT, weights, config.model, stage.edit, step=str(step))
@@ -276,7 +278,7 @@ def sample_sessions(stage: Stage, batch: Batch, device: torch.device) -> Tensor:
     cache = SessionCache(network.module, slots=stage.slots, stride=stage.stride)
     edit, turns = stage.edit, batch.latents.shape[1] - 1
     generator = torch.Generator(device).manual_seed(0)  # the same noise each time, to compare
-    draws = len(edit.steps) if edit.sampler == "renoise" else 1
+    draws = len(edit.timesteps) if edit.sampler == "renoise" else 1
     noise = torch.randn(turns, draws, *batch.latents[:, 0].shape, generator=generator, device=device)
     eager = torch.compiler.set_stance("force_eager")  # many shapes, few calls
     with arithmetic(stage.config, device), attention(device), eager:
@@ -284,10 +286,10 @@ def sample_sessions(stage: Stage, batch: Batch, device: torch.device) -> Tensor:
 
 
 def grid(truth: Tensor, made: Tensor, vae: ImageVAE) -> Tensor:
-    """Pictures of sessions [B, T + 1, C, h, w] as one [3, H, W]: the truth, and below it what was made."""
+    """Images of sessions [B, T + 1, C, h, w] as one [3, H, W]: the truth, and below it what was made."""
     turns = min(truth.shape[1], made.shape[1])
     rows = torch.stack([truth[:, :turns], made[:, :turns]], dim=1).flatten(0, 1)  # [2 B, turns, C, h, w]
     with torch.no_grad():
-        pictures = vae.decode(rows.flatten(0, 1).to(vae.device, vae.dtype)).float().cpu()
-    pictures = pictures.unflatten(0, rows.shape[:2]).clamp(0, 1)  # [2 B, turns, 3, H, W]
-    return pictures.permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)
+        images = vae.decode(rows.flatten(0, 1).to(vae.device, vae.dtype)).float().cpu()
+    images = images.unflatten(0, rows.shape[:2]).clamp(0, 1)  # [2 B, turns, 3, H, W]
+    return images.permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)

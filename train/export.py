@@ -33,7 +33,7 @@ from .curriculum import Curriculum
 from .engine import LORA
 
 FOLDER, FILE = "model", "anchoredit.safetensors"
-PREVIEW_PICTURES = 16
+PREVIEW_IMAGES = 16
 PREVIEW_SIZE = 128  # pixels
 
 
@@ -66,7 +66,7 @@ def average(transformer: CausalWanTransformer, others: Sequence[str]) -> None:
     for path in others:
         other, _ = load_transformer(path)
         if other.config != transformer.config:
-            raise AnchorEditError(f"'{path}' has other sizes than the transformer that is exported: leave it out")
+            raise AnchorEditError(f"'{path}' has other sizes than the transformer that is exported", "Leave it out")
         for name, weight in other.state_dict().items():
             mean[name] += weight
     transformer.load_state_dict({name: weight / (1 + len(others)) for name, weight in mean.items()})
@@ -74,19 +74,19 @@ def average(transformer: CausalWanTransformer, others: Sequence[str]) -> None:
 
 def write_preview(folder: Path, vae: ImageVAE) -> None:
     """Beside the VAE, the colours in which ComfyUI shows its unfinished latents, fitted to drawings of the studio."""
-    pictures = sample_images(PREVIEW_PICTURES, PREVIEW_SIZE, PREVIEW_SIZE, held_out_generator(0))
+    images = sample_images(PREVIEW_IMAGES, PREVIEW_SIZE, PREVIEW_SIZE, held_out_generator(0))
     with torch.no_grad():
-        factors, offset = latent_colours(vae.encode(pictures), pictures, vae.spatial_factor)
+        factors, offset = latent_colours(vae.encode(images), images, vae.spatial_factor)
     text = json.dumps({"factors": factors, "offset": offset}, indent=1) + "\n"
     (folder / "preview.json").write_text(text, encoding="utf-8")
 
 
-def latent_colours(latents: Tensor, pictures: Tensor, factor: int) -> tuple[list[list[float]], list[float]]:
+def latent_colours(latents: Tensor, images: Tensor, factor: int) -> tuple[list[list[float]], list[float]]:
     """The linear map latent -> colour in -1..1 with the least squared error: factors [C][3] and offset [3].
 
-    latents [N, C, h, w], pictures [N, 3, factor * h, factor * w] in 0..1.
+    latents [N, C, h, w], images [N, 3, factor * h, factor * w] in 0..1.
     """
-    colours = F.avg_pool2d(pictures * 2 - 1, factor).movedim(1, -1).reshape(-1, 3).double()
+    colours = F.avg_pool2d(images * 2 - 1, factor).movedim(1, -1).reshape(-1, 3).double()
     cells = latents.movedim(1, -1).flatten(0, 2).double()
     solved = torch.linalg.lstsq(F.pad(cells, (0, 1), value=1.0), colours).solution  # [C + 1, 3]
     rounded = [[round(number, 4) for number in row] for row in solved.tolist()]

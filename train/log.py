@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import Tensor
 from tqdm import tqdm
 
-from anchoredit_model.atomic_write import whole_file
+from anchoredit_model.atomic_write import atomic_write
 from anchoredit_model.errors import AnchorEditError
 
 _PLAIN_SECONDS = 30  # between bars where they are written one below the other
@@ -33,7 +33,7 @@ class Log:
             if self.path.exists():
                 rows = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
                 kept = [row for row in rows if row.endswith("\n") and json.loads(row)["step"] <= step]
-                with whole_file(self.path, "log") as unfinished:
+                with atomic_write(self.path, "log") as unfinished:
                     unfinished.write_text("".join(kept) if step else "", encoding="utf-8")
             self.file = self.path.open("a", encoding="utf-8")
             self.board = SummaryWriter(str(folder), purge_step=step + 1)
@@ -65,8 +65,8 @@ class Log:
         losses = {name: f"{value:.4g}" for name, value in row.items() if name.startswith("loss")}
         self.bar.set_postfix({"step": step, **losses}, refresh=False)
 
-    def pictures(self, name: str, grid: Tensor, step: int) -> None:
-        """A picture [3, H, W] in 0..1."""
+    def images(self, name: str, grid: Tensor, step: int) -> None:
+        """An image [3, H, W] in 0..1."""
         with self._writing():
             self.board.add_image(name, grid, step)
             self.board.flush()
@@ -84,6 +84,6 @@ class Log:
             yield
         except OSError as error:
             raise AnchorEditError(
-                f"log '{self.path}' cannot be written ({error.strerror or error}): make room and go on with --resume, "
-                "or give another --out"
+                f"log '{self.path}' cannot be written ({error.strerror or error})",
+                "Make room and go on with --resume, or give another --out",
             ) from error

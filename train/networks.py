@@ -89,8 +89,8 @@ class Network:
         norm = (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
         if not math.isfinite(norm):
             raise AnchorEditError(
-                f"the norm of the gradient is {norm} in step {step}: lower the learning rate {self.settings.lr:g} and "
-                "go on from the last state with --resume"
+                f"the norm of the gradient is {norm} in step {step}",
+                f"Lower the learning rate {self.settings.lr:g} and go on from the last state with --resume",
             )
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:
@@ -241,7 +241,9 @@ def adapted(module: CausalWanTransformer, lora: Lora, seed: int = 0) -> CausalWa
         if isinstance(part, nn.Linear) and name.startswith("blocks.") and name.endswith(lora.targets)
     ]
     if not names:
-        raise AnchorEditError(f"lora.targets {list(lora.targets)} name no layer: give some of q, k, v, o, ffn.0, ffn.2")
+        raise AnchorEditError(
+            f"lora.targets {list(lora.targets)} name no layer", "Give some of q, k, v, o, ffn.0, ffn.2"
+        )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         adapters = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=names)
@@ -299,8 +301,8 @@ def file_start(path: str, sizes: TransformerConfig) -> Start:
     for name in ("dim", "ffn_dim", "num_heads", "num_layers"):
         if getattr(wanted, name) != getattr(sizes, name):
             raise AnchorEditError(
-                f"'{path}' has {name} {getattr(wanted, name)}, the config asks for {getattr(sizes, name)}: "
-                f"give another file, or --set model.{name}={getattr(wanted, name)}"
+                f"'{path}' has {name} {getattr(wanted, name)}, the config asks for {getattr(sizes, name)}",
+                f"Give another file, or --set model.{name}={getattr(wanted, name)}",
             )
 
     def weights() -> dict[str, Tensor]:
@@ -308,8 +310,8 @@ def file_start(path: str, sizes: TransformerConfig) -> Start:
         first = state["text_embedding.0.weight"]
         if first.shape[1] < sizes.text_dim:
             raise AnchorEditError(
-                f"'{path}' reads text of width {first.shape[1]}, the text encoder's is {sizes.text_dim}: "
-                "give the encoder that belongs to it"
+                f"'{path}' reads text of width {first.shape[1]}, the text encoder's is {sizes.text_dim}",
+                "Give the encoder that belongs to it",
             )
         return {**state, "text_embedding.0.weight": first[:, : sizes.text_dim].contiguous()}
 
@@ -326,9 +328,11 @@ def lora_start(base: Start, path: Path, lora: Lora) -> Start:
         with safe_open(path, framework="pt") as file:
             found, of = {name: file.get_tensor(name) for name in file.keys()}, (file.metadata() or {}).get("base")
     except (SafetensorError, OSError) as error:
-        raise AnchorEditError(f"LoRA '{path}' cannot be read ({error}): {remedy}") from error
+        raise AnchorEditError(f"LoRA '{path}' cannot be read ({error})", f"{remedy}") from error
     if of != base.name:
-        raise AnchorEditError(f"the adapters in '{path}' belong to the weights '{of}', not to '{base.name}': {remedy}")
+        raise AnchorEditError(
+            f"the adapters in '{path}' belong to the weights '{of}', not to '{base.name}'", f"{remedy}"
+        )
     alphas = {found.pop(name).item() for name in list(found) if name.endswith(".alpha")}
     state = {
         name.removeprefix("diffusion_model.").replace(".weight", ".default.weight"): tensor
@@ -340,7 +344,8 @@ def lora_start(base: Start, path: Path, lora: Lora) -> Start:
     if alphas != {lora.alpha} or {name: tensor.shape for name, tensor in state.items()} != wanted:
         raise AnchorEditError(
             f"'{path}' has other adapters than lora.rank {lora.rank}, lora.alpha {lora.alpha:g} and lora.targets "
-            f"{list(lora.targets)} make: {remedy}"
+            f"{list(lora.targets)} make",
+            f"{remedy}",
         )
     return replace(base, adapters=state)
 

@@ -69,8 +69,8 @@ class States:
             shutil.rmtree(unfinished, ignore_errors=True)
             reason = _reason(error)
             raise AnchorEditError(
-                f"training state '{final}' cannot be written ({reason}): make room, or give another --out; "
-                "the state before is still there"
+                f"training state '{final}' cannot be written ({reason})",
+                "Make room, or give another --out; the state before is still there",
             ) from error
         self.accelerator.wait_for_everyone()
 
@@ -78,7 +78,7 @@ class States:
         """Read the newest state into the networks; its progress."""
         path = newest(self.folder)
         if path is None:
-            raise AnchorEditError(f"nothing to resume in '{self.folder}': start without --resume")
+            raise AnchorEditError(f"nothing to resume in '{self.folder}'", "Start without --resume")
         try:
             progress = json.loads((path / "progress.json").read_text(encoding="utf-8"))
             tensors = _tensors(networks)
@@ -86,8 +86,8 @@ class States:
                 dcp.load(tensors, checkpoint_id=path)
         except (OSError, ValueError, RuntimeError, dcp.api.CheckpointException) as error:
             raise AnchorEditError(
-                f"training state '{path}' cannot be read ({_reason(error)}): resume with the settings it was made "
-                "with, or start without --resume"
+                f"training state '{path}' cannot be read ({_reason(error)})",
+                "Resume with the settings it was made with, or start without --resume",
             ) from error
         for name, network in networks.items():
             set_optimizer_state_dict(network.module, network.optimisers, optim_state_dict=tensors[name]["optimisers"])

@@ -50,7 +50,7 @@ class BundledModel:
 def read_bundled(mean: Tensor, std: Tensor, folder: Path = TINY) -> BundledModel:
     """The model in `folder`; `mean` and `std` [C] are those by which the host normalises latents."""
     if not (folder / "transformer").is_dir():
-        raise AnchorEditError(f"the bundled model is not in {folder}: install AnchorEdit again")
+        raise AnchorEditError(f"the bundled model is not in {folder}", "Install AnchorEdit again")
     checkpoint = read_checkpoint(folder / "transformer")
     vae_config = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))
     preview = json.loads((folder / "vae" / "preview.json").read_text(encoding="utf-8"))
@@ -89,7 +89,7 @@ def wan_vae_name(name: str) -> str:
         return f"decoder.upsamples.{_BLOCKS_PER_LEVEL * int(match[1]) + int(match[2])}.{_RESNET[match[3]]}.{leaf}"
     if match := re.fullmatch(r"decoder\.up_blocks\.(\d)\.upsamplers\.0\.([\w.]+)", module):
         return f"decoder.upsamples.{_BLOCKS_PER_LEVEL * (int(match[1]) + 1) - 1}.{match[2]}.{leaf}"
-    raise AnchorEditError(f"the bundled VAE holds {name}, which Wan's VAE does not have: install AnchorEdit again")
+    raise AnchorEditError(f"the bundled VAE holds {name}, which Wan's VAE does not have", "Install AnchorEdit again")
 
 
 def with_statistics(vae: dict[str, Tensor], own_mean, own_std, mean, std) -> dict[str, Tensor]:

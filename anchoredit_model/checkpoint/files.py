@@ -31,7 +31,7 @@ from ..errors import AnchorEditError
 from .keymap import from_comfy_json, from_diffusers_json
 
 # The published code showed frame 0 the whole first prompt and numbered slots by turn.
-PUBLISHED_EDIT = EditConfig(anchor_text="first_prompt", slots="absolute")
+PUBLISHED_EDIT = EditConfig(anchor_prompt="first_prompt", slot_mode="absolute")
 
 # Five digits at most, so that a name can't ask for a list of billions.
 _SHARD = re.compile(r"(?P<stem>.+)(?P<word>_part|-)(?P<index>\d{1,5})(?P<of>of|-of-)(?P<count>\d{1,5})\.safetensors")
@@ -56,7 +56,7 @@ def read_raw(path: Path) -> RawCheckpoint:
     if path.is_dir():
         return _read_folder(path)
     if not path.is_file():
-        raise AnchorEditError(f"there is no checkpoint at {path}: check the path")
+        raise AnchorEditError(f"there is no checkpoint at {path}", "Check the path")
     kind = _kind(path)
     if kind == "safetensors":
         return _read_safetensors(path, _shards(path), {})
@@ -70,7 +70,7 @@ def read_raw(path: Path) -> RawCheckpoint:
 def _read_folder(path: Path) -> RawCheckpoint:
     """A folder of ours, diffusers' or Wan's; or of shards of a single file, without config.json."""
     if (path / "transformer_2").is_dir():
-        raise AnchorEditError(f"{path} holds two transformers (Wan 2.2): only Wan 2.1 text-to-video can edit")
+        raise AnchorEditError(f"{path} holds two transformers (Wan 2.2)", "Only Wan 2.1 text-to-video can edit")
     if (path / "transformer").is_dir():
         return _read_folder(path / "transformer")
     files = _folder_shards(path)
@@ -87,15 +87,15 @@ def _folder_shards(path: Path) -> list[Path]:
         if not isinstance(weight_map, dict) or not all(
             isinstance(name, str) and Path(name).name == name for name in weight_map.values()
         ):
-            raise AnchorEditError(f"{indexes[0]} is not an index of shards in its own folder: download it again")
+            raise AnchorEditError(f"{indexes[0]} is not an index of shards in its own folder", "Download it again")
         return _all_present([path / name for name in sorted(set(weight_map.values()))])
     models = {tuple(_shards(file)) for file in sorted(path.glob("*.safetensors"))}
     if not models:
         raise AnchorEditError(
-            f"{path} holds no .safetensors weights: give the folder of a Wan 2.1 transformer, or a checkpoint file"
+            f"{path} holds no .safetensors weights", "Give the folder of a Wan 2.1 transformer, or a checkpoint file"
         )
     if len(models) > 1:
-        raise AnchorEditError(f"{path} holds {len(models)} models: name one of its files instead of the folder")
+        raise AnchorEditError(f"{path} holds {len(models)} models", "Name one of its files instead of the folder")
     return list(models.pop())
 
 
@@ -112,7 +112,7 @@ def _shards(file: Path) -> list[Path]:
 def _all_present(files: list[Path]) -> list[Path]:
     for file in files:
         if not file.is_file():
-            raise AnchorEditError(f"{file} is missing, 1 of {len(files)} parts of the model: download it again")
+            raise AnchorEditError(f"{file} is missing, 1 of {len(files)} parts of the model", "Download it again")
     return files
 
 
@@ -121,9 +121,9 @@ def _kind(path: Path) -> str:
     with path.open("rb") as file:
         start = file.read(9)
     if not start:
-        raise AnchorEditError(f"{path} is empty: download it again")
+        raise AnchorEditError(f"{path} is empty", "Download it again")
     if start.startswith(b"GGUF"):
-        raise AnchorEditError(f"{path} is a GGUF file: load it in ComfyUI with a GGUF loader, or give .safetensors")
+        raise AnchorEditError(f"{path} is a GGUF file", "Load it in ComfyUI with a GGUF loader, or give .safetensors")
     if start.startswith(b"PK\x03\x04"):
         try:
             whole = zipfile.is_zipfile(path)  # its table of contents is at the end
@@ -138,12 +138,12 @@ def _kind(path: Path) -> str:
         return "safetensors"
     if start.startswith(b"\x80"):
         return "pickle"
-    raise AnchorEditError(f"{path} is neither safetensors nor a PyTorch checkpoint: give a Wan 2.1 checkpoint")
+    raise AnchorEditError(f"{path} is neither safetensors nor a PyTorch checkpoint", "Give a Wan 2.1 checkpoint")
 
 
 def _damaged(path: Path, reason: Any) -> AnchorEditError:
     reason = str(reason).split("\n")[0][:120]
-    return AnchorEditError(f"{path} ({path.stat().st_size} bytes) is damaged or cut short ({reason}): copy it again")
+    return AnchorEditError(f"{path} ({path.stat().st_size} bytes) is damaged or cut short ({reason})", "Copy it again")
 
 
 def _json_object(source: Path | str, text: str | bytes) -> dict[str, Any]:
@@ -152,7 +152,7 @@ def _json_object(source: Path | str, text: str | bytes) -> dict[str, Any]:
     except ValueError:
         value = None
     if not isinstance(value, dict):
-        raise AnchorEditError(f"{source} is not a JSON object: download or save it again")
+        raise AnchorEditError(f"{source} is not a JSON object", "Download or save it again")
     return value
 
 
@@ -170,7 +170,7 @@ def _read_safetensors(source: Path, files: list[Path], settings: dict[str, Any])
                 metadata.update(shard.metadata() or {})
                 for name in shard.keys():
                     if name in weights:
-                        raise AnchorEditError(f"{file} repeats the weight {name} of another part: download it again")
+                        raise AnchorEditError(f"{file} repeats the weight {name} of another part", "Download it again")
                     weights[name] = shard.get_tensor(name)
         except SafetensorError as error:
             raise _damaged(file, error) from None
@@ -193,8 +193,8 @@ def _read_settings(source: Path, settings: dict[str, Any]) -> tuple[str, dict[st
         _check_model_type(source, settings)
         return "wan", from_comfy_json(settings), None
     raise AnchorEditError(
-        f"{source} describes {class_name or 'no known model'}, not a Wan 2.1 text-to-video transformer: "
-        "give a folder of AnchorEdit, diffusers (WanTransformer3DModel) or Wan (WanModel)"
+        f"{source} describes {class_name or 'no known model'}, not a Wan 2.1 text-to-video transformer",
+        "Give a folder of AnchorEdit, diffusers (WanTransformer3DModel) or Wan (WanModel)",
     )
 
 
@@ -212,7 +212,7 @@ def _read_metadata(source: Path, metadata: dict[str, str]) -> tuple[str, dict[st
 def _check_model_type(source: Path, sizes: dict[str, Any]) -> None:
     if sizes.get("model_type", "t2v") != "t2v":
         raise AnchorEditError(
-            f"{source} has model_type {sizes['model_type']!r}: only Wan's text-to-video (t2v) can edit"
+            f"{source} has model_type {sizes['model_type']!r}", "Only Wan's text-to-video (t2v) can edit"
         )
 
 
@@ -230,8 +230,8 @@ def _unpickle(path: Path, is_zip: bool) -> Any:
         named = re.search(r"(?:GLOBAL|global) ([\w.]+)", str(error))
         what = f"names the Python object {named[1]}" if named else "holds more than plain tensors"
         raise AnchorEditError(
-            f"{path} {what}, so it was not opened, as that could run code: get it as .safetensors, or save it again "
-            "with tensors only on a machine that may trust it"
+            f"{path} {what}, so it was not opened, as that could run code",
+            "Get it as .safetensors, or save it again with tensors only on a machine that may trust it",
         ) from None
     except Exception as error:  # damaged pickles fail in every way there is
         raise _damaged(path, error) from None
@@ -240,14 +240,14 @@ def _unpickle(path: Path, is_zip: bool) -> Any:
 def _pick_weights(path: Path, content: Any) -> tuple[dict[str, Tensor], str]:
     """The state dict in what a .pt holds, and the layout; the averaged weights are those the paper evaluates."""
     if not isinstance(content, dict):
-        raise AnchorEditError(f"{path} holds a {type(content).__name__}: give a dict of weights")
+        raise AnchorEditError(f"{path} holds a {type(content).__name__}", "Give a dict of weights")
     found = [name for name in ("generator_ema", "generator", "model") if isinstance(content.get(name), dict)]
     chosen = next((name for name in found if content[name]), None)
     weights = content if chosen is None else content[chosen]
     for name, value in weights.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise AnchorEditError(
-                f"{path} holds {name!r}, a {type(value).__name__}, where weights should be: give a state dict, or "
-                "a dict with `generator_ema` or `generator`"
+                f"{path} holds {name!r}, a {type(value).__name__}, where weights should be",
+                "Give a state dict, or a dict with `generator_ema` or `generator`",
             )
     return weights, "published" if chosen in ("generator_ema", "generator") else "state_dict"

@@ -26,7 +26,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..atomic_write import whole_file
+from ..atomic_write import atomic_write
 from ..config import EditConfig, TransformerConfig
 from ..errors import AnchorEditError
 from ..networks.transformer import CausalWanTransformer
@@ -39,7 +39,7 @@ HASHED_WHOLE = 1 << 20  # bytes; a larger tensor goes into the fingerprint as a 
 HASH_SAMPLES = 4096  # 8-byte words
 
 # How weights without our settings are sampled: as Wan 2.1 itself, which was never trained to edit.
-UNDISTILLED = EditConfig(sampler="euler", num_steps=50, shift=8.0, guidance=5.0)
+UNDISTILLED = EditConfig(sampler="euler", num_steps=50, shift=8.0, cfg=5.0)
 
 _FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 # Other models in an all-in-one file as ComfyUI saves it.
@@ -150,7 +150,7 @@ def save_checkpoint(
     """
     path = Path(path).expanduser()
     if path.suffix != ".safetensors":
-        raise AnchorEditError(f"cannot save a checkpoint as {path.name}: its name must end in .safetensors")
+        raise AnchorEditError(f"cannot save a checkpoint as {path.name}", "Its name must end in .safetensors")
     weights = _weights_of(model_or_state_dict, f"what is to be saved as {path.name}")
     _check_fit(weights, _empty_model(transformer_config), f"what is to be saved as {path.name}")
     weights = {name: tensor.detach().to(device="cpu", dtype=dtype).contiguous() for name, tensor in weights.items()}
@@ -160,7 +160,7 @@ def save_checkpoint(
         "config": json.dumps({"transformer": to_comfy_json(transformer_config)}),
         "anchoredit": json.dumps(edit_config.to_json()),
     }
-    with whole_file(path, "checkpoint", make_folder=True) as unfinished:
+    with atomic_write(path, "checkpoint", make_folder=True) as unfinished:
         save_file(weights, unfinished, metadata)
 
 
@@ -176,7 +176,7 @@ def save_folder(
     save_checkpoint(path / "model.safetensors", model_or_state_dict, transformer_config, edit_config, dtype)
     settings = {"transformer": to_comfy_json(transformer_config), "edit": edit_config.to_json()}
     text = json.dumps(settings, indent=2) + "\n"
-    with whole_file(path / "config.json", "settings") as unfinished:
+    with atomic_write(path / "config.json", "settings") as unfinished:
         unfinished.write_text(text, encoding="utf-8")
 
 
@@ -233,7 +233,7 @@ def _refuse_variants(weights: dict[str, Tensor], source: Path) -> None:
     for name in weights:
         for word in name.split("."):
             if word in _VARIANTS:
-                raise AnchorEditError(f"{source} is {_VARIANTS[word]} (it has {name}): give Wan 2.1 text-to-video")
+                raise AnchorEditError(f"{source} is {_VARIANTS[word]} (it has {name})", "Give Wan 2.1 text-to-video")
 
 
 def _weights_of(model_or_state_dict: nn.Module | Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
@@ -248,7 +248,7 @@ def _unwrapped_names(raw: Mapping[str, Tensor], source: str) -> dict[str, Tensor
         name = unwrapped(key)
         if name in weights:
             raise AnchorEditError(
-                f"{source} holds the weight {name} twice, once as {key}: keep one of the models in it"
+                f"{source} holds the weight {name} twice, once as {key}", "Keep one of the models in it"
             )
         weights[name] = tensor
     return weights
@@ -266,15 +266,15 @@ def _dequantised(weights: dict[str, Tensor], source: Path) -> dict[str, Tensor]:
         if leaf in ("scale_weight", "weight_scale"):
             if tensor.numel() != 1:
                 raise AnchorEditError(
-                    f"{source} scales {layer} by {tensor.numel()} numbers: only fp8 with one scale per weight is "
-                    "read, give the bf16 file"
+                    f"{source} scales {layer} by {tensor.numel()} numbers",
+                    "Only fp8 with one scale per weight is read, give the bf16 file",
                 )
             scales[f"{layer}.weight"] = tensor.float().reshape(())
         elif leaf not in ("scaled_fp8", "scale_input", "input_scale", "comfy_quant"):
             plain[name] = tensor
     for name, tensor in plain.items():
         if not tensor.is_floating_point():
-            raise AnchorEditError(f"{source} holds {name} as {tensor.dtype}, which is not read: give the bf16 file")
+            raise AnchorEditError(f"{source} holds {name} as {tensor.dtype}, which is not read", "Give the bf16 file")
         if name in scales:
             plain[name] = (tensor.float() * scales[name]).bfloat16()
         elif tensor.dtype in _FP8:
@@ -288,8 +288,8 @@ def _sizes(weights: dict[str, Tensor], declared: dict[str, Any], source: Path) -
     def shape(name: str, ndim: int) -> tuple[int, ...]:
         if name not in weights:
             raise AnchorEditError(
-                f"{source} holds no Wan 2.1 transformer (no {name}; it begins with "
-                f"{next(iter(weights), 'nothing')}): give a text-to-video checkpoint"
+                f"{source} holds no Wan 2.1 transformer (no {name}; it begins with {next(iter(weights), 'nothing')})",
+                "Give a text-to-video checkpoint",
             )
         if weights[name].ndim != ndim:
             raise AnchorEditError(
@@ -301,7 +301,8 @@ def _sizes(weights: dict[str, Tensor], declared: dict[str, Any], source: Path) -
     if in_channels != LATENT_CHANNELS:
         raise AnchorEditError(
             f"{source} takes {in_channels} channels where text-to-video takes {LATENT_CHANNELS} (image-to-video, "
-            "control and Wan 2.2 5B models do): give a Wan 2.1 text-to-video checkpoint"
+            "control and Wan 2.2 5B models do)",
+            "Give a Wan 2.1 text-to-video checkpoint",
         )
     found = {
         "dim": dim,
@@ -316,13 +317,14 @@ def _sizes(weights: dict[str, Tensor], declared: dict[str, Any], source: Path) -
     for name, value in found.items():
         if declared.get(name, value) != value:
             raise AnchorEditError(
-                f"{source} declares {name} {declared[name]}, but its weights have {value}: "
-                "give the config that belongs to them"
+                f"{source} declares {name} {declared[name]}, but its weights have {value}",
+                "Give the config that belongs to them",
             )
     num_heads = declared.get("num_heads", dim // HEAD_DIM)
     if not isinstance(num_heads, int) or num_heads < 1 or dim % num_heads:
         raise AnchorEditError(
-            f"{source} is {dim} wide, which {num_heads} heads can't share: put the right `num_heads` into its settings"
+            f"{source} is {dim} wide, which {num_heads} heads can't share",
+            "Put the right `num_heads` into its settings",
         )
     return TransformerConfig(**{**declared, **found, "num_heads": num_heads})
 
@@ -359,6 +361,6 @@ def _refuse(problems: dict[str, list[str]], source: str) -> None:
         if names:
             listed = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
             raise AnchorEditError(
-                f"{source} does not fit a Wan 2.1 text-to-video transformer: {len(names)} weights {problem} "
-                f"({listed}): give a complete checkpoint of this size"
+                f"{source} does not fit a Wan 2.1 text-to-video transformer: {len(names)} weights {problem} ({listed})",
+                "Give a complete checkpoint of this size",
             )

@@ -1,10 +1,10 @@
-"""How far a picture has drifted from a reference: damage, colour, place and sharpness, each by itself.
+"""How far an image has drifted from a reference: damage, colour, place and sharpness, each by itself.
 
 In torch alone: the Drift node runs inside ComfyUI, where scikit-image and torchmetrics need not exist, and the
 benchmark must measure the same. The definitions are those of scikit-image where it has the metric, and the tests
-hold them to it. None of them looks at a picture without the reference: such metrics can improve while it rots.
+hold them to it. None of them looks at an image without the reference: such metrics can improve while it rots.
 
-A picture is [3, H, W], sRGB, 0..1; a mask [H, W] is 1 (or True) where the picture should be untouched, and
+An image is [3, H, W], sRGB, 0..1; a mask [H, W] is 1 (or True) where the image should be untouched, and
 nothing outside it has any influence.
 """
 
@@ -36,7 +36,7 @@ _FAINT = (1 / 255) ** 2 / 12  # energy of rounding to 8 bits: less is not told f
 
 @dataclass(frozen=True)
 class ColourDrift:
-    """Change of colour in CIELAB (D65, 2 degrees), mean over pixels; 0 for an identical picture.
+    """Change of colour in CIELAB (D65, 2 degrees), mean over pixels; 0 for an identical image.
 
     dl: lightness L* (range 0..100), positive is lighter.
     da: a*, positive is redder, negative greener.
@@ -55,7 +55,7 @@ class ColourDrift:
 
 @dataclass(frozen=True)
 class Drift(ColourDrift, Alignment):
-    """All drift of a picture against its reference. Every field is 0 for an identical picture, but
+    """All drift of an image against its reference. Every field is 0 for an identical image, but
     `confidence`, which is 1. The fields of colour are documented at `ColourDrift`, those of place (dx, dy,
     scale, confidence) at `Alignment`.
 
@@ -73,176 +73,176 @@ class Drift(ColourDrift, Alignment):
 
     @property
     def psnr(self) -> float:
-        """Peak signal-to-noise ratio in dB; infinite for an identical picture."""
+        """Peak signal-to-noise ratio in dB; infinite for an identical image."""
         return _decibel(self.rmse)
 
     @property
     def ssim(self) -> float:
-        """Structural similarity, -1..1; 1 for an identical picture."""
+        """Structural similarity, -1..1; 1 for an identical image."""
         return 1 - self.ssim_loss
 
 
-def drift(picture: Tensor, reference: Tensor, mask: Tensor | None = None) -> Drift:
-    """Measure `picture` [3, H, W] against `reference` [3, H, W], where `mask` [H, W] says it should be untouched.
+def drift(image: Tensor, reference: Tensor, mask: Tensor | None = None) -> Drift:
+    """Measure `image` [3, H, W] against `reference` [3, H, W], where `mask` [H, W] says it should be untouched.
 
     Values outside 0..1 are clipped, as in a file. Raises AnchorEditError if the sizes differ or are below 16
     pixels, a value is not finite, or the mask leaves nothing to measure.
     """
-    _check(picture, reference, mask)
-    for name, image in (("picture", picture), ("reference", reference)):
-        if not image.sum().isfinite():
-            raise AnchorEditError(f"{name} holds NaN or infinite values: run the model or VAE in bfloat16 or float32")
-    picture, reference = picture.float().clamp(0, 1), reference.float().clamp(0, 1)
+    _check(image, reference, mask)
+    for name, each in (("image", image), ("reference", reference)):
+        if not each.sum().isfinite():
+            raise AnchorEditError(f"{name} holds NaN or infinite values", "Run the model or VAE in bfloat16 or float32")
+    image, reference = image.float().clamp(0, 1), reference.float().clamp(0, 1)
     return Drift(
-        l1=l1(picture, reference, mask),
-        rmse=rmse(picture, reference, mask),
-        ssim_loss=1 - ssim(picture, reference, mask),
-        sharpness=sharpness(picture, reference, mask),
-        **vars(colour_drift(picture, reference, mask)),
-        **vars(alignment(picture, reference, mask)),
+        l1=l1(image, reference, mask),
+        rmse=rmse(image, reference, mask),
+        ssim_loss=1 - ssim(image, reference, mask),
+        sharpness=sharpness(image, reference, mask),
+        **vars(colour_drift(image, reference, mask)),
+        **vars(alignment(image, reference, mask)),
     )
 
 
-def l1(picture: Tensor, reference: Tensor, mask: Tensor | None = None) -> float:
-    """Mean absolute difference, 0..1; 0 for an identical picture."""
-    _check(picture, reference, mask)
-    (mean,) = _mean(lambda x, y, _: (x - y).abs().mean(dim=0, keepdim=True), picture, reference, mask)
+def l1(image: Tensor, reference: Tensor, mask: Tensor | None = None) -> float:
+    """Mean absolute difference, 0..1; 0 for an identical image."""
+    _check(image, reference, mask)
+    (mean,) = _mean(lambda x, y, _: (x - y).abs().mean(dim=0, keepdim=True), image, reference, mask)
     return mean
 
 
-def rmse(picture: Tensor, reference: Tensor, mask: Tensor | None = None) -> float:
-    """Root mean square difference, 0..1; 0 for an identical picture."""
-    _check(picture, reference, mask)
-    (mean,) = _mean(lambda x, y, _: (x - y).square().mean(dim=0, keepdim=True), picture, reference, mask)
+def rmse(image: Tensor, reference: Tensor, mask: Tensor | None = None) -> float:
+    """Root mean square difference, 0..1; 0 for an identical image."""
+    _check(image, reference, mask)
+    (mean,) = _mean(lambda x, y, _: (x - y).square().mean(dim=0, keepdim=True), image, reference, mask)
     return math.sqrt(mean)
 
 
-def psnr(picture: Tensor, reference: Tensor, mask: Tensor | None = None) -> float:
-    """Peak signal-to-noise ratio in dB; infinite for an identical picture."""
-    return _decibel(rmse(picture, reference, mask))
+def psnr(image: Tensor, reference: Tensor, mask: Tensor | None = None) -> float:
+    """Peak signal-to-noise ratio in dB; infinite for an identical image."""
+    return _decibel(rmse(image, reference, mask))
 
 
-def ssim(picture: Tensor, reference: Tensor, mask: Tensor | None = None) -> float:
-    """Structural similarity of the grey pictures, -1..1; 1 for an identical picture.
+def ssim(image: Tensor, reference: Tensor, mask: Tensor | None = None) -> float:
+    """Structural similarity of the grey images, -1..1; 1 for an identical image.
 
     Wang, Bovik, Sheikh and Simoncelli 2004: Gaussian windows, sigma 1.5, 11x11. With a mask a window sees
     its untouched pixels only, and windows are centred on such pixels.
     """
-    _check(picture, reference, mask)
-    (mean,) = _mean(_similarity, picture, reference, mask, halo=_WINDOW_RADIUS)
+    _check(image, reference, mask)
+    (mean,) = _mean(_similarity, image, reference, mask, halo=_WINDOW_RADIUS)
     return mean
 
 
-def sharpness(picture: Tensor, reference: Tensor, mask: Tensor | None = None) -> float:
-    """Log2 of the high-frequency energy over the reference's; 0 for an identical picture, -1 for half.
+def sharpness(image: Tensor, reference: Tensor, mask: Tensor | None = None) -> float:
+    """Log2 of the high-frequency energy over the reference's; 0 for an identical image, -1 for half.
 
-    The energy is that of the grey picture less its Gaussian blur (sigma 1.5): details below about 8 pixels.
-    What 8 bits cannot hold counts as none, so two flat pictures give 0.
+    The energy is that of the grey image less its Gaussian blur (sigma 1.5): details below about 8 pixels.
+    What 8 bits cannot hold counts as none, so two flat images give 0.
     """
-    _check(picture, reference, mask)
-    after, before = _mean(_detail, picture, reference, mask, halo=_WINDOW_RADIUS)
+    _check(image, reference, mask)
+    after, before = _mean(_detail, image, reference, mask, halo=_WINDOW_RADIUS)
     return math.log2((after + _FAINT) / (before + _FAINT))
 
 
-def colour_drift(picture: Tensor, reference: Tensor, mask: Tensor | None = None) -> ColourDrift:
+def colour_drift(image: Tensor, reference: Tensor, mask: Tensor | None = None) -> ColourDrift:
     """Mean change of colour and of the highlights, in CIELAB.
 
-    Of a picture beyond 2 megapixels every second (third ...) pixel each way is read.
+    Of an image beyond 2 megapixels every second (third ...) pixel each way is read.
     """
-    _check(picture, reference, mask)
-    step = 1 + math.isqrt(picture[0].numel() // _COLOUR_PIXELS)
+    _check(image, reference, mask)
+    step = 1 + math.isqrt(image[0].numel() // _COLOUR_PIXELS)
     keep = None if mask is None else mask > 0.5
     if keep is not None and keep[::step, ::step].any():
         keep = keep[::step, ::step]
     elif keep is not None:
         step = 1
-    sampled = (image[:, ::step, ::step] for image in (picture, reference))
-    after, before = (lab(image.flatten(1) if keep is None else image[:, keep]) for image in sampled)  # [3, P]
+    sampled = (each[:, ::step, ::step] for each in (image, reference))
+    after, before = (lab(each.flatten(1) if keep is None else each[:, keep]) for each in sampled)  # [3, P]
     change = after - before
     dl, da, db = change.mean(dim=1).tolist()
     delta_e = float(change.square().sum(dim=0).sqrt().mean())
     return ColourDrift(dl, da, db, delta_e, p99_l=_p99(after[0]) - _p99(before[0]))
 
 
-def alignment(picture: Tensor, reference: Tensor, mask: Tensor | None = None) -> Alignment:
+def alignment(image: Tensor, reference: Tensor, mask: Tensor | None = None) -> Alignment:
     """Shift, scale and how sure they are."""
-    _check(picture, reference, mask)
-    return align(grey(picture), grey(reference), None if mask is None else mask > 0.5)
+    _check(image, reference, mask)
+    return align(grey(image), grey(reference), None if mask is None else mask > 0.5)
 
 
-def lab(picture: Tensor) -> Tensor:
+def lab(image: Tensor) -> Tensor:
     """sRGB [3, ...] in 0..1 -> CIELAB [3, ...], D65, 2 degrees."""
-    linear = torch.where(picture > 0.04045, ((picture.clamp(min=0) + 0.055) / 1.055) ** 2.4, picture / 12.92)
+    linear = torch.where(image > 0.04045, ((image.clamp(min=0) + 0.055) / 1.055) ** 2.4, image / 12.92)
     xyz = (linear.new_tensor(_XYZ_OF_RGB) @ linear.flatten(1)).view_as(linear)
     x, y, z = torch.where(xyz > 0.008856, xyz.clamp(min=0) ** (1 / 3), 7.787 * xyz + 16 / 116)
     return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)])
 
 
-def _check(picture: Tensor, reference: Tensor, mask: Tensor | None) -> None:
-    for name, image in (("picture", picture), ("reference", reference)):
-        if image.ndim != 3 or image.shape[0] != 3 or not image.is_floating_point():
-            raise ValueError(f"{name} must be float [3, height, width], not {image.dtype} {list(image.shape)}")
-    height, width = picture.shape[1:]
-    if picture.shape != reference.shape:
+def _check(image: Tensor, reference: Tensor, mask: Tensor | None) -> None:
+    for name, each in (("image", image), ("reference", reference)):
+        if each.ndim != 3 or each.shape[0] != 3 or not each.is_floating_point():
+            raise ValueError(f"{name} must be float [3, height, width], not {each.dtype} {list(each.shape)}")
+    height, width = image.shape[1:]
+    if image.shape != reference.shape:
         raise AnchorEditError(
-            f"picture is {width}x{height} but the reference {reference.shape[2]}x{reference.shape[1]}: "
-            "scale one to the size of the other"
+            f"image is {width}x{height} but the reference {reference.shape[2]}x{reference.shape[1]}",
+            "Scale one to the size of the other",
         )
     if min(height, width) < SMALLEST_SIDE:
-        raise AnchorEditError(f"picture is {width}x{height} pixels: drift needs at least {SMALLEST_SIDE} each way")
+        raise AnchorEditError(f"image is {width}x{height} pixels", f"Drift needs at least {SMALLEST_SIDE} each way")
     if mask is None:
         return
-    if mask.shape != picture.shape[1:]:
-        raise AnchorEditError(f"mask is {list(mask.shape)} but the picture [{height}, {width}]: use one of its size")
+    if mask.shape != image.shape[1:]:
+        raise AnchorEditError(f"mask is {list(mask.shape)} but the image [{height}, {width}]", "Use one of its size")
     if not (mask > 0.5).any():
-        raise AnchorEditError("mask leaves no untouched pixel: measure without a mask, or mask less of the picture")
+        raise AnchorEditError("mask leaves no untouched pixel", "Measure without a mask, or mask less of the image")
 
 
 def _mean(
     local: Callable[[Tensor, Tensor, Tensor | None], Tensor],
-    picture: Tensor,
+    image: Tensor,
     reference: Tensor,
     mask: Tensor | None,
     halo: int = 0,
 ) -> list[float]:
-    """Means of the K planes `local(picture, reference, mask)` [K, H, W] over the untouched pixels.
+    """Means of the K planes `local(image, reference, mask)` [K, H, W] over the untouched pixels.
 
-    Strip by strip, which is several times faster than a large picture at once. `halo` is how far `local`
-    looks around a pixel; pixels nearer to the picture's border than that are not counted, unless there are no
+    Strip by strip, which is several times faster than a large image at once. `halo` is how far `local`
+    looks around a pixel; pixels nearer to the image's border than that are not counted, unless there are no
     others.
     """
-    height, width = picture.shape[1:]
-    counted = _counted(picture, mask, halo)
+    height, width = image.shape[1:]
+    counted = _counted(image, mask, halo)
     rows = max(1, _STRIP_PIXELS // width)
     total = 0.0
     for top in range(0, height, rows):
         above = max(top - halo, 0)
         around = slice(above, top + rows + halo)
-        planes = local(picture[:, around], reference[:, around], None if mask is None else mask[around])
+        planes = local(image[:, around], reference[:, around], None if mask is None else mask[around])
         planes = planes[:, top - above : top - above + rows]
         total = total + (planes * counted[top : top + rows]).sum(dim=(1, 2)).double()
     return (total / counted.sum()).tolist()
 
 
-def _counted(picture: Tensor, mask: Tensor | None, border: int) -> Tensor:
+def _counted(image: Tensor, mask: Tensor | None, border: int) -> Tensor:
     """True [H, W] at untouched pixels further than `border` from the edge, or at all if there are no such."""
-    untouched = torch.ones_like(picture[0], dtype=torch.bool) if mask is None else mask > 0.5
+    untouched = torch.ones_like(image[0], dtype=torch.bool) if mask is None else mask > 0.5
     inner = F.pad(untouched[border : -border or None, border : -border or None], (border,) * 4)
     return inner if inner.any() else untouched
 
 
-def _similarity(picture: Tensor, reference: Tensor, mask: Tensor | None) -> Tensor:
+def _similarity(image: Tensor, reference: Tensor, mask: Tensor | None) -> Tensor:
     """SSIM of the window about each pixel [1, H, W]."""
-    x, y = grey(picture), grey(reference)
+    x, y = grey(image), grey(reference)
     mean_x, mean_y, squares, product = _windows(torch.stack([x, y, x * x + y * y, x * y]), mask)
     means, mean_squares = mean_x * mean_y, mean_x.square() + mean_y.square()
     alike = (2 * means + _C1) * (2 * (product - means) + _C2)
     return (alike / ((mean_squares + _C1) * (squares - mean_squares + _C2)))[None]
 
 
-def _detail(picture: Tensor, reference: Tensor, mask: Tensor | None) -> Tensor:
-    """High-frequency energy about each pixel of both pictures [2, H, W]."""
-    both = torch.stack([grey(picture), grey(reference)])
+def _detail(image: Tensor, reference: Tensor, mask: Tensor | None) -> Tensor:
+    """High-frequency energy about each pixel of both images [2, H, W]."""
+    both = torch.stack([grey(image), grey(reference)])
     return (both - _windows(both, mask)).square()
 
 
@@ -250,9 +250,9 @@ def _p99(values: Tensor) -> float:
     return float(values.kthvalue(math.ceil(0.99 * len(values))).values)
 
 
-def grey(picture: Tensor) -> Tensor:
-    """Brightness [H, W] of a picture [3, H, W]."""
-    return torch.tensordot(picture.new_tensor(_LUMA), picture, dims=1)
+def grey(image: Tensor) -> Tensor:
+    """Brightness [H, W] of an image [3, H, W]."""
+    return torch.tensordot(image.new_tensor(_LUMA), image, dims=1)
 
 
 def _windows(planes: Tensor, mask: Tensor | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""The drift of a session as a picture: likeness, colour, place and sharpness by turn, one small plot each."""
+"""The drift of a session as an image: likeness, colour, place and sharpness by turn, one small plot each."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def nice_step(span: float, most: int) -> float:
 
 
 class _Axes:
-    """One panel within the box (left, top, right, bottom), in pixels of the reduced picture."""
+    """One panel within the box (left, top, right, bottom), in pixels of the reduced image."""
 
     def __init__(self, draw: ImageDraw.ImageDraw, panel: Panel, curve: list[TurnDrift], box: tuple):
         self.pen, self.panel, self.box = draw, panel, box

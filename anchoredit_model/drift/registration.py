@@ -1,13 +1,13 @@
-"""How far one picture has moved and grown against another, to a fraction of a pixel.
+"""How far one image has moved and grown against another, to a fraction of a pixel.
 
-Phase correlation, of the pictures for the shift and of their spectra over (log radius, angle) for the scale
+Phase correlation, of the images for the shift and of their spectra over (log radius, angle) for the scale
 (Reddy and Chatterji, "An FFT-based technique for translation, rotation, and scale-invariant image
 registration", 1996), finds the neighbourhood. Gauss-Newton on the brightness difference (Lucas and Kanade,
 1981) finds the fraction: it weighs every pixel by itself, so a masked region has no edge that could pull the
 answer towards zero, as it would through a Fourier transform. Brightness and contrast are fitted along, and what
 fits nowhere (an edit that was not masked) loses its weight.
 
-Legend: H W the pictures' size, h w the size a level works at, in pixels; x to the right, y down.
+Legend: H W the images' size, h w the size a level works at, in pixels; x to the right, y down.
 """
 
 import math
@@ -17,15 +17,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_SIDES = (256, 1024)  # longest side of the two levels; the shift of a larger picture is found on a smaller copy
-_SMALLEST_SIDE = 16  # a level of a very long picture is not scaled below this
+_SIDES = (256, 1024)  # longest side of the two levels; the shift of a larger image is found on a smaller copy
+_SMALLEST_SIDE = 16  # a level of a very long image is not scaled below this
 _MARGIN = 4  # pixels of a level that smoothing and interpolation carry a touched pixel, or the outside, into the rest
 _STEPS = 30  # of Gauss-Newton at most
 _CONVERGED = 1e-3  # pixels
 _LEAST_SLOPE = 1 / 1024  # of an edge, in brightness per pixel of a level: a quarter of a grey level
 _LEAST_EDGES = 16  # pixels of a level that are edges; fewer is no texture
 _LEAST_RATIO = 1e-3  # of the squared slopes along and across; less is stripes, along which no shift can be seen
-_LEAST_CONFIDENCE = 0.2  # below, the pictures have no edges in common that a shift could be read from
+_LEAST_CONFIDENCE = 0.2  # below, the images have no edges in common that a shift could be read from
 _BETTER = 0.8  # a found start replaces "nothing moved" if it leaves less than this part of the disagreement
 _LARGEST_SCALE = 0.3
 _RADII, _ANGLES = 256, 180  # samples of a spectrum
@@ -34,14 +34,14 @@ _LOWEST, _HIGHEST = 0.02, 0.45  # their range, in cycles per pixel
 
 @dataclass(frozen=True)
 class Alignment:
-    """Where the picture's content lies, against the reference.
+    """Where the image's content lies, against the reference.
 
-    dx: shift of the content in pixels, positive to the right; 0 for an identical picture. Taken at the
-        picture's centre.
-    dy: shift in pixels, positive downwards; 0 for an identical picture.
-    scale: size of the content as a factor about the picture's centre, minus 1; positive is larger; 0 for an
-        identical picture.
-    confidence: correlation of the edges of both pictures once aligned, 0..1; 1 for an identical picture with
+    dx: shift of the content in pixels, positive to the right; 0 for an identical image. Taken at the
+        image's centre.
+    dy: shift in pixels, positive downwards; 0 for an identical image.
+    scale: size of the content as a factor about the image's centre, minus 1; positive is larger; 0 for an
+        identical image.
+    confidence: correlation of the edges of both images once aligned, 0..1; 1 for an identical image with
         texture. Below 0.2, and at 0 always (nothing to see: flat, or too little left untouched), the shift and
         scale are unknown and given as 0. A shift along stripes cannot be seen and is 0 too.
     """
@@ -60,13 +60,13 @@ class Alignment:
 _UNKNOWN = Alignment(0.0, 0.0, 0.0, 0.0)
 
 
-def align(picture: Tensor, reference: Tensor, untouched: Tensor | None = None) -> Alignment:
-    """Measure shift and scale of `picture` against `reference`, both brightness [H, W] in 0..1.
+def align(image: Tensor, reference: Tensor, untouched: Tensor | None = None) -> Alignment:
+    """Measure shift and scale of `image` against `reference`, both brightness [H, W] in 0..1.
 
-    `untouched` [H, W] bool marks the pixels to look at. Good to about 0.02 px and 0.0003 on pictures of 128
+    `untouched` [H, W] bool marks the pixels to look at. Good to about 0.02 px and 0.0003 on images of 128
     pixels and more, up to a tenth of the side and a scale of 0.2; not meant for rotations.
     """
-    coarse, fine = (_Level.of(picture.float(), reference.float(), untouched, side) for side in _SIDES)
+    coarse, fine = (_Level.of(image.float(), reference.float(), untouched, side) for side in _SIDES)
     if not fine.has_texture:
         return _UNKNOWN
     if not (fine.weight * (fine.moving - fine.fixed)).any():
@@ -84,19 +84,19 @@ def align(picture: Tensor, reference: Tensor, untouched: Tensor | None = None) -
     return Alignment(best.dx, best.dy, best.scale, confidence)
 
 
-def laid_back(picture: Tensor, found: Alignment) -> tuple[Tensor, Tensor]:
+def laid_back(image: Tensor, found: Alignment) -> tuple[Tensor, Tensor]:
     """A brightness [H, W] with its shift and scale undone, and where it can be seen then, bool [H, W].
 
-    `found` is in pixels of this picture, which should be smooth enough to be interpolated: scale it down first.
+    `found` is in pixels of this image, which should be smooth enough to be interpolated: scale it down first.
     """
-    level = _Level(picture, picture, torch.ones_like(picture), *picture.shape)
+    level = _Level(image, image, torch.ones_like(image), *image.shape)
     aligned, weight = level.warp(_Motion(found.dx, found.dy, found.scale))
     return aligned, weight > 0
 
 
 @dataclass(frozen=True)
 class _Motion:
-    """Shift in pixels of the whole picture, and scale - 1."""
+    """Shift in pixels of the whole image, and scale - 1."""
 
     dx: float = 0.0
     dy: float = 0.0
@@ -105,40 +105,40 @@ class _Motion:
 
 @dataclass(frozen=True)
 class _Level:
-    """Both pictures at one size, smoothed so that interpolation is exact: fixed, moving, weight [h, w]."""
+    """Both images at one size, smoothed so that interpolation is exact: fixed, moving, weight [h, w]."""
 
     fixed: Tensor
     moving: Tensor
-    weight: Tensor  # 1 where both pictures may be looked at, else 0
-    height: int  # of the whole picture
+    weight: Tensor  # 1 where both images may be looked at, else 0
+    height: int  # of the whole image
     width: int
 
     @classmethod
-    def of(cls, picture: Tensor, reference: Tensor, untouched: Tensor | None, side: int) -> "_Level":
-        size = [max(round(n * min(1, side / max(picture.shape))), min(n, _SMALLEST_SIDE)) for n in picture.shape]
-        both = torch.stack([reference, picture])[:, None]
+    def of(cls, image: Tensor, reference: Tensor, untouched: Tensor | None, side: int) -> "_Level":
+        size = [max(round(n * min(1, side / max(image.shape))), min(n, _SMALLEST_SIDE)) for n in image.shape]
+        both = torch.stack([reference, image])[:, None]
         small = F.interpolate(both, size=size, mode="bilinear", antialias=True)
         fixed, moving = _smooth(small)[:, 0]
         touched = torch.zeros_like(fixed)
         if untouched is not None:
-            touched = F.adaptive_max_pool2d((~untouched)[None].to(picture.dtype), size)[0]
+            touched = F.adaptive_max_pool2d((~untouched)[None].to(image.dtype), size)[0]
         touched = F.pad(touched, (_MARGIN,) * 4, value=1.0)
         weight = 1 - F.max_pool2d(touched[None], 2 * _MARGIN + 1, stride=1)[0]
-        return cls(fixed, moving, weight, *picture.shape)
+        return cls(fixed, moving, weight, *image.shape)
 
     @property
     def has_texture(self) -> bool:
         return int(self._edges().sum()) >= _LEAST_EDGES
 
     def _edges(self) -> Tensor:
-        """True [h, w] where the fixed picture may be looked at and is steeper than usual."""
+        """True [h, w] where the fixed image may be looked at and is steeper than usual."""
         steep = sum(slope.square() for slope in _slopes(self.fixed)) * self.weight
         usual = steep.sum() / self.weight.sum().clamp(min=1)
         return steep > usual.clamp(min=_LEAST_SLOPE**2)
 
     @property
     def _ratio(self) -> tuple[float, float]:
-        """Pixels of this level for one of the whole picture, along x and y."""
+        """Pixels of this level for one of the whole image, along x and y."""
         return self.fixed.shape[1] / self.width, self.fixed.shape[0] / self.height
 
     def _places(self) -> tuple[Tensor, Tensor]:
@@ -148,7 +148,7 @@ class _Level:
         return x[None], y[:, None]
 
     def warp(self, motion: _Motion) -> tuple[Tensor, Tensor]:
-        """The moving picture laid back over the fixed one, and the weight of what is seen there."""
+        """The moving image laid back over the fixed one, and the weight of what is seen there."""
         x, y = (place.flatten() * (1 + motion.scale) for place in self._places())
         x = x + motion.dx * self._ratio[0] + (len(x) - 1) / 2
         y = y + motion.dy * self._ratio[1] + (len(y) - 1) / 2
@@ -199,7 +199,7 @@ class _Level:
         return [self._shifted(_Motion()), self._shifted(_Motion(scale=scale))]
 
     def _tapered(self, motion: _Motion) -> tuple[Tensor, Tensor]:
-        """Fixed and aligned picture, equal (0) wherever either may not be looked at, fading in from there."""
+        """Fixed and aligned image, equal (0) wherever either may not be looked at, fading in from there."""
         aligned, weight = self.warp(motion)
         height, width = weight.shape
         fade = 2 * (max(height, width) // 32) + 1
@@ -287,5 +287,5 @@ def _scale(fixed: Tensor, moving: Tensor) -> float:
     step = math.log(_HIGHEST / _LOWEST) / (_RADII - 1)
     furthest = int(math.log1p(_LARGEST_SCALE) / step)
     shifts = torch.arange(-furthest, furthest + 1, device=device)
-    # a picture that grows by k has its frequencies divided by k
+    # an image that grows by k has its frequencies divided by k
     return math.exp(-float(shifts[unturned[shifts].argmax()]) * step) - 1

@@ -1,9 +1,9 @@
 """The anchor memory: an edit session as a value that never changes.
 
-A memory is a tuple of turns, the first being the anchor (the source picture). `commit` returns a new memory
+A memory is a tuple of turns, the first being the anchor (the source image). `commit` returns a new memory
 that shares every turn with the old one, so two turns made from one memory are two branches, and going back is
 using an older memory. What attention remembers of the turns, keys and values, is not part of the value: it is
-derived from it by `MemoryReader`, kept in a `KVStore` and made again when lost.
+derived from it by `KVCacheManager`, kept in a `KVStore` and made again when lost.
 
 Legend: C latent channels, h w latent size, T valid text rows, E text width.
 """
@@ -24,20 +24,20 @@ from torch import Tensor
 from ..config import EditConfig, MemoryPolicy
 from ..errors import AnchorEditError
 from ..geometry import Geometry
-from ..networks.transformer import Block
-from ..sampling import Impose
+from ..networks.transformer import FrameKV
+from ..sampling import LatentConstraint
 from .kv_store import KVStore
 from .visibility import FrameView, view_of
 
 # reads one clean frame: (latent [C, h, w], text [T, E], text rows or None, view, seen blocks) -> its block
-ReadFrame = Callable[[Tensor, Tensor, int | None, FrameView, tuple[Block, ...]], Block]
+ReadFrame = Callable[[Tensor, Tensor, int | None, FrameView, tuple[FrameKV, ...]], FrameKV]
 # told while frames are read: (how many are done, how many there are in all); may raise to stop
 OnRead = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, eq=False)
 class Turn:
-    """One picture of a session. Turns and memories are equal only to themselves, as a host's caches want it.
+    """One image of a session. Turns and memories are equal only to themselves, as a host's caches want it.
 
     latent       [C, h, w] float32 on the CPU, clean
     instruction  what was asked; "" for the anchor and for null edits
@@ -72,10 +72,10 @@ class Turn:
 
 @dataclass(frozen=True, eq=False)
 class AnchorMemory:
-    """Turns 0..n of a session, the source picture [3, H, W] in 0..1, its geometry and what turns may see."""
+    """Turns 0..n of a session, the source image [3, H, W] in 0..1, its geometry and what turns may see."""
 
     turns: tuple[Turn, ...]
-    picture: Tensor
+    image: Tensor
     geometry: Geometry
     policy: MemoryPolicy = MemoryPolicy()
     latent_space: str = ""  # fingerprint of the VAE that the latents belong to
@@ -86,14 +86,14 @@ class AnchorMemory:
         cls,
         latent: Tensor,
         null_text: Tensor,
-        picture: Tensor,
+        image: Tensor,
         geometry: Geometry,
         policy: MemoryPolicy | None = None,
         latent_space: str = "",
     ) -> AnchorMemory:
         """A session that knows only its anchor: latent [C, h, w] and the embedding [T, E] of the empty text."""
         anchor = Turn(latent.float().cpu(), "", null_text.float().cpu())
-        return cls((anchor,), picture.float().cpu(), geometry, policy or MemoryPolicy(), latent_space)
+        return cls((anchor,), image.float().cpu(), geometry, policy or MemoryPolicy(), latent_space)
 
     def __len__(self) -> int:
         return len(self.turns)
@@ -106,7 +106,7 @@ class AnchorMemory:
     @property
     def nbytes(self) -> int:
         """Bytes of the session itself, without keys and values."""
-        return self.picture.nbytes + sum(turn.nbytes for turn in self.turns)
+        return self.image.nbytes + sum(turn.nbytes for turn in self.turns)
 
     def commit(self, turn: Turn, model: str = "") -> AnchorMemory:
         """A new memory with one more turn; this one stays as it is."""
@@ -117,18 +117,18 @@ class AnchorMemory:
     def rewind(self, turn: int) -> AnchorMemory:
         """The memory as it was after turn number `turn`; 0 goes back to the source."""
         if not 0 <= turn <= self.last:
-            raise AnchorEditError(f"there is no turn {turn} to go back to: choose 0 to {self.last}")
+            raise AnchorEditError(f"there is no turn {turn} to go back to", f"Choose 0 to {self.last}")
         return replace(self, turns=self.turns[: turn + 1])
 
-    def fork(self, **policy: Any) -> AnchorMemory:
+    def with_policy(self, **policy: Any) -> AnchorMemory:
         """The same turns under another policy; options as in `MemoryPolicy`, None keeps the present value."""
         return replace(self, policy=self.policy.with_options(**policy))
 
-    def under(self, text: Tensor) -> AnchorMemory:
-        """The same pictures as if `text` [T, E] had asked for each: the second history of published guidance."""
+    def with_prompt(self, text: Tensor) -> AnchorMemory:
+        """The same images as if `text` [T, E] had asked for each: the second history of published guidance."""
         return replace(self, turns=tuple(replace(turn, text=text) for turn in self.turns))
 
-    def outside(self, mask: Tensor) -> Impose:
+    def mask_constraint(self, mask: Tensor) -> LatentConstraint:
         """Puts the newest latent back outside a mask [1, H, W] of the input's size: x0 [..., C, h, w] -> x0.
 
         A latent cell is inside if any of its pixels is above 0. Raises AnchorEditError if the mask has another size
@@ -137,25 +137,26 @@ class AnchorMemory:
         geometry, before = self.geometry, self.turns[-1].latent
         if mask.shape != (1, geometry.input_height, geometry.input_width):
             raise AnchorEditError(
-                f"the mask is {mask.shape[-1]}x{mask.shape[-2]}, the picture "
-                f"{geometry.input_width}x{geometry.input_height}: draw the mask at the picture's size"
+                f"the mask is {mask.shape[-1]}x{mask.shape[-2]}, the image "
+                f"{geometry.input_width}x{geometry.input_height}",
+                "Draw the mask at the image's size",
             )
         if not (mask > 0).any():
-            raise AnchorEditError("the mask is black everywhere: paint white where the edit may change the picture")
+            raise AnchorEditError("the mask is black everywhere", "Paint white where the edit may change the image")
         work = geometry.to_work((mask > 0).float()[None])
         inside = F.max_pool2d(work, geometry.work_height // before.shape[-2])[0] > 0  # [1, h, w]
 
-        def impose(x0: Tensor) -> Tensor:
+        def constraint(x0: Tensor) -> Tensor:
             self._check_latent(x0)
             return torch.where(inside.to(x0.device), x0, before.to(x0))
 
-        return impose
+        return constraint
 
     def _check_latent(self, latent: Tensor) -> None:
         if latent.shape[-3:] != self.turns[0].latent.shape:
             raise AnchorEditError(
-                f"the turn's latent is {list(latent.shape[-3:])}, the session's {list(self.turns[0].latent.shape)}: "
-                "use the model and size the session was started with"
+                f"the turn's latent is {list(latent.shape[-3:])}, the session's {list(self.turns[0].latent.shape)}",
+                "Use the model and size the session was started with",
             )
 
     def view(self, slots: str = "bounded") -> FrameView:
@@ -163,7 +164,7 @@ class AnchorMemory:
         return view_of(len(self.turns), self.policy, slots)
 
 
-class MemoryReader:
+class KVCacheManager:
     """Keys and values of a memory's visible turns, for one model.
 
     `read_frame` is one forward at t = 0; `identity` names everything that makes its numbers: weights, patches,
@@ -191,16 +192,16 @@ class MemoryReader:
         self.share = share
         self.on_read = on_read or (lambda done, total: None)
 
-    def visible(self, memory: AnchorMemory, text: Tensor) -> tuple[FrameView, tuple[Block, ...]]:
+    def visible(self, memory: AnchorMemory, text: Tensor) -> tuple[FrameView, tuple[FrameKV, ...]]:
         """The view of the next turn, whose embedding is `text` [T, E], and the blocks it sees, in order."""
-        view = memory.view(self.edit.slots)
+        view = memory.view(self.edit.slot_mode)
         plan = self._plan(memory, view, text)
         return view, self._fetch(memory, plan)
 
     def commit(self, memory: AnchorMemory, turn: Turn) -> AnchorMemory:
         """Commits a turn and, where history streams, reads it at once with what is visible now."""
         after = memory.commit(turn, self.identity)
-        view = after.view(self.edit.slots)
+        view = after.view(self.edit.slot_mode)
         if memory.policy.history == "stream" and memory.last + 1 in view.frames:
             self._fetch(after, self._plan(after, view, turn.text))
         return after
@@ -221,7 +222,7 @@ class MemoryReader:
         keys: dict[int, str] = {}
         for frame in range(len(memory)):  # keys are hashes of keys, so all of them are made; that costs nothing
             policy = memory.turns[frame].policy or memory.policy
-            keys[frame] = self._step(plan, memory, frame, view_of(frame, policy, self.edit.slots), anchor_text)
+            keys[frame] = self._step(plan, memory, frame, view_of(frame, policy, self.edit.slot_mode), anchor_text)
         plan.wanted = [keys[frame] for frame in view.frames]
         return plan
 
@@ -229,14 +230,21 @@ class MemoryReader:
         turn = memory.turns[frame]
         text, text_digest, rows = anchor_text if frame == 0 else (turn.text, turn.text_digest, None)
         seen = [plan.key_of[number] for number in view.frames]
-        facts = [self.identity, self.edit.stride, memory.policy.kv_dtype, turn.latent_digest, text_digest, rows]
+        facts = [
+            self.identity,
+            self.edit.temporal_stride,
+            memory.policy.kv_dtype,
+            turn.latent_digest,
+            text_digest,
+            rows,
+        ]
         facts += [view.slots, view.slot, seen]
         key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
         plan.key_of[frame] = key
         plan.steps[key] = _Step(frame, text, rows, view, tuple(seen))
         return key
 
-    def _fetch(self, memory: AnchorMemory, plan: _Plan) -> tuple[Block, ...]:
+    def _fetch(self, memory: AnchorMemory, plan: _Plan) -> tuple[FrameKV, ...]:
         """The wanted blocks, reading what the store has lost in the order in which it was first read."""
         missing: set[str] = set()
         open_keys = list(plan.wanted)
@@ -246,7 +254,7 @@ class MemoryReader:
                 missing.add(key)
                 open_keys.extend(plan.steps[key].seen)
         order = [key for key in plan.steps if key in missing]  # steps are listed oldest first
-        at_hand: dict[str, Block] = {}
+        at_hand: dict[str, FrameKV] = {}
         if order:
             self.on_read(0, len(order))
         for place, key in enumerate(order):
@@ -269,7 +277,7 @@ class MemoryReader:
         self.store.shrink(plan.wanted)
         return tuple(at_hand[key] for key in plan.wanted)
 
-    def _kept(self, block: Block, policy: MemoryPolicy) -> Block:
+    def _kept(self, block: FrameKV, policy: MemoryPolicy) -> FrameKV:
         """The block in the dtype and place that the policy asks for."""
         block = block.rounded(None if policy.kv_dtype == "auto" else getattr(torch, policy.kv_dtype))
         visible = block.nbytes * (policy.anchor_frames + policy.window)
@@ -278,7 +286,7 @@ class MemoryReader:
             return block.to("cpu", pinned=torch.device(self.device).type == "cuda")
         return block.to(self.device)
 
-    def _held(self, key: str) -> Block:
+    def _held(self, key: str) -> FrameKV:
         block = self.store.get(key)
         if block is None:
             raise RuntimeError("a remembered block vanished while it was needed")
@@ -286,10 +294,10 @@ class MemoryReader:
 
     def _anchor_text(self, memory: AnchorMemory, text: Tensor) -> tuple[Tensor, str, int | None]:
         """The text frame 0 is read with, its digest, and how many of its rows count (None: all)."""
-        if self.edit.anchor_text == "null":
+        if self.edit.anchor_prompt == "null":
             return memory.turns[0].text, memory.turns[0].text_digest, None
         first = memory.turns[1].text if len(memory) > 1 else text.float().cpu()
-        return first, _digest(first), 1 if self.edit.anchor_text == "first_token" else None
+        return first, _digest(first), 1 if self.edit.anchor_prompt == "first_token" else None
 
 
 @dataclass

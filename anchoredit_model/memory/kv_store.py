@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 import torch
 
-from ..networks.transformer import Block
+from ..networks.transformer import FrameKV
 
 
 class KVStore:
@@ -19,7 +19,7 @@ class KVStore:
 
     def __init__(self, budget: int | None = None):
         self.budget = budget
-        self._blocks: OrderedDict[str, Block] = OrderedDict()
+        self._blocks: OrderedDict[str, FrameKV] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._blocks)
@@ -32,13 +32,13 @@ class KVStore:
         """Bytes of all keys and values held."""
         return sum(block.nbytes for block in self._blocks.values())
 
-    def get(self, key: str) -> Block | None:
+    def get(self, key: str) -> FrameKV | None:
         """The block, which counts as a use, or None if it was never written or is forgotten."""
         if key in self._blocks:
             self._blocks.move_to_end(key)
         return self._blocks.get(key)
 
-    def put(self, key: str, block: Block, protect: Iterable[str] = ()) -> None:
+    def put(self, key: str, block: FrameKV, protect: Iterable[str] = ()) -> None:
         """Remembers a block, then forgets old ones until the budget is kept; never itself nor `protect`."""
         self._blocks[key] = block
         self._blocks.move_to_end(key)

@@ -1,6 +1,6 @@
 """Session files: an anchor memory as one `.safetensors`, with a JSON header and no pickle.
 
-Tensors: `latents` [n, C, h, w], `text` [rows, E] (all turns' rows one after the other), `picture` [3, H, W] and
+Tensors: `latents` [n, C, h, w], `text` [rows, E] (all turns' rows one after the other), `image` [3, H, W] and
 `mask_0`, `mask_1`, ... [1, H, W], each once, however many turns share it. The header, under `anchoredit_session`
 in the metadata, has the format's version, the policy, the geometry, fingerprints, and per turn its instruction,
 seed, settings, number of text rows, mask and parent. Keys and values are never written: they are made again from
@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..atomic_write import whole_file
+from ..atomic_write import atomic_write
 from ..config import MemoryPolicy
 from ..errors import AnchorEditError
 from ..geometry import Geometry
@@ -57,10 +57,10 @@ def save_session(memory: AnchorMemory, path: str | Path) -> None:
     tensors = {
         "latents": torch.stack([turn.latent for turn in memory.turns]),
         "text": torch.cat([turn.text for turn in memory.turns]),
-        "picture": _pack(memory.picture),
+        "image": _pack(memory.image),
     }
     tensors |= {mask_names[key]: _pack(mask) for key, mask in masks.items()}
-    with whole_file(path, "session file") as unfinished:
+    with atomic_write(path, "session file") as unfinished:
         save_file(tensors, unfinished, {_HEADER: json.dumps(header)})
 
 
@@ -96,7 +96,7 @@ def _opened(path: Path) -> Iterator[tuple[dict, safe_open]]:
     """The header of a session file, and the file open for its tensors."""
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
-        raise AnchorEditError(f"session file '{path}' {what}: check the path")
+        raise AnchorEditError(f"session file '{path}' {what}", "Check the path")
     try:
         with safe_open(path, framework="pt") as file:
             yield _header(path, file.metadata() or {}), file
@@ -106,7 +106,7 @@ def _opened(path: Path) -> Iterator[tuple[dict, safe_open]]:
 
 def _header(path: Path, metadata: dict[str, str]) -> dict:
     if _HEADER not in metadata:
-        raise AnchorEditError(f"'{path}' is not a session file: choose one that AnchorEdit saved")
+        raise AnchorEditError(f"'{path}' is not a session file", "Choose one that AnchorEdit saved")
     try:
         header = json.loads(metadata[_HEADER])
         version, known = header["version"], header["version"] <= VERSION
@@ -114,30 +114,30 @@ def _header(path: Path, metadata: dict[str, str]) -> dict:
         raise _damaged(path, error) from None
     if not known:
         raise AnchorEditError(
-            f"session file '{path}' has format {version}, this program reads up to {VERSION}: update AnchorEdit"
+            f"session file '{path}' has format {version}, this program reads up to {VERSION}", "Update AnchorEdit"
         )
     return header
 
 
 def _damaged(path: Path, error: Exception) -> AnchorEditError:
     reason = f"it has no {error}" if isinstance(error, KeyError) else str(error).strip().partition("\n")[0]
-    return AnchorEditError(f"session file '{path}' is damaged ({reason}): use an earlier copy")
+    return AnchorEditError(f"session file '{path}' is damaged ({reason})", "Use an earlier copy")
 
 
 def _memory(header: dict, tensors: dict[str, Tensor]) -> AnchorMemory:
     latents, entries = tensors["latents"].float(), header["turns"]
     geometry, policy = Geometry.from_json(header["geometry"]), MemoryPolicy.from_json(header["policy"])
     masks = {name: _unpack(tensor) for name, tensor in tensors.items() if name.startswith("mask_")}
-    picture = _unpack(tensors["picture"])
+    image = _unpack(tensors["image"])
     size = (geometry.input_height, geometry.input_width)
     if not entries or len(latents) != len(entries):
         raise ValueError(f"{len(latents)} latents for {len(entries)} turns")
     if [entry["parent"] for entry in entries] != [None, *range(len(entries) - 1)]:
         raise ValueError("its turns are not one chain")
-    if picture.shape != (3, *size) or any(mask.shape != (1, *size) for mask in masks.values()):
-        raise ValueError("its pictures and masks differ in size")
+    if image.shape != (3, *size) or any(mask.shape != (1, *size) for mask in masks.values()):
+        raise ValueError("its images and masks differ in size")
     if latents.ndim != 4 or geometry.work_height * latents.shape[3] != geometry.work_width * latents.shape[2]:
-        raise ValueError(f"latents {list(latents.shape)} for pictures of {geometry.work_width}x{geometry.work_height}")
+        raise ValueError(f"latents {list(latents.shape)} for images of {geometry.work_width}x{geometry.work_height}")
     policy.visible(len(entries))  # fails if its numbers are none
     texts = tensors["text"].float().split([entry["text_rows"] for entry in entries])
     turns = tuple(
@@ -153,7 +153,7 @@ def _memory(header: dict, tensors: dict[str, Tensor]) -> AnchorMemory:
         for latent, text, entry in zip(latents.unbind(), texts, entries, strict=True)
     )
     fingerprints = _typed(header["latent_space"], str), _typed(header["model"], str)
-    return AnchorMemory(turns, picture, geometry, policy, *fingerprints)
+    return AnchorMemory(turns, image, geometry, policy, *fingerprints)
 
 
 def _typed(value, *types: type):
@@ -163,7 +163,7 @@ def _typed(value, *types: type):
 
 
 def _pack(image: Tensor) -> Tensor:
-    """Bytes where a picture or mask came from bytes, so that the file is small; else float32. Lossless either way."""
+    """Bytes where an image or mask came from bytes, so that the file is small; else float32. Lossless either way."""
     packed = (image * 255).round().to(torch.uint8)
     return (packed if torch.equal(_unpack(packed), image) else image).contiguous()
 

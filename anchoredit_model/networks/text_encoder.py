@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..atomic_write import whole_file
+from ..atomic_write import atomic_write
 from ..errors import AnchorEditError
 
 PAD_ID, END_ID, UNKNOWN_ID = 0, 1, 2  # fixed by umT5's vocabulary; ComfyUI has the first two as literals
@@ -48,11 +48,13 @@ class TextEncoder:
         if self.pieces.eos_id() != END_ID or size > rows:
             raise AnchorEditError(
                 f"the vocabulary ({size} pieces, end token {self.pieces.eos_id()}) does not belong to this text "
-                f"encoder ({rows} embeddings, end token {END_ID}); give the spiece.model that came with it"
+                f"encoder ({rows} embeddings, end token {END_ID})",
+                "Give the spiece.model that came with it",
             )
         if width > text_dim:
             raise AnchorEditError(
-                f"the text encoder is {width} wide and the model takes {text_dim}; choose the encoder it was trained on"
+                f"the text encoder is {width} wide and the model takes {text_dim}",
+                "Choose the encoder it was trained on",
             )
 
     @classmethod
@@ -74,7 +76,7 @@ class TextEncoder:
         try:
             model_type = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
             if model_type != "umt5":
-                raise AnchorEditError(f"{folder} holds a {model_type!r} model; choose a umT5 text encoder")
+                raise AnchorEditError(f"{folder} holds a {model_type!r} model", "Choose a umT5 text encoder")
             model, report = UMT5EncoderModel.from_pretrained(
                 folder,
                 config=UMT5Config.from_pretrained(folder, local_files_only=True),
@@ -87,16 +89,18 @@ class TextEncoder:
             raise
         except Exception as error:  # transformers checks settings with exceptions of its own, which change by version
             reason = str(error).strip().partition("\n")[0] or type(error).__name__
-            raise AnchorEditError(f"the text encoder {folder} cannot be read ({reason}); copy it again") from error
+            raise AnchorEditError(f"the text encoder {folder} cannot be read ({reason})", "Copy it again") from error
         if report["missing_keys"]:  # transformers would go on with random weights there
             key = sorted(report["missing_keys"])[0]
-            raise AnchorEditError(f"the text encoder {folder} lacks {key!r}; copy its *.safetensors again")
+            raise AnchorEditError(f"the text encoder {folder} lacks {key!r}", "Copy its *.safetensors again")
         if not vocabulary.stat().st_size:  # which sentencepiece would take
-            raise AnchorEditError(f"the vocabulary {vocabulary} is empty; copy the spiece.model again")
+            raise AnchorEditError(f"the vocabulary {vocabulary} is empty", "Copy the spiece.model again")
         try:
             return cls(model.to(device), vocabulary.read_bytes(), text_dim)
         except (OSError, RuntimeError) as error:
-            raise AnchorEditError(f"the vocabulary {vocabulary} cannot be read; copy the spiece.model again") from error
+            raise AnchorEditError(
+                f"the vocabulary {vocabulary} cannot be read", "Copy the spiece.model again"
+            ) from error
 
     def tokenise(self, texts: list[str]) -> list[list[int]]:
         """The ids umT5 sees for each text: its pieces, at most 511, then the end token."""
@@ -139,7 +143,7 @@ class TextEncoder:
             "model.safetensors": save(weights, metadata={"format": "pt"}),
         }
         for name, content in files.items():
-            with whole_file(Path(folder) / name, "text encoder", make_folder=True) as unfinished:
+            with atomic_write(Path(folder) / name, "text encoder", make_folder=True) as unfinished:
                 unfinished.write_bytes(content)
 
 
@@ -153,7 +157,7 @@ def find_encoder(encoder_folder: str | Path, tokenizer_file_or_folder: str | Pat
     root = Path(encoder_folder)
     folder = root / "text_encoder" if (root / "text_encoder").is_dir() else root
     if not (folder / "config.json").is_file():
-        raise AnchorEditError(f"no text encoder at {root}: it needs config.json, *.safetensors and spiece.model")
+        raise AnchorEditError(f"no text encoder at {root}", "It needs config.json, *.safetensors and spiece.model")
     if tokenizer_file_or_folder is not None:
         return folder, _find_vocabulary(Path(tokenizer_file_or_folder))
     return folder, _find_vocabulary(folder, folder.parent / "tokenizer")
@@ -165,4 +169,4 @@ def _find_vocabulary(*places: Path) -> Path:
         for path in (place, place / "spiece.model", place / "tokenizer" / "spiece.model"):
             if path.is_file():
                 return path
-    raise AnchorEditError(f"no spiece.model at {places[0]}; put it there or name the tokenizer's file")
+    raise AnchorEditError(f"no spiece.model at {places[0]}", "Put it there or name the tokenizer's file")

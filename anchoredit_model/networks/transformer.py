@@ -2,7 +2,7 @@
 
 One module serves both uses. A whole sequence: every frame of [B, C, F, h, w] sees the frames its view lists,
 each by its own attention call, so no dense mask exists and no work is done for frames that are not seen. A
-cached turn: F = 1 and the visible frames come as `Block`s of remembered keys and values.
+cached turn: F = 1 and the visible frames come as `FrameKV`s of remembered keys and values.
 
 Weights are Wan's own, key for key (https://github.com/Wan-Video/Wan2.1, arXiv 2503.20314); the frame-causal
 use, one text per frame and the temporal stride are AnchorEdit's (https://github.com/xuhang07/AnchorEdit).
@@ -28,7 +28,7 @@ from .rope import rotate, spatial_tables, temporal_tables
 
 
 @dataclass(frozen=True, eq=False)
-class Block:
+class FrameKV:
     """Keys and values of one remembered frame, a pair [1, L, H, D] per layer; keys normed, turned in space only.
 
     They may be kept in another dtype and place than the model works in; attention brings them back as it reads.
@@ -47,14 +47,14 @@ class Block:
     def device(self) -> torch.device:
         return self.keys[0].device
 
-    def to(self, device: torch.device | str, pinned: bool = False) -> Block:
+    def to(self, device: torch.device | str, pinned: bool = False) -> FrameKV:
         """The same block there; itself if it is there already. `pinned` main memory is copied while a GPU computes."""
         device = torch.device(device)
         if device == self.device:
             return self
         return self._each(lambda tensor: _pinned(tensor.to(device)) if pinned else tensor.to(device), self.rounding)
 
-    def rounded(self, dtype: torch.dtype | None) -> Block:
+    def rounded(self, dtype: torch.dtype | None) -> FrameKV:
         """The same block in `dtype`; itself if it is in that, or for None."""
         before = self.keys[0].dtype
         if dtype in (None, before):
@@ -70,8 +70,8 @@ class Block:
         )
         return replace(rounded, rounding=math.hypot(self.rounding, (error / energy).sqrt().item()))
 
-    def _each(self, change: Callable[[Tensor], Tensor], rounding: float) -> Block:
-        return Block(tuple(map(change, self.keys)), tuple(map(change, self.values)), rounding)
+    def _each(self, change: Callable[[Tensor], Tensor], rounding: float) -> FrameKV:
+        return FrameKV(tuple(map(change, self.keys)), tuple(map(change, self.values)), rounding)
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,7 +140,7 @@ class CausalWanTransformer(nn.Module):
         text: Tensor | TextContext,
         views: tuple[FrameView, ...] | None = None,
         stride: int = 4,
-        memory: tuple[Block, ...] | None = None,
+        memory: tuple[FrameKV, ...] | None = None,
     ) -> Tensor:
         """latents [B, C, F, h, w], timesteps [B, F] in 0..1000, text [B, F, T, E] -> flow [B, C, F, h, w].
 
@@ -157,8 +157,8 @@ class CausalWanTransformer(nn.Module):
         text: Tensor | TextContext,
         view: FrameView | None = None,
         stride: int = 4,
-        memory: tuple[Block, ...] = (),
-    ) -> tuple[Block, Tensor]:
+        memory: tuple[FrameKV, ...] = (),
+    ) -> tuple[FrameKV, Tensor]:
         """Reads one clean frame [1, C, 1, h, w] at t = 0: what later turns remember of it, and the flow."""
         still = torch.zeros(1, 1, device=latent.device)
         view = view or FrameView((), (), 0)
@@ -201,7 +201,7 @@ class CausalWanTransformer(nn.Module):
         padding = (lengths - rows).clamp(min=0).float()
         return torch.cat([real, padding], dim=1).repeat(batch, 1)
 
-    def _run(self, latents, timesteps, text, views, stride, memory, remember) -> tuple[Tensor, Block | None]:
+    def _run(self, latents, timesteps, text, views, stride, memory, remember) -> tuple[Tensor, FrameKV | None]:
         batch, _, frames, height, width = latents.shape
         dtype = self.patch_embedding.weight.dtype
         patch_h, patch_w = self.config.patch_size[1:]
@@ -235,7 +235,7 @@ class CausalWanTransformer(nn.Module):
         x = self.head(x, time)  # [B, F, L, C*4]
         x = x.unflatten(2, (rows, columns)).unflatten(-1, (patch_h, patch_w, -1))  # [B, F, h/2, w/2, 2, 2, C]
         flow = x.permute(0, 6, 1, 2, 4, 3, 5).reshape(batch, -1, frames, height, width)
-        return flow, Block(tuple(keys), tuple(values)) if remember else None
+        return flow, FrameKV(tuple(keys), tuple(values)) if remember else None
 
 
 @dataclass(frozen=True)

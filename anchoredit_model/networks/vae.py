@@ -1,6 +1,6 @@
 """The Wan 2.1 VAE for single images, for use without ComfyUI.
 
-Every picture is a one-frame video encoded by itself, so a causal 3-D convolution sees zero padding in all but the
+Every image is a one-frame video encoded by itself, so a causal 3-D convolution sees zero padding in all but the
 last slice of its kernel. `to_image_convolutions` keeps that slice as a 2-D convolution: the same numbers, a third of
 the work. Files keep Wan's 3-D layout, so stock diffusers and ComfyUI load them.
 
@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..atomic_write import whole_file
+from ..atomic_write import atomic_write
 from ..errors import AnchorEditError
 
 if TYPE_CHECKING:
@@ -114,21 +114,23 @@ class ImageVAE:
         for file in (config_file, weights_file):
             if not file.is_file():
                 raise AnchorEditError(
-                    f"VAE folder '{folder}' has no {file.name}: give a diffusers AutoencoderKLWan folder"
+                    f"VAE folder '{folder}' has no {file.name}", "Give a diffusers AutoencoderKLWan folder"
                 )
         try:
             config = json.loads(config_file.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise AnchorEditError(f"VAE config '{config_file}' is not JSON ({error}): download it again") from None
+            raise AnchorEditError(f"VAE config '{config_file}' is not JSON ({error})", "Download it again") from None
         found = config.get("_class_name") if isinstance(config, dict) else None
         if found != "AutoencoderKLWan" or config.get("patch_size") or config.get("is_residual"):
-            raise AnchorEditError(f"VAE config '{config_file}' describes {found}: a Wan 2.1 AutoencoderKLWan is needed")
+            raise AnchorEditError(
+                f"VAE config '{config_file}' describes {found}", "A Wan 2.1 AutoencoderKLWan is needed"
+            )
         try:
             # Cast here: diffusers warns about `model.to(dtype)`.
             state = {name: tensor.to(device, dtype) for name, tensor in load_file(weights_file).items()}
         except (SafetensorError, OSError) as error:
             raise AnchorEditError(
-                f"VAE file '{weights_file}' is damaged ({error}): copy or download it again"
+                f"VAE file '{weights_file}' is damaged ({error})", "Copy or download it again"
             ) from None
         try:
             # No memory and no random numbers are spent on weights that the file is about to replace.
@@ -139,7 +141,7 @@ class ImageVAE:
             model.load_state_dict(state, assign=True)
         except (RuntimeError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
-            raise AnchorEditError(f"VAE file '{weights_file}' does not fit its {CONFIG_NAME}: {reason}") from None
+            raise AnchorEditError(f"VAE file '{weights_file}' does not fit its {CONFIG_NAME}", f"{reason}") from None
         return cls(model)
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
@@ -147,9 +149,9 @@ class ImageVAE:
         from safetensors.torch import save_file
 
         state = {name: tensor.to("cpu", dtype or self.dtype) for name, tensor in video_state_dict(self.model).items()}
-        with whole_file(Path(folder) / WEIGHTS_NAME, "VAE", make_folder=True) as unfinished:
+        with atomic_write(Path(folder) / WEIGHTS_NAME, "VAE", make_folder=True) as unfinished:
             save_file(state, unfinished, metadata={"format": "pt"})
-        with whole_file(Path(folder) / CONFIG_NAME, "VAE config") as unfinished:
+        with atomic_write(Path(folder) / CONFIG_NAME, "VAE config") as unfinished:
             unfinished.write_text(self.model.to_json_string(), encoding="utf-8")
 
     @property
@@ -159,7 +161,7 @@ class ImageVAE:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the weights, in which pictures are computed."""
+        """The dtype of the weights, in which images are computed."""
         return next(self.model.parameters()).dtype
 
     @property
@@ -181,7 +183,8 @@ class ImageVAE:
         """Images [B, 3, H, W] in 0..1 -> float32 latents [B, 16, h, w]: posterior mean, about N(0, 1) per channel."""
         if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] % 8 or images.shape[3] % 8:
             raise AnchorEditError(
-                f"images for the VAE are {list(images.shape)}: pad or crop them to [B, 3, H, W], H and W multiples of 8"
+                f"images for the VAE are {list(images.shape)}",
+                "Pad or crop them to [B, 3, H, W], H and W multiples of 8",
             )
         scaled = images.to(self.device, torch.float32) * 2 - 1
         frames = scaled.to(self.dtype, memory_format=torch.channels_last).unsqueeze(2)
@@ -197,7 +200,7 @@ class ImageVAE:
         """Normalised latents [B, 16, h, w] -> float32 images [B, 3, H, W], clamped to 0..1."""
         if latents.ndim != 4 or latents.shape[1] != self.latent_channels:
             raise AnchorEditError(
-                f"latents for the VAE are {list(latents.shape)}: give [B, {self.latent_channels}, h, w]"
+                f"latents for the VAE are {list(latents.shape)}", f"Give [B, {self.latent_channels}, h, w]"
             )
         mean, std = self._statistics()
         raw = (latents.to(self.device, torch.float32) * std + mean).to(self.dtype, memory_format=torch.channels_last)

@@ -14,13 +14,13 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from ...anchoredit_model.memory.anchor_memory import AnchorMemory, MemoryReader
+from ...anchoredit_model.memory.anchor_memory import AnchorMemory, KVCacheManager
 from ...anchoredit_model.memory.kv_store import KVStore
 from ...anchoredit_model.pipeline import AnchorEditPipeline
 from ..host.model import HostModel, HostVAE, block_budget, on_read
 from ..host.model_identity import Serials
 from ..host.text import HostText
-from .decode_cache import Pictures
+from .decode_cache import Images
 from .out_of_memory import make_somehow
 
 T = TypeVar("T")
@@ -28,26 +28,26 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Runtime:
-    """One per process, held by the extension: keys and values, the numbers that name their models, last pictures."""
+    """One per process, held by the extension: keys and values, the numbers that name their models, last images."""
 
     store: KVStore = field(default_factory=lambda: KVStore(block_budget()))
     serials: Serials = field(default_factory=Serials)
-    pictures: Pictures = field(default_factory=Pictures)
+    images: Images = field(default_factory=Images)
 
 
 class HostPipeline(AnchorEditPipeline):
-    """`start` needs vae and clip, `turn` all three, `picture` the vae."""
+    """`start` needs vae and clip, `turn` all three, `image` the vae."""
 
     def __init__(self, runtime: Runtime, vae=None, clip=None, model=None):
         self.transformer = None if model is None else HostModel(model, runtime.serials, runtime.store)
         self.vae = None if vae is None else HostVAE(vae)
         self.text_encoder = None if clip is None else HostText(clip)
         self.edit = self.transformer.edit if self.transformer else self.vae.edit
-        self.store, self.pictures = runtime.store, runtime.pictures
+        self.store, self.images = runtime.store, runtime.images
         self.remarks: list[str] = []  # what an artist should know about the turn that was made
         if self.transformer:
             reader = partial(
-                MemoryReader,
+                KVCacheManager,
                 self.transformer.read,
                 self.transformer.identity,
                 self.edit,
@@ -83,16 +83,16 @@ class HostPipeline(AnchorEditPipeline):
             self.remarks.append(f"Keys and values are rounded to {memory.policy.kv_dtype}: {rounding:.1%} error (rms).")
         return made
 
-    def picture(self, memory, turn: int | None = None, before: Tensor | None = None) -> Tensor:
+    def image(self, memory, turn: int | None = None, before: Tensor | None = None) -> Tensor:
         entry = memory.rewind(memory.last if turn is None else turn).turns[-1]
         if entry.mask is None:
-            return super().picture(memory, turn, before)
+            return super().image(memory, turn, before)
         self.check_vae(memory)
-        picture = self.pictures.get(entry, self.vae.vae)
-        if picture is None:
-            picture = super().picture(memory, turn, before)
-            self.pictures.put(entry, self.vae.vae, picture)
-        return picture
+        image = self.images.get(entry, self.vae.vae)
+        if image is None:
+            image = super().image(memory, turn, before)
+            self.images.put(entry, self.vae.vae, image)
+        return image
 
     def _predictor(self, text: Tensor, view, blocks):
         return self.transformer.flow(text, view, blocks)

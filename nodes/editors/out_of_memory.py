@@ -14,9 +14,9 @@ from ..host.model import free_device, is_out_of_memory
 
 T = TypeVar("T")
 
-_IN_RAM = "Out of GPU memory: keys and values were moved to main memory. The picture is the same."
+_IN_RAM = "Out of GPU memory: keys and values were moved to main memory. The image is the same."
 _READ_AGAIN = (
-    "Out of memory: what turns see is read again before each of them (history refresh). Pictures may differ slightly."
+    "Out of memory: what turns see is read again before each of them (history refresh). Images may differ slightly."
 )
 
 
@@ -47,6 +47,6 @@ def make_somehow(
             return made
         free_device(store)
     raise AnchorEditError(
-        f"out of memory, also with keys and values in main memory and read again for every turn ({failed[:200]}): use "
-        "a smaller window or picture, or the kv_dtype float8_e4m3fn in Memory Policy"
+        f"out of memory, also with keys and values in main memory and read again for every turn ({failed[:200]})",
+        "Use a smaller window or image, or the kv_dtype float8_e4m3fn in Memory Policy",
     )

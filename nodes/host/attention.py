@@ -20,7 +20,7 @@ from torch import Tensor
 from ...anchoredit_model.errors import AnchorEditError
 from ...anchoredit_model.memory.visibility import FrameView
 from ...anchoredit_model.networks.rope import rotate, temporal_tables
-from ...anchoredit_model.networks.transformer import Block
+from ...anchoredit_model.networks.transformer import FrameKV
 from .kv_prefetch import LayerFeed, Pairs
 
 OVERRIDE = "optimized_attention_override"  # the host's name for a replacement of its attention call
@@ -34,12 +34,12 @@ class MemoryAttention:
     call: both branches of guidance read the same memory.
     """
 
-    def __init__(self, view: FrameView, blocks: tuple[Block, ...], stride: int, capture: bool = False):
+    def __init__(self, view: FrameView, blocks: tuple[FrameKV, ...], stride: int, capture: bool = False):
         self.view = view
         self.blocks = blocks
         self.stride = stride
         self.capture = capture
-        self.captured: Block | None = None
+        self.captured: FrameKV | None = None
 
     @property
     def nbytes(self) -> int:
@@ -49,7 +49,7 @@ class MemoryAttention:
                  transformer_options=None, **rest) -> Tensor:  # fmt: skip
         """x [B, C, 1, h, w] -> the network's output of the same shape."""
         if x.shape[2] != 1:
-            raise AnchorEditError(f"the latent holds {x.shape[2]} frames: give one picture, a latent with one frame")
+            raise AnchorEditError(f"the latent holds {x.shape[2]} frames", "Give one image, a latent with one frame")
         forward = _Forward(self, transformer_options or {}, len(executor.class_obj.blocks))
         out = executor(x, timestep, context, clip_fea, time_dim_concat, forward.options, **rest)
         if self.capture:
@@ -63,8 +63,8 @@ class MemoryAttention:
             key, value = key.to(like), value.to(like)  # [1, L, H, D]
             if key.shape[1] != like.shape[1]:
                 raise AnchorEditError(
-                    f"the memory's pictures have {key.shape[1]} tokens and this latent {like.shape[1]}: "
-                    "use the latent of the memory's own size"
+                    f"the memory's images have {key.shape[1]} tokens and this latent {like.shape[1]}",
+                    "Use the latent of the memory's own size",
                 )
             if distance:
                 positions = torch.tensor([distance * self.stride], device=like.device)
@@ -112,13 +112,13 @@ class _Forward:
             return self.found(attention, q, k, v, *rest, **options)
         return attention(q, k, v, *rest, **options)
 
-    def block(self) -> Block:
+    def block(self) -> FrameKV:
         """What this forward read, one pair [1, L, H, D] per layer."""
         layers = range(self.layers)
         if sorted(self.keys) != list(layers):
             skipped = [layer for layer in layers if layer not in self.keys]
             raise AnchorEditError(
-                f"layers {skipped} of the model were skipped while the turn was committed: "
-                "remove the node that skips or caches layers from the MODEL"
+                f"layers {skipped} of the model were skipped while the turn was committed",
+                "Remove the node that skips or caches layers from the MODEL",
             )
-        return Block(tuple(self.keys[layer] for layer in layers), tuple(self.values[layer] for layer in layers))
+        return FrameKV(tuple(self.keys[layer] for layer in layers), tuple(self.values[layer] for layer in layers))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...anchoredit_model.networks.transformer import Block
+from ...anchoredit_model.networks.transformer import FrameKV
 
 Pairs = list[tuple[Tensor, Tensor]]  # keys and values [1, L, H, D] of every visible frame
 
@@ -17,7 +17,7 @@ Pairs = list[tuple[Tensor, Tensor]]  # keys and values [1, L, H, D] of every vis
 class LayerFeed:
     """Layers of `blocks` where `device` is, asked for in order; a first layer begins a new forward."""
 
-    def __init__(self, blocks: tuple[Block, ...], device: torch.device):
+    def __init__(self, blocks: tuple[FrameKV, ...], device: torch.device):
         self.blocks = blocks
         self.device = device
         self.layers = len(blocks[0].keys) if blocks else 0

@@ -1,7 +1,7 @@
 """ComfyUI's internals, and nothing of them anywhere else in the pack.
 
 HostModel      a MODEL as the pipeline's transformer: native forwards with the memory in its attention
-HostVAE        a VAE as the pipeline's VAE: pictures in 0..1 <-> latents as the model takes them
+HostVAE        a VAE as the pipeline's VAE: images in 0..1 <-> latents as the model takes them
 with_memory    a MODEL whose samplers see a memory, inside a mask if there is one; without_memory
 load_model, load_bundled   a file, the bundled model as MODEL, CLIP and VAE
 new_files, session_files   where the host lets a node write, and where sessions lie
@@ -10,7 +10,7 @@ is_out_of_memory, free_device, block_share, block_budget   memory of the device
 
 Runs on ComfyUI 0.3.64 and later.
 
-Legend: B batch, C latent channels, h w latent size, H W picture size, T text rows, E text width.
+Legend: B batch, C latent channels, h w latent size, H W image size, T text rows, E text width.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ from ...anchoredit_model.errors import AnchorEditError
 from ...anchoredit_model.memory.kv_store import KVStore
 from ...anchoredit_model.memory.visibility import FrameView
 from ...anchoredit_model.networks.text_encoder import TEXT_DIM
-from ...anchoredit_model.networks.transformer import Block
+from ...anchoredit_model.networks.transformer import FrameKV
 from ...anchoredit_model.pipeline import latent_space
-from ...anchoredit_model.sampling import Impose
+from ...anchoredit_model.sampling import LatentConstraint
 from .attention import MemoryAttention
 from .edit_metadata import FACTS, ModelFacts, VAEFacts, model_facts, with_facts
 from .model_identity import Serials
@@ -117,15 +117,20 @@ class HostModel:
         finally:
             self.patcher.cleanup()
 
-    def flow(self, text: Tensor, view: FrameView, blocks: tuple[Block, ...]) -> Callable[[Tensor, float], Tensor]:
+    def flow(self, text: Tensor, view: FrameView, blocks: tuple[FrameKV, ...]) -> Callable[[Tensor, float], Tensor]:
         """The prediction of one turn: (x [B, C, h, w], time 0..1000) -> flow [B, C, h, w]."""
-        context, attention = self._context(text), MemoryAttention(view, blocks, self.edit.stride)
+        context, attention = self._context(text), MemoryAttention(view, blocks, self.edit.temporal_stride)
         self.rounding = max((block.rounding for block in blocks), default=0.0)
         return lambda x, time: self._forward(x, time, context, attention)
 
-    def read(self, latent: Tensor, text: Tensor, rows: int | None, view: FrameView, blocks: tuple[Block, ...]) -> Block:
+    def read(
+        self, latent: Tensor, text: Tensor, rows: int | None, view: FrameView, blocks: tuple[FrameKV, ...]
+    ) -> FrameKV:
         """One forward of a clean frame [C, h, w] at t = 0: its own keys and values."""
-        context, attention = self._context(text, rows), MemoryAttention(view, blocks, self.edit.stride, capture=True)
+        context, attention = (
+            self._context(text, rows),
+            MemoryAttention(view, blocks, self.edit.temporal_stride, capture=True),
+        )
         self._forward(latent.to(self.device)[None], 0.0, context, attention)
         return attention.captured
 
@@ -157,8 +162,8 @@ class HostModel:
         """The same text [T, E], if the network takes its width."""
         if text.shape[-1] != self.config.text_dim:
             raise AnchorEditError(
-                f"the CLIP's text is {text.shape[-1]} wide, the MODEL takes {self.config.text_dim}: "
-                "load the text encoder that belongs to the model (umT5-XXL for Wan 2.1)"
+                f"the CLIP's text is {text.shape[-1]} wide, the MODEL takes {self.config.text_dim}",
+                "Load the text encoder that belongs to the model (umT5-XXL for Wan 2.1)",
             )
         return text
 
@@ -187,17 +192,17 @@ def _text_to_video(patcher) -> comfy.ldm.wan.model.WanModel:
     network = patcher.model.diffusion_model
     if type(network) is not comfy.ldm.wan.model.WanModel or network.model_type != "t2v":
         what = f"{type(network).__name__} {getattr(network, 'model_type', '')}".strip()
-        raise AnchorEditError(f"the MODEL is {what}, which cannot edit by memory: load Wan 2.1 text-to-video")
+        raise AnchorEditError(f"the MODEL is {what}, which cannot edit by memory", "Load Wan 2.1 text-to-video")
     if network.in_dim != LATENT_CHANNELS:
         raise AnchorEditError(
-            f"the MODEL takes {network.in_dim} channels where text-to-video takes {LATENT_CHANNELS}: "
-            "load Wan 2.1 text-to-video"
+            f"the MODEL takes {network.in_dim} channels where text-to-video takes {LATENT_CHANNELS}",
+            "Load Wan 2.1 text-to-video",
         )
     return network
 
 
 class HostVAE:
-    """The artist's VAE. Pictures are encoded one by one, because a Wan VAE takes a batch for a video."""
+    """The artist's VAE. Images are encoded one by one, because a Wan VAE takes a batch for a video."""
 
     spatial_factor = 8
     latent_channels = 16
@@ -205,7 +210,7 @@ class HostVAE:
     def __init__(self, vae):
         if getattr(vae, "latent_dim", 2) != 3 or vae.latent_channels != self.latent_channels:
             raise AnchorEditError(
-                f"the VAE makes {vae.latent_channels}-channel latents of another kind: load Wan 2.1's VAE"
+                f"the VAE makes {vae.latent_channels}-channel latents of another kind", "Load Wan 2.1's VAE"
             )
         self.vae = vae
         self.format = comfy.latent_formats.Wan21()
@@ -220,21 +225,21 @@ class HostVAE:
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [B, 16, h, w] -> images [B, 3, H, W] in 0..1."""
-        pictures = self.vae.decode(self.format.process_out(latents[:, :, None]))  # [B, 1, H, W, 3]
-        return pictures[:, 0].movedim(-1, 1).float().clamp(0, 1)
+        images = self.vae.decode(self.format.process_out(latents[:, :, None]))  # [B, 1, H, W, 3]
+        return images[:, 0].movedim(-1, 1).float().clamp(0, 1)
 
 
 def with_memory(
     patcher,
     attend: Callable[[Any], MemoryAttention],
     errors: Callable[[], AbstractContextManager],
-    impose: Impose | None = None,
+    constraint: LatentConstraint | None = None,
 ):
     """A MODEL whose samplers see a memory.
 
     When sampling starts, `attend` is asked for the attention with the very MODEL that samples: LoRA and other nodes
     that follow have been applied by then. What it returns lives as long as the run. `errors` goes around the run.
-    `impose` (x0 [B, C, h, w] -> x0) is done to every prediction, whatever the guider and the sampler.
+    `constraint` (x0 [B, C, h, w] -> x0) is done to every prediction, whatever the guider and the sampler.
     """
 
     def sample(executor, *arguments, **options):
@@ -244,8 +249,8 @@ def with_memory(
             here, add = guider.model_options["transformer_options"], comfy.patcher_extension.add_wrapper_with_key
             add(_Wrappers.PREPARE_SAMPLING, FACTS, partial(_reserve, attention.nbytes), here)
             add(_Wrappers.DIFFUSION_MODEL, FACTS, attention, here)
-            if impose is not None:
-                add(_Wrappers.PREDICT_NOISE, FACTS, partial(_imposed, impose), here)
+            if constraint is not None:
+                add(_Wrappers.PREDICT_NOISE, FACTS, partial(_constrained, constraint), here)
             return executor(*arguments, **options)
 
     patched = without_memory(patcher).clone()
@@ -262,9 +267,9 @@ def without_memory(patcher):
     return plain
 
 
-def _imposed(impose: Impose, executor, *arguments, **options) -> Tensor:
+def _constrained(constraint: LatentConstraint, executor, *arguments, **options) -> Tensor:
     """A prediction of the clean latent [B, C, 1, h, w] with what must not change put back."""
-    return impose(executor(*arguments, **options)[:, :, 0])[:, :, None]
+    return constraint(executor(*arguments, **options)[:, :, 0])[:, :, None]
 
 
 def _reserve(nbytes: int, executor, patcher, noise_shape, *arguments, **options):
@@ -279,13 +284,13 @@ def model_latent(latent: dict[str, Tensor]) -> Tensor:
     samples = latent["samples"]
     if samples.ndim != 5 or samples.shape[0] != 1 or samples.shape[2] != 1:
         raise AnchorEditError(
-            f"the LATENT is {list(samples.shape)}: give one picture's, as Apply Memory makes it [1, 16, 1, h, w]"
+            f"the LATENT is {list(samples.shape)}", "Give one image's, as Apply Memory makes it [1, 16, 1, h, w]"
         )
     return comfy.latent_formats.Wan21().process_in(samples)[0, :, 0].float()
 
 
 def empty_latent(shape: torch.Size) -> dict[str, Tensor]:
-    """An empty LATENT for a picture's latent of shape [16, h, w]."""
+    """An empty LATENT for an image's latent of shape [16, h, w]."""
     device = comfy.model_management.intermediate_device()
     return {"samples": torch.zeros(shape, device=device)[None, :, None]}
 
@@ -307,7 +312,7 @@ def model_path(name: str) -> str:
     """Where such a file lies."""
     path = folder_paths.get_full_path("diffusion_models", name)
     if path is None or name not in model_files():
-        raise AnchorEditError(f"'{name}' is not there: put it into models/diffusion_models, or choose another file")
+        raise AnchorEditError(f"'{name}' is not there", "Put it into models/diffusion_models, or choose another file")
     return path
 
 
@@ -324,9 +329,11 @@ def load_model(path: str):
             model = comfy.sd.load_diffusion_model_state_dict(read_checkpoint(path).state_dict)
     except RuntimeError as error:
         reason = str(error).strip().partition("\n")[0]
-        raise AnchorEditError(f"ComfyUI cannot load {path} ({reason}): choose a Wan 2.1 text-to-video file") from error
+        raise AnchorEditError(
+            f"ComfyUI cannot load {path} ({reason})", "Choose a Wan 2.1 text-to-video file"
+        ) from error
     if model is None:
-        raise AnchorEditError(f"ComfyUI finds no diffusion model in {path}: choose a Wan 2.1 text-to-video file")
+        raise AnchorEditError(f"ComfyUI finds no diffusion model in {path}", "Choose a Wan 2.1 text-to-video file")
     _text_to_video(model)
     return model if file.edit_config is None else with_facts(model, ModelFacts(file.edit_config, trained=True))
 
@@ -402,7 +409,7 @@ class _SmallVAE(comfy.sd.VAE):
 def _all_there(what: str, missing: list[str]) -> None:
     missing = [name for name in missing if not name.endswith("logit_scale")]
     if missing:
-        raise AnchorEditError(f"the bundled {what} lacks {missing[0]}: install AnchorEdit again")
+        raise AnchorEditError(f"the bundled {what} lacks {missing[0]}", "Install AnchorEdit again")
 
 
 def _statistics(latent_format) -> tuple[Tensor, Tensor]:
@@ -414,9 +421,9 @@ def session_files() -> SessionFiles:
     return SessionFiles(Path(folder_paths.get_input_directory()), Path(folder_paths.get_output_directory()))
 
 
-def new_files(prefix: str, picture: Tensor) -> NewFiles:
-    """Where files with a `filename_prefix` go by the host's own rules; makes the folder. `picture` is [3, H, W]."""
-    what, (height, width) = f"filename_prefix '{prefix}'", picture.shape[-2:]
+def new_files(prefix: str, image: Tensor) -> NewFiles:
+    """Where files with a `filename_prefix` go by the host's own rules; makes the folder. `image` is [3, H, W]."""
+    what, (height, width) = f"filename_prefix '{prefix}'", image.shape[-2:]
     check_relative(prefix, what)
     output = folder_paths.get_output_directory()
     try:
@@ -424,13 +431,13 @@ def new_files(prefix: str, picture: Tensor) -> NewFiles:
     except Exception as error:  # a full disk, a folder that leads out by a link; for the latter, Exception itself
         reason = str(error).strip().partition("\n")[0]
         raise AnchorEditError(
-            f"ComfyUI makes no folder for {what} ({reason}): choose another name, or a folder that has room"
+            f"ComfyUI makes no folder for {what} ({reason})", "Choose another name, or a folder that has room"
         ) from error
     return NewFiles(Path(folder), subfolder, stem, number)
 
 
 def metadata_wanted() -> bool:
-    """Whether the artist lets pictures carry what made them (--disable-metadata)."""
+    """Whether the artist lets images carry what made them (--disable-metadata)."""
     return not comfy.cli_args.args.disable_metadata
 
 
@@ -450,11 +457,11 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def on_read(done: int, total: int) -> None:
-    """Progress of the node that reads the session again, if it is more than the picture that a turn always reads."""
+    """Progress of the node that reads the session again, if it is more than the image that a turn always reads."""
     if total > 1:
         context = get_executing_context()
         if done == 0 and context is not None:
-            say(f"Reading {total} pictures of the session again", context.node_id)
+            say(f"Reading {total} images of the session again", context.node_id)
         progress(done, total)
 
 

@@ -54,7 +54,7 @@ class SessionFiles:
         check_relative(plain, f"session '{name}'")
         path = folder / plain
         if not os.path.isfile(path):  # which takes names of any length
-            raise AnchorEditError(f"session '{name}' is not there: press R and choose one of the list")
+            raise AnchorEditError(f"session '{name}' is not there", "Press R and choose one of the list")
         if not path.resolve().is_relative_to(folder.resolve()):  # a link to elsewhere
             raise _outside(f"session '{name}'")
         return path
@@ -66,11 +66,11 @@ def check_relative(name: str, what: str) -> None:
     if path.anchor or ".." in path.parts:
         raise _outside(what)
     if not path.name or "\0" in name:
-        raise AnchorEditError(f"{what} is no name of a file: give a name, or folder/name")
+        raise AnchorEditError(f"{what} is no name of a file", "Give a name, or folder/name")
 
 
 def _outside(what: str) -> AnchorEditError:
-    return AnchorEditError(f"{what} leads out of ComfyUI's folders: give a name inside them, such as folder/name")
+    return AnchorEditError(f"{what} leads out of ComfyUI's folders", "Give a name inside them, such as folder/name")
 
 
 def _sessions_in(folder: Path, mark: str) -> Iterator[tuple[float, str]]:

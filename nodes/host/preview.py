@@ -11,24 +11,24 @@ from collections.abc import Callable
 from torch import Tensor
 
 PREVIEW_SECONDS = 0.2  # from one preview to the next: more a second nobody sees
-FACTOR = 8  # pixels of a picture per latent cell
+FACTOR = 8  # pixels of an image per latent cell
 
 
 def step_callback(previewer, show: Callable, check: Callable[[], None]) -> Callable[[int, int, Tensor], None]:
-    """Called after every step: `show(step, steps, picture or None)`, then `check()`, which may raise.
+    """Called after every step: `show(step, steps, image or None)`, then `check()`, which may raise.
 
-    `previewer` is the host's, or None if the artist wants no previews. A picture is no larger than the result, and
+    `previewer` is the host's, or None if the artist wants no previews. An image is no larger than the result, and
     comes at most every `PREVIEW_SECONDS`; the first one only that long after the beginning.
     """
     shown = time.monotonic()
 
     def callback(step: int, steps: int, x0: Tensor) -> None:
         nonlocal shown
-        picture, now = None, time.monotonic()
+        image, now = None, time.monotonic()
         if previewer is not None and now - shown >= PREVIEW_SECONDS:
-            kind, image, largest = previewer.decode_latent_to_preview_image("JPEG", x0[None, :, None])
-            picture, shown = (kind, image, min(largest, FACTOR * max(x0.shape[-2:]))), now
-        show(step, steps, picture)
+            kind, pil, largest = previewer.decode_latent_to_preview_image("JPEG", x0[None, :, None])
+            image, shown = (kind, pil, min(largest, FACTOR * max(x0.shape[-2:]))), now
+        show(step, steps, image)
         check()
 
     return callback

@@ -28,10 +28,10 @@ class HostText:
 def text_rows(conditioning) -> Tensor:
     """The valid rows [T, E] of a CONDITIONING that holds one text."""
     if len(conditioning) != 1:
-        raise AnchorEditError(f"the CONDITIONING holds {len(conditioning)} texts: connect one CLIP Text Encode")
+        raise AnchorEditError(f"the CONDITIONING holds {len(conditioning)} texts", "Connect one CLIP Text Encode")
     rows = _valid_rows(conditioning[0][0])
     if not len(rows):
-        raise AnchorEditError("the CONDITIONING is all zeros: connect a CLIP Text Encode, empty for a null edit")
+        raise AnchorEditError("the CONDITIONING is all zeros", "Connect a CLIP Text Encode, empty for a null edit")
     return rows
 
 
@@ -39,5 +39,5 @@ def _valid_rows(states: Tensor) -> Tensor:
     """States [1, N, E] up to the end token; what follows is zero."""
     valid = int(states[0].abs().amax(dim=-1).count_nonzero())
     if valid > MAX_ROWS:
-        raise AnchorEditError(f"the instruction has {valid} tokens: shorten it to {MAX_ROWS}")
+        raise AnchorEditError(f"the instruction has {valid} tokens", f"Shorten it to {MAX_ROWS}")
     return states[0, :valid].float()

@@ -39,7 +39,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def photo(tmp_path) -> Path:
-    """A picture of 56x40 pixels."""
+    """An image of 56x40 pixels."""
     Image.fromarray(NOISE).save(tmp_path / "photo.png")
     return tmp_path / "photo.png"
 
@@ -129,8 +129,8 @@ def test_a_chain_of_turns(edit, photo, tmp_path):
     assert [turn.instruction for turn in memory.turns] == ["", "make it red", "add\n a \u661f", "move it left"]
     assert [turn.seed for turn in memory.turns] == [None, 5, 5, 5]
     for number, turn in enumerate(memory.turns):
-        with Image.open(out_folder / f"turn_{number:02d}.png") as picture:
-            assert picture.size == (56, 40) and picture.text["instruction"] == turn.instruction
+        with Image.open(out_folder / f"turn_{number:02d}.png") as image:
+            assert image.size == (56, 40) and image.text["instruction"] == turn.instruction
 
 
 def test_json_is_all_there_is_on_stdout(edit, photo, tmp_path):
@@ -159,7 +159,7 @@ def test_going_on_equals_never_having_stopped(edit, photo, tmp_path, own_folder)
     assert files(rest) == files(tmp_path / "whole")
 
 
-def test_earlier_pictures_stay_as_they_are(edit, earlier):
+def test_earlier_images_stay_as_they_are(edit, earlier):
     (earlier / "turn_01.png").write_bytes(b"retouched")
     (earlier / "turn_02.png").unlink()
     assert edit("--session", earlier / "session.safetensors", "-i", "on", "--out", earlier)[0] == 0
@@ -180,8 +180,8 @@ def test_a_mask_locks_the_rest(edit, photo, tmp_path):
     out = tmp_path / "out"
     assert edit(photo, "-i", "red", "-i", "blue", "--out", out, "--mask", tmp_path / "mask.png")[0] == 0
     for name in ("turn_01.png", "turn_02.png"):
-        picture = np.asarray(Image.open(out / name))
-        assert np.array_equal(picture[mask == 0], NOISE[mask == 0]) and not np.array_equal(picture, NOISE)
+        image = np.asarray(Image.open(out / name))
+        assert np.array_equal(image[mask == 0], NOISE[mask == 0]) and not np.array_equal(image, NOISE)
     assert load_file(out / "session.safetensors")["mask_0"].dtype == torch.uint8
     assert load_session(out / "session.safetensors").turns[1].mask.max() == np.float32(200 / 255)
 
@@ -197,30 +197,30 @@ def test_area_and_sampler_are_passed_on(edit, photo, tmp_path):
     assert load_session(plain / "session.safetensors").turns[1].settings["sampler"] == "renoise"
 
 
-def test_the_sheet_shows_every_picture(edit, earlier, tmp_path):
-    """It is drawn from thumbnails, those of earlier runs included, as if every picture were still at hand."""
+def test_the_sheet_shows_every_image(edit, earlier, tmp_path):
+    """It is drawn from thumbnails, those of earlier runs included, as if every image were still at hand."""
     assert edit("--session", earlier / "session.safetensors", "-i", "on", "--out", tmp_path / "out")[0] == 0
-    pictures = [load_image(tmp_path / "out" / f"turn_{turn:02d}.png") for turn in range(4)]
-    sheet = filmstrip(pictures, ["make it red", "add a star", "on"])
+    images = [load_image(tmp_path / "out" / f"turn_{turn:02d}.png") for turn in range(4)]
+    sheet = filmstrip(images, ["make it red", "add a star", "on"])
     assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "filmstrip.png")), np.asarray(sheet))
 
 
-def test_a_long_session_keeps_no_more_pictures_than_a_short_one(edit, photo, tmp_path, monkeypatch):
+def test_a_long_session_keeps_no_more_images_than_a_short_one(edit, photo, tmp_path, monkeypatch):
     """The newest one, which a masked turn is put into, and no turn is decoded twice."""
-    made = AnchorEditPipeline.picture
+    made = AnchorEditPipeline.image
     decoded, alive = [], []
 
     def watched(self, memory, turn=None, before=None):
         assert turn == 0 or before is not None
-        picture = made(self, memory, turn, before)
+        image = made(self, memory, turn, before)
         alive[:] = [reference for reference in alive if reference() is not None]
-        if turn:  # turn 0 is the session's own source picture
+        if turn:  # turn 0 is the session's own source image
             decoded.append(turn)
-            alive.append(weakref.ref(picture))
+            alive.append(weakref.ref(image))
             assert len(alive) <= 2  # this one and the one before
-        return picture
+        return image
 
-    monkeypatch.setattr(AnchorEditPipeline, "picture", watched)
+    monkeypatch.setattr(AnchorEditPipeline, "image", watched)
     assert edit(photo, *FIVE, "--out", tmp_path / "out")[0] == 0
     assert decoded == [1, 2, 3, 4, 5]
 
@@ -262,7 +262,7 @@ def test_a_terminal_without_the_letters(edit, photo, tmp_path, monkeypatch):
     assert rb"\u7ea2\u8272" in narrow.buffer.getvalue()
 
 
-# ---------------------------------------------------------------- pictures and places
+# ---------------------------------------------------------------- images and places
 
 
 def saved(image: Image.Image, path: Path, **options) -> Path:
@@ -270,7 +270,7 @@ def saved(image: Image.Image, path: Path, **options) -> Path:
     return path
 
 
-PICTURES = {
+IMAGES = {
     "one pixel": (lambda path: saved(Image.new("RGB", (1, 1), "red"), path / "a.png"), (1, 1)),
     "very wide": (lambda path: saved(Image.new("RGB", (20_000, 10), "red"), path / "a.png"), (20_000, 10)),
     "very tall": (lambda path: saved(Image.new("L", (3, 5000), 9), path / "a.png"), (3, 5000)),
@@ -278,7 +278,7 @@ PICTURES = {
     "CMYK": (lambda path: saved(Image.new("CMYK", (30, 20), (9, 80, 7, 6)), path / "a.jpg"), (30, 20)),
     "16 bit": (lambda path: saved(Image.fromarray(np.full((20, 30), 40_000, np.uint16)), path / "a.png"), (30, 20)),
     "turned by the camera": (lambda path: saved(Image.new("RGB", (30, 20)), path / "a.jpg", exif=turned()), (20, 30)),
-    "no extension": (lambda path: saved(Image.new("RGB", (30, 20)), path / "picture", format="PNG"), (30, 20)),
+    "no extension": (lambda path: saved(Image.new("RGB", (30, 20)), path / "image", format="PNG"), (30, 20)),
     "spaces and Chinese": (
         lambda path: saved(Image.new("RGB", (30, 20)), path / "\u6211\u7684 \u56fe 'a'.png"),
         (30, 20),
@@ -292,9 +292,9 @@ def turned() -> Image.Exif:
     return exif
 
 
-@pytest.mark.parametrize("kind", PICTURES)
-def test_pictures_of_every_kind(edit, tmp_path, kind):
-    make, size = PICTURES[kind]
+@pytest.mark.parametrize("kind", IMAGES)
+def test_images_of_every_kind(edit, tmp_path, kind):
+    make, size = IMAGES[kind]
     source = make(tmp_path)
     out = tmp_path / "out \u6587\u4ef6\u5939 #1"
     code, _, err = edit(source, "-i", "red", "--out", out)
@@ -318,12 +318,12 @@ def test_a_home_folder_is_expanded(edit, photo, tmp_path, monkeypatch):
     assert (tmp_path / "out" / "turn_01.png").exists()
 
 
-BAD_PICTURES = {
+BAD_IMAGES = {
     "missing": (lambda path: path / "missing.png", "does not exist"),
     "a folder": (lambda path: path, "is a folder"),
     "below a file": (lambda path: path / "photo.png" / "a.png", "does not exist"),
-    "empty": (lambda path: written(path / "a.png", b""), "no picture"),
-    "text": (lambda path: written(path / "a.png", b"not a picture" * 99), "no picture"),
+    "empty": (lambda path: written(path / "a.png", b""), "no image"),
+    "text": (lambda path: written(path / "a.png", b"not an image" * 99), "no image"),
     "cut short": (lambda path: written(path / "a.png", (path / "photo.png").read_bytes()[:-400]), "damaged"),
     "no header": (lambda path: written(path / "a.png", (path / "photo.png").read_bytes()[:20]), ""),
     "lines in its name": (lambda path: path / "a\nb\rc.png", "a\\nb\\nc.png"),
@@ -348,10 +348,10 @@ def header_of_png(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
-@pytest.mark.parametrize("kind", BAD_PICTURES)
+@pytest.mark.parametrize("kind", BAD_IMAGES)
 @pytest.mark.parametrize("mask", [False, True])
-def test_bad_pictures_and_masks(refused, photo, tmp_path, kind, mask):
-    make, says = BAD_PICTURES[kind]
+def test_bad_images_and_masks(refused, photo, tmp_path, kind, mask):
+    make, says = BAD_IMAGES[kind]
     bad = make(tmp_path)
     inputs = (photo, "--mask", bad) if mask else (bad,)
     name = str(bad).replace("\n", "\\n").replace("\r", "\\n")
@@ -418,7 +418,7 @@ def test_what_to_edit_must_be_clear(refused, photo, earlier, tmp_path):
     session = earlier / "session.safetensors"
     out = ("--out", tmp_path / "out")
     refused(photo, *out, says=("no instruction", '-i "'))
-    refused("-i", "red", *out, says=("a picture to start from, or --session",))
+    refused("-i", "red", *out, says=("an image to start from, or --session",))
     refused(photo, "--session", session, "-i", "red", *out, says=("not both",))
     assert not (tmp_path / "out").exists()
 
@@ -512,7 +512,7 @@ def test_bad_sessions(refused, earlier, tmp_path):
 
 
 def test_a_session_of_another_model(edit, refused, small_model, earlier, tmp_path):
-    """Another VAE or text encoder is refused before a picture is touched; other weights are told."""
+    """Another VAE or text encoder is refused before an image is touched; other weights are told."""
     asked = ("--session", earlier / "session.safetensors", "-i", "on", "--out", earlier)
     model = Path(shutil.copytree(small_model, tmp_path / "model"))
     config = json.loads((model / "vae" / "config.json").read_text())
@@ -574,7 +574,7 @@ def test_a_full_disk_keeps_what_is_finished(refused, edit, photo, earlier, tmp_p
         refused(photo, "-i", "red", "--out", tmp_path / "out", says=("cannot write in", "choose another --out"))
 
 
-def test_a_picture_that_cannot_be_written_loses_no_turn(edit, photo, tmp_path, monkeypatch):
+def test_a_image_that_cannot_be_written_loses_no_turn(edit, photo, tmp_path, monkeypatch):
     replace = os.replace
 
     def full(source, target):
@@ -586,27 +586,27 @@ def test_a_picture_that_cannot_be_written_loses_no_turn(edit, photo, tmp_path, m
     out = tmp_path / "out"
     code, lines, err = edit(photo, "-i", "red", "-i", "blue", "-i", "green", "--out", out)
     assert code == 2 and len(lines) == 2 and len(err) == 1
-    assert err[0].startswith(f"error: picture '{out / 'turn_02.png'}' cannot be written (No space left")
+    assert err[0].startswith(f"error: image '{out / 'turn_02.png'}' cannot be written (No space left")
     monkeypatch.undo()
     assert edit("--session", out / "session.safetensors", "-i", "green", "--out", out)[0] == 0
     assert edit(photo, "-i", "red", "-i", "blue", "-i", "green", "--out", tmp_path / "whole")[0] == 0
     assert files(out) == files(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("lacking", ["picture", "filmstrip"])
+@pytest.mark.parametrize("lacking", ["image", "filmstrip"])
 def test_a_turn_is_saved_before_anything_is_drawn(edit, photo, tmp_path, monkeypatch, lacking):
     """Decoding or drawing may need more memory than there is: the sampled turn is not lost."""
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
-        if lacking == "picture":
-            made = AnchorEditPipeline.picture
+        if lacking == "image":
+            made = AnchorEditPipeline.image
 
             def failing(self, memory, turn=None, before=None):
                 if turn == 2:
                     raise RuntimeError("CUDA out of memory. Tried to")
                 return made(self, memory, turn, before)
 
-            patch.setattr(AnchorEditPipeline, "picture", failing)
+            patch.setattr(AnchorEditPipeline, "image", failing)
         else:
             made_sheet = anchoredit_model.filmstrip.contact_sheet
 

@@ -31,7 +31,7 @@ def test_impossible_policies_name_themselves(policy):
 
 def test_settings_survive_json():
     for config in (
-        EditConfig(steps=(900, 300), guidance=2.5),
+        EditConfig(timesteps=(900, 300), cfg=2.5),
         MemoryPolicy(2, 3, "refresh", "ram", "bfloat16"),
         TransformerConfig.named("14B"),
     ):

@@ -26,7 +26,7 @@ def test_rows_are_evenly_filled():
     assert filmstrip([grey(64, 64)] * 3, ["a", "b"], thumb=64, columns=1).width == single.width
 
 
-def test_thumbnails_show_the_pictures():
+def test_thumbnails_show_the_images():
     source, edited = grey(8, 8, 0.9), grey(8, 8, 0.5)
     colours = {colour: count for count, colour in filmstrip([source, edited], ["x"], thumb=64).getcolors()}
     for level in (230, 128):
@@ -34,14 +34,14 @@ def test_thumbnails_show_the_pictures():
 
 
 @pytest.mark.parametrize("height, width", [(40, 56), (7, 300), (500, 31), (1, 1)])
-def test_a_sheet_of_kept_thumbnails_is_the_sheet_of_the_pictures(height, width):
-    pictures = list(torch.rand(4, 3, height, width, generator=torch.Generator().manual_seed(0)))
+def test_a_sheet_of_kept_thumbnails_is_the_sheet_of_the_images(height, width):
+    images = list(torch.rand(4, 3, height, width, generator=torch.Generator().manual_seed(0)))
     captions = ["brighter", LONG, "x"]
-    expected = filmstrip(pictures, captions, thumb=64)
-    assert contact_sheet([thumbnail(picture, 64) for picture in pictures], captions, thumb=64) == expected
-    labels = ["source", *(f"turn {number}" for number in range(1, len(pictures)))]
-    assert filmstrip(pictures, captions, thumb=64, labels=labels) == expected
-    assert filmstrip(pictures, captions, thumb=64, labels=["before", *labels[1:]]) != expected
+    expected = filmstrip(images, captions, thumb=64)
+    assert contact_sheet([thumbnail(image, 64) for image in images], captions, thumb=64) == expected
+    labels = ["source", *(f"turn {number}" for number in range(1, len(images)))]
+    assert filmstrip(images, captions, thumb=64, labels=labels) == expected
+    assert filmstrip(images, captions, thumb=64, labels=["before", *labels[1:]]) != expected
 
 
 @pytest.mark.parametrize("height, width", [(1, 1), (3, 900), (900, 3), (50, 200), (200, 50)])
@@ -75,9 +75,9 @@ def test_short_captions_are_kept_whole():
 
 
 def test_refuses_what_does_not_fit():
-    with pytest.raises(AnchorEditError, match="2 pictures and 2 captions"):
+    with pytest.raises(AnchorEditError, match="2 images and 2 captions"):
         filmstrip([grey(4, 4)] * 2, ["a", "b"])
-    with pytest.raises(AnchorEditError, match="0 pictures and 0 captions"):
+    with pytest.raises(AnchorEditError, match="0 images and 0 captions"):
         filmstrip([], [])
     with pytest.raises(AnchorEditError, match="thumb"):
         filmstrip([grey(4, 4)], [], thumb=3)

@@ -21,7 +21,7 @@ def test_buckets_that_do_not_exist(wrong):
 
 @given(side, side)
 @settings(deadline=None)
-def test_fit_keeps_the_whole_picture(height, width):
+def test_fit_keeps_the_whole_image(height, width):
     g = fit(height, width)
     assert (g.work_height, g.work_width) in buckets(1024, 64, 4)
     assert g.content_height == g.work_height or g.content_width == g.work_width
@@ -128,7 +128,7 @@ def scene():
     edited = torch.rand(2, 3, 40, 50, generator=generator)
     previous = torch.rand(2, 3, 40, 50, generator=generator)
     mask = torch.zeros(1, 1, 40, 50)
-    mask[..., 10:30, 20:] = 1  # touches the picture's right border
+    mask[..., 10:30, 20:] = 1  # touches the image's right border
     return edited, previous, mask
 
 
@@ -147,7 +147,7 @@ def test_composite_feathers_inside_only():
     assert torch.equal(composite(edited, previous, mask), torch.where(mask > 0, edited, previous))
     weight = composite(torch.ones_like(edited), torch.zeros_like(previous), mask, feather=4)[0, 0]
     torch.testing.assert_close(weight[20, 18:26], torch.tensor([0, 0, 0.2, 0.4, 0.6, 0.8, 1, 1]))
-    assert torch.equal(weight[14:26, 24:], torch.ones(12, 26))  # no feather at the picture's own border
+    assert torch.equal(weight[14:26, 24:], torch.ones(12, 26))  # no feather at the image's own border
     torch.testing.assert_close(weight[11, 21], torch.tensor(0.4))
     torch.testing.assert_close(composite(edited, previous, mask / 2), torch.lerp(previous, edited, mask / 2))
 

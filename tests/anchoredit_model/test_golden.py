@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from anchoredit_model.checkpoint.keymap import to_wan_name
 from anchoredit_model.config import EditConfig, MemoryPolicy, TransformerConfig
 from anchoredit_model.geometry import Geometry, buckets, nearest_bucket
-from anchoredit_model.memory.anchor_memory import AnchorMemory, MemoryReader, Turn
+from anchoredit_model.memory.anchor_memory import AnchorMemory, KVCacheManager, Turn
 from anchoredit_model.memory.kv_store import KVStore
 from anchoredit_model.memory.visibility import bidirectional_views, sequence_views, view_of
 from anchoredit_model.networks.rope import rotate, temporal_tables
@@ -230,11 +230,11 @@ def check_rollout(path: Path):
 def check_rollout_row(model: CausalWanTransformer, data: dict[str, torch.Tensor], facts: dict[str, str]):
     times, shift, guidance = json.loads(facts["steps"]), float(facts["shift"]), float(facts["guidance"])
     sigmas = [published_sigma(time, shift) for time in times]
-    edit = EditConfig(stride=int(facts["stride"]), anchor_text="first_prompt", slots="absolute")
+    edit = EditConfig(temporal_stride=int(facts["stride"]), anchor_prompt="first_prompt", slot_mode="absolute")
     prompts, negative = data["prompt_valid"], data["neg_valid"]
 
     def read(latent, text, rows, view, blocks):
-        return model.read(latent[None, :, None], text[None, None], view, edit.stride, blocks)[0]
+        return model.read(latent[None, :, None], text[None, None], view, edit.temporal_stride, blocks)[0]
 
     def predictor(memory, text):
         view, blocks = reader.visible(memory, text)
@@ -242,11 +242,11 @@ def check_rollout_row(model: CausalWanTransformer, data: dict[str, torch.Tensor]
 
         def predict(x, time):
             time = torch.full((1, 1), time)
-            return model(x[None, :, None], time, context, (view,), edit.stride, blocks)[0, :, 0]
+            return model(x[None, :, None], time, context, (view,), edit.temporal_stride, blocks)[0, :, 0]
 
         return predict
 
-    reader = MemoryReader(read, "golden", edit, KVStore())
+    reader = KVCacheManager(read, "golden", edit, KVStore())
     first = data["first"][0, 0]
     policy = MemoryPolicy(0, len(prompts) + 1)
     height, width = first.shape[-2] * 8, first.shape[-1] * 8

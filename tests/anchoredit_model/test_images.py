@@ -1,4 +1,4 @@
-"""Every common kind of picture file loads as RGB; mistakes are one line; saving is all or nothing."""
+"""Every common kind of image file loads as RGB; mistakes are one line; saving is all or nothing."""
 
 import errno
 import os
@@ -27,7 +27,7 @@ def write(path, image, **options):
 
 
 def levels(tensor):
-    """A loaded picture as 8-bit [H, W, 3]."""
+    """A loaded image as 8-bit [H, W, 3]."""
     assert tensor.dtype == torch.float32 and tensor.is_contiguous()
     assert tensor.min() >= 0 and tensor.max() <= 1
     return (tensor * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
@@ -126,14 +126,14 @@ def test_first_frame_of_an_animation(tmp_path):
     assert np.array_equal(levels(load_image(path))[0, 0], RED)
 
 
-def test_pictures_that_cannot_be_read(tmp_path, pixels, monkeypatch):
+def test_images_that_cannot_be_read(tmp_path, pixels, monkeypatch):
     with pytest.raises(AnchorEditError, match=r"missing\.png' does not exist"):
         load_image(tmp_path / "missing.png")
     with pytest.raises(AnchorEditError, match="is a folder"):
         load_image(tmp_path)
-    for content in (b"", b"not a picture"):
+    for content in (b"", b"not an image"):
         (tmp_path / "text.png").write_bytes(content)
-        with pytest.raises(AnchorEditError, match="no picture"):
+        with pytest.raises(AnchorEditError, match="no image"):
             load_image(tmp_path / "text.png")
     with pytest.raises(AnchorEditError, match="32-bit float"):
         load_image(write(tmp_path / "f.tif", Image.fromarray(np.ones((2, 2), dtype=np.float32))))
@@ -148,7 +148,7 @@ def test_pictures_that_cannot_be_read(tmp_path, pixels, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")  # Pillow's, before it gives up
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.gif", "a.tif", "a.webp", "a.bmp"])
-def test_damaged_pictures(tmp_path, name):
+def test_damaged_images(tmp_path, name):
     noise = np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     whole = write(tmp_path / name, Image.fromarray(noise)).read_bytes()
     for length in (len(whole) // 2, 40, 12):
@@ -159,9 +159,9 @@ def test_damaged_pictures(tmp_path, name):
 
 
 def test_failed_save_leaves_nothing_behind(tmp_path, monkeypatch):
-    picture = torch.rand(3, 4, 4)
+    image = torch.rand(3, 4, 4)
     path = tmp_path / "a.png"
-    save_image(picture, path)
+    save_image(image, path)
     before = path.read_bytes()
 
     def full(*_):
@@ -170,15 +170,15 @@ def test_failed_save_leaves_nothing_behind(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", full)
         with pytest.raises(AnchorEditError, match="No space left"):
-            save_image(1 - picture, path)
+            save_image(1 - image, path)
     assert path.read_bytes() == before and os.listdir(tmp_path) == ["a.png"]
     for folder in (tmp_path / "missing", path):
         with pytest.raises(AnchorEditError, match="cannot be written"):
-            save_image(picture, folder / "b.png")
+            save_image(image, folder / "b.png")
     with pytest.raises(AnchorEditError, match=r"ends in \.png"):
-        save_image(picture, tmp_path / "a.jpg")
+        save_image(image, tmp_path / "a.jpg")
     with pytest.raises(AnchorEditError, match="NaN"):
-        save_image(picture / 0 * 0, path)
+        save_image(image / 0 * 0, path)
     assert os.listdir(tmp_path) == ["a.png"]
 
 

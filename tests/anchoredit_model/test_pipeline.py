@@ -30,7 +30,7 @@ def with_edit(pipeline: AnchorEditPipeline, **options) -> AnchorEditPipeline:
 
 
 def photo(height: int = 64, width: int = 64, seed: int = 0) -> torch.Tensor:
-    """An 8-bit picture [3, height, width] of noise."""
+    """An 8-bit image [3, height, width] of noise."""
     return torch.randint(0, 256, (3, height, width), generator=torch.Generator().manual_seed(seed)).float() / 255
 
 
@@ -40,8 +40,8 @@ def chain(pipeline, memory, words, **options):
     return memory
 
 
-def pictures(pipeline, memory) -> list[torch.Tensor]:
-    return [pipeline.picture(memory, turn) for turn in range(len(memory))]
+def images(pipeline, memory) -> list[torch.Tensor]:
+    return [pipeline.image(memory, turn) for turn in range(len(memory))]
 
 
 def same(left, right) -> bool:
@@ -71,7 +71,7 @@ def test_a_saved_model_edits_bit_for_bit_alike(pipeline, tmp_path):
     again = AnchorEditPipeline.from_pretrained(tmp_path / "again")
     assert again.fingerprint == pipeline.fingerprint and again.edit == pipeline.edit
     left, right = (chain(each, each.start(photo()), WORDS[:3], guidance=2) for each in (pipeline, again))
-    assert all(map(torch.equal, pictures(pipeline, left), pictures(again, right)))
+    assert all(map(torch.equal, images(pipeline, left), images(again, right)))
     assert left.model == right.model
     files = {file.name for file in (tmp_path / "again").rglob("*") if file.is_file()}
     assert {file.rpartition(".")[2] for file in files} == {"safetensors", "json", "model"}  # no pickle
@@ -79,16 +79,16 @@ def test_a_saved_model_edits_bit_for_bit_alike(pipeline, tmp_path):
     narrow = AnchorEditPipeline.from_pretrained(tmp_path / "again", torch.bfloat16)
     memory = narrow.turn(narrow.start(photo()), WORDS[0])
     assert memory.model != left.model and memory.turns[1].latent.dtype == torch.float32
-    assert narrow.picture(memory).isfinite().all()
+    assert narrow.image(memory).isfinite().all()
 
 
 def test_seeds_decide(pipeline):
     start = pipeline.start(photo())
     one, again, other = (pipeline.turn(start, WORDS[0], seed) for seed in (7, 7, 8))
-    assert same(one, again) and torch.equal(pipeline.picture(one), pipeline.picture(again))
-    assert not torch.equal(pipeline.picture(one), pipeline.picture(other))
+    assert same(one, again) and torch.equal(pipeline.image(one), pipeline.image(again))
+    assert not torch.equal(pipeline.image(one), pipeline.image(other))
     third = pipeline.turn(one, WORDS[0], seed=7)  # the same seed and words draw other noise in another turn
-    assert not torch.equal(pipeline.picture(third), pipeline.picture(one))
+    assert not torch.equal(pipeline.image(third), pipeline.image(one))
     assert not same(one, pipeline.turn(start, WORDS[1], 7))
 
 
@@ -111,14 +111,14 @@ def test_call_is_start_and_turns(pipeline):
     pipeline.set_progress_bar_config(disable=True)
     out = pipeline(photo(), WORDS[:2], seed=3, num_inference_steps=2)
     memory = chain(pipeline, pipeline.start(photo()), WORDS[:2], seed=3, steps=2)
-    assert same(out.memory, memory) and all(map(torch.equal, out.images, pictures(pipeline, memory)))
+    assert same(out.memory, memory) and all(map(torch.equal, out.images, images(pipeline, memory)))
     more = pipeline(out.memory, WORDS[2], seed=3, num_inference_steps=2)
     assert same(more.memory, pipeline.turn(memory, WORDS[2], seed=3, steps=2))
     assert len(more.images) == 2 and torch.equal(more.images[0], out.images[-1])
 
 
-def test_a_pillow_image_is_a_picture(pipeline):
-    assert torch.equal(pipeline.start(to_pil(photo())).picture, pipeline.start(to_tensor(to_pil(photo()))).picture)
+def test_a_pillow_image_is_a_image(pipeline):
+    assert torch.equal(pipeline.start(to_pil(photo())).image, pipeline.start(to_tensor(to_pil(photo()))).image)
 
 
 def test_published_guidance_keeps_a_second_history(pipeline):
@@ -135,31 +135,31 @@ def test_published_guidance_keeps_a_second_history(pipeline):
     assert not same(memory, plain)
 
 
-# ---------------------------------------------------------------- pictures
+# ---------------------------------------------------------------- images
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (37, 53), (130, 67), (1, 1), (3, 4000), (97, 1)])
-def test_pictures_have_the_inputs_size(pipeline, height, width):
+def test_images_have_the_inputs_size(pipeline, height, width):
     source = photo(height, width)
     memory = chain(pipeline, pipeline.start(source), WORDS[:2], steps=1)
-    assert torch.equal(pipeline.picture(memory, 0), source)
+    assert torch.equal(pipeline.image(memory, 0), source)
     for turn in (1, 2):
-        picture = pipeline.picture(memory, turn)
-        assert picture.shape == source.shape and picture.min() >= 0 and picture.max() <= 1
-    assert torch.equal(pipeline.picture(memory), pipeline.picture(memory, 2))
+        image = pipeline.image(memory, turn)
+        assert image.shape == source.shape and image.min() >= 0 and image.max() <= 1
+    assert torch.equal(pipeline.image(memory), pipeline.image(memory, 2))
 
 
 def test_another_area_is_worked_at(pipeline):
     memory = pipeline.start(photo(32, 48), area=128)
     assert memory.turns[0].latent.shape == (16, 16, 16)
     memory = pipeline.turn(memory, WORDS[0], steps=1)
-    assert pipeline.picture(memory).shape == (3, 32, 48)
+    assert pipeline.image(memory).shape == (3, 32, 48)
 
 
 def test_the_source_keeps_bits_that_no_byte_holds(pipeline):
     source = torch.rand(3, 20, 30, generator=torch.Generator().manual_seed(0))
     memory = pipeline.turn(pipeline.start(source.transpose(1, 2).contiguous().transpose(1, 2)), WORDS[0], steps=1)
-    assert torch.equal(pipeline.picture(memory, 0), source)
+    assert torch.equal(pipeline.image(memory, 0), source)
 
 
 def test_outside_a_mask_nothing_changes(pipeline, monkeypatch):
@@ -171,7 +171,7 @@ def test_outside_a_mask_nothing_changes(pipeline, monkeypatch):
     shown = [source]
     for mask in (masks[0], masks[0], masks[1]):
         memory = pipeline.turn(memory, WORDS[len(memory)], seed=2, mask=mask)
-        shown.append(pipeline.picture(memory))
+        shown.append(pipeline.image(memory))
         before, after = memory.turns[-2].latent, memory.turns[-1].latent
         outside = torch.nn.functional.max_pool2d(mask, 8)[0] == 0
         assert torch.equal(after[:, outside], before[:, outside])
@@ -182,21 +182,21 @@ def test_outside_a_mask_nothing_changes(pipeline, monkeypatch):
     never = (masks[0] + masks[1])[0] == 0
     assert torch.equal(shown[3][:, never], source[:, never])
 
-    # with the picture before at hand one decode is enough, and changes nothing
+    # with the image before at hand one decode is enough, and changes nothing
     decodes = []
     decode = pipeline.vae.decode
     monkeypatch.setattr(pipeline.vae, "decode", lambda latents: decodes.append(1) or decode(latents))
-    assert torch.equal(pipeline.picture(memory, before=shown[2]), shown[3]) and len(decodes) == 1
-    assert torch.equal(pipeline.picture(memory), shown[3]) and len(decodes) == 4
+    assert torch.equal(pipeline.image(memory, before=shown[2]), shown[3]) and len(decodes) == 1
+    assert torch.equal(pipeline.image(memory), shown[3]) and len(decodes) == 4
 
 
-def test_a_mask_holds_in_a_scaled_and_padded_picture_too(pipeline):
+def test_a_mask_holds_in_a_scaled_and_padded_image_too(pipeline):
     source = photo(300, 41)
     mask = torch.zeros(1, 300, 41)
     mask[:, 120, 7] = 1  # one pixel
     memory = pipeline.turn(pipeline.start(source), WORDS[0], mask=mask)
-    picture = pipeline.picture(memory)
-    assert torch.equal(picture[:, mask[0] == 0], source[:, mask[0] == 0])
+    image = pipeline.image(memory)
+    assert torch.equal(image[:, mask[0] == 0], source[:, mask[0] == 0])
     assert not torch.equal(memory.turns[1].latent, memory.turns[0].latent)
 
 
@@ -205,7 +205,7 @@ def test_an_unmasked_turn_after_a_masked_one_is_free(pipeline):
     mask[:, :8] = 1
     memory = pipeline.turn(pipeline.start(photo()), WORDS[0], mask=mask)
     memory = pipeline.turn(memory, WORDS[1])
-    assert torch.equal(pipeline.picture(memory), pipeline.vae.decode(memory.turns[2].latent[None])[0])
+    assert torch.equal(pipeline.image(memory), pipeline.vae.decode(memory.turns[2].latent[None])[0])
 
 
 # ---------------------------------------------------------------- variants
@@ -239,8 +239,8 @@ def test_masked_variants_keep_what_is_outside(pipeline):
     start, shown = pipeline.start(source), []
     for candidate in pipeline.variants(start, WORDS[0], count=3, mask=mask, on_step=lambda *step: shown.append(step)):
         assert candidate.turns[-1].mask is mask
-        picture = pipeline.picture(candidate)
-        assert torch.equal(picture[:, mask[0] == 0], source[:, mask[0] == 0]) and not torch.equal(picture, source)
+        image = pipeline.image(candidate)
+        assert torch.equal(image[:, mask[0] == 0], source[:, mask[0] == 0]) and not torch.equal(image, source)
     assert [step for step, *_ in shown] == [1, 2, 3, 4] and shown[0][2].shape == start.turns[0].latent.shape
 
 
@@ -311,13 +311,13 @@ def test_slots_matter_once_the_window_slides(pipeline):
 
 def test_policies_fork_a_session(pipeline):
     base = chain(pipeline, pipeline.start(photo(), MemoryPolicy(1, 3)), WORDS[:3])
-    wide, narrow, again = (pipeline.turn(memory, WORDS[3]) for memory in (base, base.fork(window=1), base))
+    wide, narrow, again = (pipeline.turn(memory, WORDS[3]) for memory in (base, base.with_policy(window=1), base))
     assert same(wide, again) and not same(wide, narrow)
     assert base.policy == wide.policy == MemoryPolicy(1, 3) and narrow.policy == MemoryPolicy(1, 1)
-    refreshed = base.fork(history="refresh")
+    refreshed = base.with_policy(history="refresh")
     assert same(pipeline.turn(refreshed, WORDS[3]), wide)  # until the window slides both histories agree
     slid = chain(pipeline, wide, WORDS[4:])
-    assert not same(chain(pipeline, wide.fork(history="refresh"), WORDS[4:]), slid)
+    assert not same(chain(pipeline, wide.with_policy(history="refresh"), WORDS[4:]), slid)
 
 
 def remembering(pipeline, place: str, kv_dtype: str):
@@ -408,7 +408,7 @@ def test_a_model_that_blows_up_makes_no_turn(pipeline):
 def test_mistakes_are_named(pipeline, tmp_path):
     memory = pipeline.turn(pipeline.start(photo(20, 30)), WORDS[0], steps=1)
     for said, options in (
-        ("mask is 20x30, the picture 30x20", {"mask": torch.ones(1, 30, 20)}),
+        ("mask is 20x30, the image 30x20", {"mask": torch.ones(1, 30, 20)}),
         ("mask is black everywhere", {"mask": torch.zeros(1, 20, 30)}),
         ("guidance nan is no number", {"guidance": float("nan")}),
         ("guidance -inf is no number", {"guidance": float("-inf")}),
@@ -420,7 +420,7 @@ def test_mistakes_are_named(pipeline, tmp_path):
         pipeline.turn(memory, "a\udcff")
     for turn in (2, -1):
         with pytest.raises(AnchorEditError, match=f"no turn {turn} .*choose 0 to 1"):
-            pipeline.picture(memory, turn)
+            pipeline.image(memory, turn)
     with pytest.raises(AnchorEditError, match=r"\[4, 8, 8\]"):
         pipeline.start(torch.zeros(4, 8, 8))
     with pytest.raises(AnchorEditError, match="model '.*nowhere' does not exist"):

@@ -133,14 +133,14 @@ def test_imposed_latents_stay_bit_for_bit(euler_rule):
     outside = ~inside.expand(SHAPE)
     model = Knowing()
 
-    def impose(x0):
+    def constraint(x0):
         return torch.where(inside, x0, before)
 
     if euler_rule:
-        x0 = euler(model, noise(), shifted_sigmas(4, 2.0), impose=impose)
+        x0 = euler(model, noise(), shifted_sigmas(4, 2.0), constraint=constraint)
         fresh = noises(1) * 4
     else:
-        x0 = renoise(model, noise(), TIMES, impose=impose)
+        x0 = renoise(model, noise(), TIMES, constraint=constraint)
         fresh = noises(4)
     assert torch.equal(x0[outside], before[outside])
     torch.testing.assert_close(x0[~outside], CLEAN[~outside], atol=5e-6, rtol=0)

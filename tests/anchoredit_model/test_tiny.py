@@ -47,7 +47,7 @@ def test_it_edits_over_three_turns(pipeline):
         for words, kind, fact, value in chain:
             change = Change(fact, int(believed.fact(fact)[0]), FACTS[fact].index(value))
             memory = pipeline.turn(memory, words, seed=number)
-            picture = pipeline.picture(memory)[None]
-            verdict = judge.judge(picture, previous, believed, [Edit(kind, (change,))])
+            image = pipeline.image(memory)[None]
+            verdict = judge.judge(image, previous, believed, [Edit(kind, (change,))])
             assert verdict.followed[0], (number, words)
-            previous, believed = picture, believed.with_facts(verdict.facts)
+            previous, believed = image, believed.with_facts(verdict.facts)

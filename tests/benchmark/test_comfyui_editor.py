@@ -22,7 +22,7 @@ def node(kind: str, title: str, **inputs) -> dict:
 
 
 PLAIN = {
-    "1": node("LoadImage", "My picture [image]", image="example.png"),
+    "1": node("LoadImage", "My image [image]", image="example.png"),
     "2": node("CLIPTextEncode", "[Text]", text="", clip=["9", 0]),
     "3": node("KSampler", "sampler [seed]", seed=1, steps=4),
     "4": node("PreviewImage", "[output]", images=["3", 0]),
@@ -37,7 +37,7 @@ REMEMBERING = {
 
 
 class Host(ThreadingHTTPServer):
-    """Hands back the picture that it was given, as ComfyUI would; `fails` is an error at that prompt."""
+    """Hands back the image that it was given, as ComfyUI would; `fails` is an error at that prompt."""
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Answers)
@@ -76,8 +76,8 @@ class Answers(BaseHTTPRequestHandler):
             return self.reply(self.server.files[parse_qs(where.query)["filename"][0]])
         number = where.path.rpartition("/")[2]
         graph = self.server.graphs[int(number)]
-        picture = graph[find_marks(graph)["image"]]["inputs"]["image"]
-        status, outputs = {"messages": []}, {"4": {"images": [{"filename": picture, "subfolder": "", "type": "temp"}]}}
+        image = graph[find_marks(graph)["image"]]["inputs"]["image"]
+        status, outputs = {"messages": []}, {"4": {"images": [{"filename": image, "subfolder": "", "type": "temp"}]}}
         if self.server.fails == int(number):
             facts = {"node_id": "3", "exception_message": "CUDA out of memory"}
             status, outputs = {"messages": [["execution_error", facts]]}, {}
@@ -109,7 +109,7 @@ def asked(host, tmp_path, graph: dict = PLAIN) -> list[str]:
     return [*ASKED, *files]
 
 
-def test_a_plain_workflow_is_fed_its_own_pictures(host, tmp_path):
+def test_a_plain_workflow_is_fed_its_own_images(host, tmp_path):
     assert run(asked(host, tmp_path)) == 0
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert report["overall"]["success_of_edits"]["mean"] == 0 and report["identity_by_turn"][1]["mean"] == 1
@@ -120,20 +120,20 @@ def test_a_plain_workflow_is_fed_its_own_pictures(host, tmp_path):
 
 def test_a_turn_is_repeated_behind_itself():
     marked = find_marks(REMEMBERING)
-    graph = turn_graph(REMEMBERING, marked, "picture.png", ["one", "two", "three"], seed=5)
+    graph = turn_graph(REMEMBERING, marked, "image.png", ["one", "two", "three"], seed=5)
     turns = ["3", "3-turn2", "3-turn3"]
     assert [graph[name]["inputs"]["instruction"] for name in turns] == ["one", "two", "three"]
     assert [graph[name]["inputs"]["memory"] for name in turns] == [["2", 0], ["3", 0], ["3-turn2", 0]]
     assert {graph[name]["inputs"]["seed"] for name in turns} == {5}
     assert graph["4"]["inputs"]["images"] == ["3-turn3", 1] and graph["5"]["inputs"]["memory"] == ["3-turn3", 0]
-    assert turn_graph(REMEMBERING, marked, "picture.png", ["one"], 5)["4"]["inputs"]["images"] == ["3", 1]
+    assert turn_graph(REMEMBERING, marked, "image.png", ["one"], 5)["4"]["inputs"]["images"] == ["3", 1]
     assert REMEMBERING["3"]["inputs"]["instruction"] == ""
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"1": node("LoadImage", "picture", image="")}, r"no node of the workflow is marked \[image\]: write"),
+        ({"1": node("LoadImage", "image", image="")}, r"no node of the workflow is marked \[image\]: write"),
         ({"5": node("LoadImage", "[image]", image="")}, r"2 nodes are marked \[image\]: mark one"),
         ({"3": node("KSampler", "[seed]", steps=4)}, r"node '\[seed\]' has no input seed or noise_seed: move the mark"),
     ],

@@ -34,18 +34,18 @@ def of(trial: Trial) -> SimpleNamespace:
     return SimpleNamespace(trial=trial, names=[f"{session:05d}" for session in range(len(trial))])
 
 
-def pictures(editor, trial: Trial, source: torch.Tensor, session: int = 4) -> list[torch.Tensor]:
+def images(editor, trial: Trial, source: torch.Tensor, session: int = 4) -> list[torch.Tensor]:
     editor.start(source, session)
     return [editor.edit(texts[session]) for texts in trial.sessions.texts]
 
 
 @pytest.fixture(scope="module")
 def edited(small_model, trial, source):
-    """Makes an editor on the small model, with one step a turn; returns it and its pictures."""
+    """Makes an editor on the small model, with one step a turn; returns it and its images."""
 
     def edit(name: str, **options):
         editor = make_editor(name, EditorOptions(model=small_model, steps=1, **options), of(trial))
-        return editor, pictures(editor, trial, source)
+        return editor, images(editor, trial, source)
 
     return edit
 
@@ -54,13 +54,13 @@ def test_pipeline_is_our_pipeline_under_the_policy_asked_for(small_model, trial,
     editor, made = edited("pipeline", window=1, history="refresh")
     pipeline = AnchorEditPipeline.from_pretrained(small_model)
     memory = pipeline.start(source, MemoryPolicy(1, 1, "refresh"))
-    for texts, picture in zip(trial.sessions.texts, made, strict=True):
+    for texts, image in zip(trial.sessions.texts, made, strict=True):
         memory = pipeline.turn(memory, texts[4], 4, 1)
-        assert torch.equal(pipeline.picture(memory), picture)
+        assert torch.equal(pipeline.image(memory), image)
     assert editor.settings["policy"] == MemoryPolicy(1, 1, "refresh").to_json()
     assert editor.settings["model"] == pipeline.fingerprint[:16] and editor.settings["steps"] == 1
     assert editor.cache_bytes == pipeline.store.nbytes > 0
-    assert all(map(torch.equal, made, pictures(editor, trial, source)))  # a second session starts afresh
+    assert all(map(torch.equal, made, images(editor, trial, source)))  # a second session starts afresh
 
 
 def test_previous_only_has_lost_the_anchor(edited):
@@ -68,13 +68,13 @@ def test_previous_only_has_lost_the_anchor(edited):
     assert editor.settings["policy"] == MemoryPolicy(0, 1).to_json()
 
 
-def test_chain_vae_starts_every_turn_from_the_decoded_picture(trial, source, edited):
+def test_chain_vae_starts_every_turn_from_the_decoded_image(trial, source, edited):
     editor, made = edited("chain-vae")
     editor.start(source, 4)
     seeds = set()
-    for texts, before, picture in zip(trial.sessions.texts, [source, *made], made, strict=False):
-        assert torch.equal(editor.edit(texts[4]), picture)
-        assert torch.equal(editor._memory.picture, before) and len(editor._memory) == 2
+    for texts, before, image in zip(trial.sessions.texts, [source, *made], made, strict=False):
+        assert torch.equal(editor.edit(texts[4]), image)
+        assert torch.equal(editor._memory.image, before) and len(editor._memory) == 2
         seeds.add(editor._memory.turns[-1].seed)
     assert len(seeds) == TURNS  # else every turn would add the same noise
 
@@ -93,11 +93,11 @@ def test_bidirectional_differs_from_the_pipeline_by_its_views_alone(trial, sourc
 
 def test_editors_without_a_model(trial, source):
     def edit(name: str) -> list[torch.Tensor]:
-        return pictures(make_editor(name, EditorOptions(), of(trial)), trial, source)
+        return images(make_editor(name, EditorOptions(), of(trial)), trial, source)
 
     truths = [render(scenes[4:5], SIZE, SIZE)[0] for scenes in trial.sessions.scenes[1:]]
     assert all(map(torch.equal, edit("truth"), truths))
-    assert all(torch.equal(picture, source) for picture in edit("return-input"))
+    assert all(torch.equal(image, source) for image in edit("return-input"))
     facts = trial.sessions.scenes[0].facts[4].tolist()
     shuffled = edit("shuffled")
     others = [edit.apply(facts) for n, edit in enumerate(trial.sessions.edits[0]) if n != 4]

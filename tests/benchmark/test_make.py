@@ -16,11 +16,11 @@ from benchmark.run import main as run
 ASKED = ["--sessions", "2", "--turns", "2", "--size", "64", "--seed", "5"]
 
 
-def test_pictures_of_the_truth_are_judged_as_the_truth(tmp_path):
+def test_images_of_the_truth_are_judged_as_the_truth(tmp_path):
     sessions, out = tmp_path / "sessions", tmp_path / "run"
     assert make([*ASKED, "--out", str(sessions)]) == 0
     run([*ASKED, "--editor", "truth", "--out", str(tmp_path / "truth")])
-    judged = ["--editor", "folder", "--pictures", str(sessions), "--out", str(out)]
+    judged = ["--editor", "folder", "--images", str(sessions), "--out", str(out)]
     with pytest.raises(AnchorEditError, match=r"00000/turn1.png' is missing: add it"):
         run([*ASKED, *judged])
     for session in range(2):
@@ -33,21 +33,21 @@ def test_pictures_of_the_truth_are_judged_as_the_truth(tmp_path):
     assert json.loads((out / "report.json").read_text())["overall"]["success"]["mean"] == 1
 
 
-def test_pictures_that_do_not_belong_are_refused(tmp_path):
+def test_images_that_do_not_belong_are_refused(tmp_path):
     sessions = tmp_path / "sessions"
     make([*ASKED, "--out", str(sessions)])
-    judged = ["--editor", "folder", "--pictures", str(sessions), "--out", str(tmp_path / "run")]
+    judged = ["--editor", "folder", "--images", str(sessions), "--out", str(tmp_path / "run")]
     with pytest.raises(AnchorEditError, match="source.png' is of other sessions .*seed"):
         run([*ASKED[:-1], "6", *judged[:-1], str(tmp_path / "others")])
     with pytest.raises(AnchorEditError, match="instructions.json' is of other sessions .*protocol"):
-        run([*ASKED, "--languages", "zh", *judged[:-1], str(tmp_path / "chinese")])  # the pictures are the same
+        run([*ASKED, "--languages", "zh", *judged[:-1], str(tmp_path / "chinese")])  # the images are the same
     with pytest.raises(AnchorEditError, match="instructions.json' is of other sessions .*choose another --out"):
         make([*ASKED, "--languages", "zh", "--out", str(sessions)])
     save_image(torch.zeros(3, 32, 64), sessions / "00000" / "turn1.png")
     with pytest.raises(AnchorEditError, match=r"turn 1 is \[3, 32, 64\], the source \[3, 64, 64\]"):
         run([*ASKED, *judged])
-    (sessions / "00000" / "turn1.png").write_bytes(b"no picture")
+    (sessions / "00000" / "turn1.png").write_bytes(b"no image")
     with pytest.raises(AnchorEditError, match="turn1.png"):
         run([*ASKED, *judged])
-    with pytest.raises(AnchorEditError, match="needs pictures: give --pictures"):
+    with pytest.raises(AnchorEditError, match="needs images: give --images"):
         run([*ASKED, "--editor", "folder", "--out", str(tmp_path / "other")])

@@ -20,7 +20,7 @@ from benchmark.run import main as run
 TURNS = ["make it darker", {"instruction": "make it as it was", "returns_to": 0}, ""]
 
 
-def picture(height: int, width: int, seed: int = 0) -> torch.Tensor:
+def image(height: int, width: int, seed: int = 0) -> torch.Tensor:
     """Smooth, with a detail in it."""
     coarse = torch.rand(1, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
     smooth = torch.nn.functional.interpolate(coarse, (height, width), mode="bicubic").clamp(0, 1)[0]
@@ -29,7 +29,7 @@ def picture(height: int, width: int, seed: int = 0) -> torch.Tensor:
 
 
 def put(folder: Path, files: dict) -> Path:
-    """Writes pictures, texts, and everything else as JSON."""
+    """Writes images, texts, and everything else as JSON."""
     for name, content in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -44,7 +44,7 @@ def asked(folder: Path) -> dict[str, list[str]]:
     return {session.name: [turn.instruction for turn in session.turns] for session in find_photos(folder)}
 
 
-A, B = picture(64, 96), picture(96, 64, 1)
+A, B = image(64, 96), image(96, 64, 1)
 
 
 @pytest.mark.parametrize(
@@ -67,14 +67,14 @@ def test_layouts(tmp_path, files):
 @pytest.mark.parametrize(
     ("files", "said"),
     [
-        ({}, "no picture in"),
+        ({}, "no image in"),
         ({"a.png": A}, r"instructions.json' cannot be read .*list there what is asked"),
         ({"a.png": A, "instructions.json": "[1"}, "is no JSON"),
         ({"a.png": A, "instructions.json": []}, "holds no list of instructions"),
         ({"a.png": A, "instructions.json": ["x", {"instruction": 3}]}, "turn 2 of .* is no instruction"),
         ({"a.png": A, "instructions.json": [{"instruction": "x", "returns_to": 1}]}, "returns to 1: give an"),
         ({"a.png": A, "instructions.json": [{"instruction": "x", "mask": "../m.png"}]}, r"mask '\.\./m\.png': put"),
-        ({"a.png": A, "instructions.json": {"c.png": ["x"]}}, "names 'c.png', and there is no such picture"),
+        ({"a.png": A, "instructions.json": {"c.png": ["x"]}}, "names 'c.png', and there is no such image"),
         ({"a.png": A, "instructions.txt": ""}, "instructions.txt' is empty: write a line"),
         ({"a/source.png": A, "a/1.json": ["x"], "b/1.json": ["x"]}, "b' says what is asked and has no source.png"),
         ({"a/source.png": A, "set.json": 5}, "has 0 JSON files"),
@@ -96,7 +96,7 @@ def test_what_is_known_of_a_turn():
         (PhotoTurn(""), None),  # 2: the same
         (PhotoTurn("b"), right),  # 3: nor on the right
         (PhotoTurn("c"), None),  # 4: anything
-        (PhotoTurn(""), None),  # 5: picture 4
+        (PhotoTurn(""), None),  # 5: image 4
         (PhotoTurn("d", returns_to=3), None),  # 6: as 3
         (PhotoTurn("e", returns_to=0), None),  # 7: the source
         (PhotoTurn("f"), ~left & False | True),  # 8: a mask of everything says nothing
@@ -119,7 +119,7 @@ def test_what_is_known_of_a_turn():
     ],
 )
 def test_sources_keep_their_aspect_and_are_never_enlarged(tmp_path, size, area, fits):
-    (session,) = find_photos(put(tmp_path, {"a.png": picture(*size), "instructions.txt": "x"}))
+    (session,) = find_photos(put(tmp_path, {"a.png": image(*size), "instructions.txt": "x"}))
     source = session.source(area)
     assert source.shape[-2:] == fits and torch.equal(source, (source * 255).round() / 255)
 
@@ -141,12 +141,12 @@ def test_the_default_set_comes_with_scikit_image():
     assert len(sessions) == 6 and {len(session.turns) for session in sessions} == {12}
     for session in sessions:
         assert all(turn.returns_to == 0 for turn in session.turns[1::2])
-        with Image.open(session.picture) as image:
+        with Image.open(session.image) as image:
             assert min(image.size) >= 300
 
 
 def test_a_run_is_measured_and_can_be_read_back(tmp_path, capsys):
-    """What an editor drifts is found, by another run of its pictures too; who does nothing shows no change."""
+    """What an editor drifts is found, by another run of its images too; who does nothing shows no change."""
     photos = put(tmp_path / "photos", {"cat.png": A, "dog.png": B, "instructions.json": TURNS})
     asked = ["--suite", "photos", "--photos", str(photos)]
     assert run([*asked, "--editor", "return-input", "--out", str(tmp_path / "idle")]) == 0
@@ -161,16 +161,16 @@ def test_a_run_is_measured_and_can_be_read_back(tmp_path, capsys):
     assert json.loads((made / "cat" / "instructions.json").read_text()) == TURNS
     for name in ("cat", "dog"):
         source = load_image(made / name / "source.png")
-        for turn, picture_made in enumerate((source * 0.5, source * 0.75, source * 0.75), start=1):
-            save_image(picture_made, made / name / f"turn{turn}.png")
-    by_hand = ["--editor", "folder", "--pictures", str(made)]
+        for turn, image_made in enumerate((source * 0.5, source * 0.75, source * 0.75), start=1):
+            save_image(image_made, made / name / f"turn{turn}.png")
+    by_hand = ["--editor", "folder", "--images", str(made)]
     assert run([*asked, *by_hand, "--out", str(tmp_path / "hand")]) == 0
     hand = json.loads((tmp_path / "hand" / "report.json").read_text())
     dl = [figure and figure["mean"] for figure in hand["drift_by_turn"]["dl"]]
     assert dl[0] is None and dl[1] == dl[2] < -5 and hand["change_by_turn"][0]["mean"] > 10
 
     again = ["--suite", "photos", "--photos", str(tmp_path / "hand" / "sessions")]  # a run is such a folder itself
-    by_run = ["--editor", "folder", "--pictures", str(tmp_path / "hand" / "sessions")]
+    by_run = ["--editor", "folder", "--images", str(tmp_path / "hand" / "sessions")]
     assert run([*again, *by_run, "--out", str(tmp_path / "again")]) == 0
     repeated = json.loads((tmp_path / "again" / "report.json").read_text())
     assert {name: repeated[name] for name in ("drift_by_turn", "change_by_turn")} == {
@@ -182,9 +182,9 @@ def test_a_run_is_measured_and_can_be_read_back(tmp_path, capsys):
     assert "Not measured, as no weights were given: perceptual, dino, clip, face." in page
 
 
-def test_masks_go_with_their_pictures(tmp_path):
+def test_masks_go_with_their_images(tmp_path):
     """A change inside the mask is no drift, one outside is."""
-    source = picture(64, 64)
+    source = image(64, 64)
     mask = torch.zeros(3, 64, 64)
     mask[:, :, :32] = 1
     turns = [{"instruction": "change the left", "mask": "m.png"}]
@@ -196,20 +196,20 @@ def test_masks_go_with_their_pictures(tmp_path):
         edited = source.clone()
         edited[:, :, part] = 1 - edited[:, :, part]
         save_image(edited, made / "a" / "turn1.png")
-        asked = ["--suite", "photos", "--photos", str(made), "--editor", "folder", "--pictures", str(made)]
+        asked = ["--suite", "photos", "--photos", str(made), "--editor", "folder", "--images", str(made)]
         assert run([*asked, "--out", str(tmp_path / name)]) == 0
     l1 = {
         name: json.loads((tmp_path / name / "report.json").read_text())["drift_by_turn"]["l1"][0]["mean"]
         for name in ("inside", "outside")
     }
     assert l1["inside"] == 0 and l1["outside"] > 0.1
-    again = str(tmp_path / "outside" / "sessions")  # a run keeps the masks beside its pictures
-    asked = ["--suite", "photos", "--photos", again, "--editor", "folder", "--pictures", again]
+    again = str(tmp_path / "outside" / "sessions")  # a run keeps the masks beside its images
+    asked = ["--suite", "photos", "--photos", again, "--editor", "folder", "--images", again]
     assert run([*asked, "--out", str(tmp_path / "again")]) == 0
     repeated = json.loads((tmp_path / "again" / "report.json").read_text())
     assert repeated["drift_by_turn"]["l1"][0]["mean"] == l1["outside"]
     put(tmp_path / "photos", {"m.png": mask[:, :32]})
-    with pytest.raises(AnchorEditError, match="mask .* is 64x32, its picture 64x64"):
+    with pytest.raises(AnchorEditError, match="mask .* is 64x32, its image 64x64"):
         run(["--suite", "photos", "--photos", str(photos), "--editor", "return-input", "--out", str(tmp_path / "x")])
 
 
@@ -217,7 +217,7 @@ def test_masks_go_with_their_pictures(tmp_path):
     ("options", "said"),
     [
         (["--protocol", "undo"], "protocol 'undo' needs drawn scenes: of photos ask for listed or no-op"),
-        (["--editor", "truth"], "nobody knows the edited picture"),
+        (["--editor", "truth"], "nobody knows the edited image"),
         (["--size", "64"], "suite 'photos' does not take --size 64"),
         (["--sessions", "9"], "there are 1, ask for so many or fewer"),
         (["--turns", "0"], "0 turns are no edit"),

@@ -37,7 +37,7 @@ def test_an_ablation_is_done_once_and_pooled_by_variant(tmp_path, monkeypatch, c
     for group in trial.groups:
         assert group.tables["likeness"].shape == (2, 2, 2)
         by_seed = group.tables["likeness"].mean(axis=(1, 2))
-        assert by_seed[0] != by_seed[1]  # other noise, other pictures
+        assert by_seed[0] != by_seed[1]  # other noise, other images
         pooled = [figure["mean"] for figure in group.by_turn["likeness"]]
         np.testing.assert_allclose(pooled, group.tables["likeness"].mean(axis=(0, 1)), atol=1e-4)
 

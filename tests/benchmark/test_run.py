@@ -38,9 +38,9 @@ class StrictJudge:
     def __init__(self, thresholds):
         self.limits = thresholds
 
-    def judge(self, pictures, previous, believed, edits):
+    def judge(self, images, previous, believed, edits):
         asked = torch.tensor([edit.apply(facts) for edit, facts in zip(edits, believed.facts.tolist(), strict=True)])
-        away = (render(believed.with_facts(asked), *pictures.shape[-2:]) - pictures).abs().mean(dim=(1, 2, 3))
+        away = (render(believed.with_facts(asked), *images.shape[-2:]) - images).abs().mean(dim=(1, 2, 3))
         right = away < 0.5 / 255
         return Verdict(right, torch.where(right[:, None], asked, believed.facts), away)
 
@@ -101,7 +101,7 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path, monkeypatch, stop_at):
 def test_a_session_without_a_record_is_made_again(tmp_path):
     whole = run(tmp_path, "--editor", "truth")
     folder = tmp_path / "sessions" / "00001"
-    (folder / "session.json").unlink()  # killed after the pictures ...
+    (folder / "session.json").unlink()  # killed after the images ...
     (folder / "turn2.png").write_bytes(b"")  # ... or while another program had one
     assert run(tmp_path, "--editor", "truth") == whole
     record = folder / "session.json"
@@ -133,7 +133,7 @@ def test_drift_is_measured_where_nothing_should_show(tmp_path, monkeypatch):
     monkeypatch.setattr(TruthEditor, "edit", lighter)
     drifted = run(tmp_path / "lighter", "--protocol", "a-b-a", "--editor", "truth")["drift_by_turn"]
     assert all(figure["low"] > 1 for figure in drifted["dl"]) and all(abs(x) < 0.1 for x in means(drifted["shift"]))
-    for session in range(SESSIONS):  # at every second turn the whole picture is the source's: all of it is measured
+    for session in range(SESSIONS):  # at every second turn the whole image is the source's: all of it is measured
         folder = tmp_path / "lighter" / "sessions" / f"{session:05d}"
         turns = json.loads((folder / "session.json").read_text())["turns"]
         source, second = load_image(folder / "source.png"), load_image(folder / "turn2.png")
@@ -141,7 +141,7 @@ def test_drift_is_measured_where_nothing_should_show(tmp_path, monkeypatch):
         assert 0 < turns[0]["drift"]["l1"] < 0.1  # and never the edit itself
 
 
-def test_a_picture_of_another_size_is_refused(tmp_path, monkeypatch):
+def test_a_image_of_another_size_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(TruthEditor, "edit", lambda self, instruction: torch.zeros(3, 8, 8))
     with pytest.raises(AnchorEditError, match=r"turn 1 is \[3, 8, 8\], the source \[3, 32, 32\]"):
         run(tmp_path, "--editor", "truth")

@@ -1,4 +1,4 @@
-"""Similarities by local weights, here small random ones: the same picture is the same, and nothing is downloaded."""
+"""Similarities by local weights, here small random ones: the same image is the same, and nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -44,23 +44,23 @@ def weights(tmp_path_factory):
 
 
 @pytest.fixture
-def pictures():
+def images():
     generator = torch.Generator().manual_seed(1)
     return torch.rand(3, 40, 48, generator=generator), torch.rand(3, 40, 48, generator=generator)
 
 
 @pytest.mark.parametrize(("name", "same"), [("dino", 1.0), ("clip", 1.0), ("perceptual", 0.0)])
-def test_measures(weights, pictures, name, same):
+def test_measures(weights, images, name, same):
     model = load_similarities({name: weights / name})[name]
-    one, other = map(model.describe, pictures)
+    one, other = map(model.describe, images)
     assert model.compare(one, one) == pytest.approx(same, abs=1e-5)
-    near = model.describe((pictures[0] + 0.02).clamp(0, 1))
+    near = model.describe((images[0] + 0.02).clamp(0, 1))
     assert abs(model.compare(one, near) - same) < abs(model.compare(one, other) - same)
     assert model.fingerprint == load_similarities({name: weights / name})[name].fingerprint
 
 
-def test_they_are_part_of_a_run(weights, pictures, tmp_path):
-    save_image(pictures[0], tmp_path / "a.png")
+def test_they_are_part_of_a_run(weights, images, tmp_path):
+    save_image(images[0], tmp_path / "a.png")
     (tmp_path / "instructions.txt").write_text("x\ny\n")
     asked = ["--suite", "photos", "--photos", str(tmp_path), "--editor", "return-input", "--out", str(tmp_path / "out")]
     given = [f"--{name}={weights / name}" for name in ("dino", "perceptual")]
@@ -80,7 +80,7 @@ def test_they_are_part_of_a_run(weights, pictures, tmp_path):
     ],
 )
 def test_another_model_is_refused(weights, name, folder, said):
-    """Where transformers would make up weights, or the model says nothing about a picture."""
+    """Where transformers would make up weights, or the model says nothing about an image."""
     with pytest.raises(AnchorEditError, match=said):
         load_similarities({name: weights / folder})
 

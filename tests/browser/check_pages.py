@@ -25,7 +25,7 @@ FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-back
 FLAGS += " --disable-component-update --disable-sync"
 READY = "types => !!(window.app?.extensionManager && app.graph && types.every(t => LiteGraph.registered_node_types[t]))"
 OPENED = "count => app.graph.nodes.length === count && app.graph.nodes.some(node => node.type === 'AnchorEditStart')"
-# the picture of the card with this title, which is lazily loaded, under a URL of the browser's own
+# the image of the card with this title, which is lazily loaded, under a URL of the browser's own
 SHOWN = """name => {
     let card = [...document.querySelectorAll("*")].find(e => !e.children.length && e.textContent.trim() === name)
     while (card && !card.querySelector("img")) card = card.parentElement
@@ -143,7 +143,7 @@ def test_the_template_browser_shows_every_workflow(page, host, pytestconfig):
     for name in SHEETS:
         page.get_by_text(name, exact=True).first.scroll_into_view_if_needed()
         page.wait_for_function(SHOWN, arg=name)
-    picture_of(page, host, "templates", pytestconfig)
+    image_of(page, host, "templates", pytestconfig)
 
 
 @pytest.mark.parametrize("name", SHEETS)
@@ -163,7 +163,7 @@ def test_a_workflow_opens_from_it_and_runs(page, host, name, pytestconfig):
     if name not in NEED_FILES:
         how, detail = page.evaluate(QUEUE)
         assert how == "execution_success", detail
-    picture_of(page, host, name, pytestconfig)
+    image_of(page, host, name, pytestconfig)
 
 
 def test_next_turns_and_the_strip_survive_a_saved_workflow(page, host, pytestconfig):
@@ -181,7 +181,7 @@ def test_next_turns_and_the_strip_survive_a_saved_workflow(page, host, pytestcon
         assert len(page.evaluate(TURNS)) == number
         assert overlapping(page.evaluate(BOXES)) == []
     added = page.evaluate(TURNS)[2:]
-    picture_of(page, host, "next turns", pytestconfig)
+    image_of(page, host, "next turns", pytestconfig)
     graph = page.evaluate("async () => (await app.graphToPrompt()).output")
     last, previous = (graph[str(node)]["inputs"] for node in reversed(added))
     assert (previous["instruction"], last["instruction"]) == ("make it night", "give it one eye")
@@ -197,12 +197,12 @@ def test_next_turns_and_the_strip_survive_a_saved_workflow(page, host, pytestcon
     assert [turn["caption"] for turn in page.evaluate(STRIP)["turns"]][3:] == ["make it night", "give it one eye"]
     assert page.evaluate(STRIP)["turn"] == 4
     scrub(page)
-    picture_of(page, host, "scrubbed", pytestconfig)
+    image_of(page, host, "scrubbed", pytestconfig)
     page.locator(".anchoredit-strip .thumb").nth(3).click()
     page.locator(".anchoredit-strip .against").click()
     scrub(page)
     assert page.locator(".anchoredit-strip .label").all_text_contents() == ["source", "turn 3"]
-    picture_of(page, host, "against the source", pytestconfig)
+    image_of(page, host, "against the source", pytestconfig)
 
     next_turn(page, added[-1])
     page.evaluate("app.extensionManager.command.execute('Comfy.Undo')")
@@ -218,15 +218,15 @@ def test_next_turns_and_the_strip_survive_a_saved_workflow(page, host, pytestcon
     assert queue(page)
     assert page.evaluate(TURNS) == [*two, *added]
     next_turn(page, added[-1])
-    picture_of(page, host, "loaded", pytestconfig)
+    image_of(page, host, "loaded", pytestconfig)
 
     for file in (host.folder / "temp").rglob("*.png"):
         file.unlink()
     reload(page, host)
     page.evaluate("saved => app.loadGraphData(saved, true, true, 'kept')", saved)
-    page.get_by_text("The pictures of this run are gone").wait_for()
+    page.get_by_text("The images of this run are gone").wait_for()
     assert page.evaluate(BROKEN) == 0
-    picture_of(page, host, "gone", pytestconfig)
+    image_of(page, host, "gone", pytestconfig)
 
     for nonsense in (None, 7, {"turns": 7}, {"turns": [None, {}], "turn": "x"}, {"turns": [], "turn": 99}):
         strip = next(node for node in saved["nodes"] if node["type"] == "AnchorEditFilmstrip")
@@ -262,7 +262,7 @@ def test_names_and_help_are_in_the_language_of_the_artist(page, host, language, 
     help_page.get_by_role("heading", level=1).wait_for()
     written = page_path("AnchorEditTurn", language).read_text(encoding="utf-8")
     assert written.splitlines()[2][:20] in help_page.inner_text()
-    picture_of(page, host, f"help {language}", pytestconfig)
+    image_of(page, host, f"help {language}", pytestconfig)
 
 
 def test_next_turns_of_a_bare_session_and_its_branches(page, host, pytestconfig):
@@ -284,8 +284,8 @@ def test_next_turns_of_a_bare_session_and_its_branches(page, host, pytestconfig)
     queue(page)
     page.evaluate("Object.assign(app.canvas.ds, { scale: 0.5, offset: [200, 0] })")
     page.evaluate("app.canvas.setDirty(true, true)")
-    picture_of(page, host, "branches by button", pytestconfig)
-    assert overlapping(page.evaluate(BOXES)) == []  # the host has drawn pictures on nodes meanwhile
+    image_of(page, host, "branches by button", pytestconfig)
+    assert overlapping(page.evaluate(BOXES)) == []  # the host has drawn images on nodes meanwhile
 
 
 def test_next_turn_of_a_picked_candidate(page, host):
@@ -327,7 +327,7 @@ def queue(page: Page) -> set[str]:
 
 
 def scrub(page: Page) -> None:
-    """Drags over the picture, from its left to its middle."""
+    """Drags over the image, from its left to its middle."""
     page.evaluate(TO_STRIP)
     page.wait_for_function(STRIP_IN_VIEW)
     box = page.locator(".anchoredit-strip .stage").bounding_box()
@@ -374,8 +374,8 @@ def overlapping(boxes: list) -> list[tuple[str, str]]:
     ]
 
 
-def picture_of(page: Page, host, name: str, config) -> None:
-    page.wait_for_timeout(2000)  # pictures on nodes are drawn a little later
+def image_of(page: Page, host, name: str, config) -> None:
+    page.wait_for_timeout(2000)  # images on nodes are drawn a little later
     version = host.get("/system_stats")["system"]["comfyui_version"]
     folder = config.rootpath / "runs" / "browser" / version
     folder.mkdir(parents=True, exist_ok=True)

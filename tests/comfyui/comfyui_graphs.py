@@ -29,7 +29,7 @@ def node(kind: str, /, **inputs) -> dict:
 
 
 def base_graph() -> dict:
-    """The bundled model and a session with the test's picture as its anchor."""
+    """The bundled model and a session with the test's image as its anchor."""
     return {
         "tiny": node("AnchorEditLoadTiny"),
         "image": node("LoadImage", image="drawing.png"),

@@ -34,7 +34,7 @@ class Run:
     error: dict | None = None
     texts: list[tuple[str, str]] = field(default_factory=list)  # node and the line that it shows
     progress: list[tuple[str, int, int]] = field(default_factory=list)  # node, how far its bar is, and of how much
-    previews: list[bytes] = field(default_factory=list)  # pictures as files
+    previews: list[bytes] = field(default_factory=list)  # images as files
     stopped_after: float | None = None  # seconds from the wish to interrupt to the end
 
 
@@ -115,7 +115,7 @@ class Server:
     def run(self, prompt: dict, interrupt_in: str = "", workflow: dict | None = None) -> Run:
         """Queues a prompt in the API's format and waits until it is done; interrupts it in the node named.
 
-        `workflow` is what a browser sends along, for the pictures to carry.
+        `workflow` is what a browser sends along, for the images to carry.
         """
         extra = {"extra_data": {"extra_pnginfo": {"workflow": workflow}}} if workflow else {}
         with _Events(self.port, self.client) as events:
@@ -151,7 +151,7 @@ class Server:
 
 
 class _Events:
-    """The events of a websocket: JSON as it is, binary ones as "text" (node, line) and "preview" (a picture's file)."""
+    """The events of a websocket: JSON as it is, binary ones as "text" (node, line) and "preview" (an image's file)."""
 
     def __init__(self, port: int, client: str):
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=RUN_SECONDS)

@@ -16,8 +16,8 @@ SAMPLE = HERE.parents[1] / "anchoredit_model" / "assets" / "sample.png"
 
 
 @pytest.fixture(scope="session")
-def picture_file(host) -> Path:
-    """The bundled sample in the host's input folder: of pictures that it does not know the model has to guess what is
+def image_file(host) -> Path:
+    """The bundled sample in the host's input folder: of images that it does not know the model has to guess what is
     in them, and a guess magnifies rounding."""
     path = host.folder / "input" / "drawing.png"
     shutil.copyfile(SAMPLE, path)

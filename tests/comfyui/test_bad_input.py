@@ -188,12 +188,12 @@ MISTAKES = {
     "file, header": Mistake(of_file("header.safetensors"), "file", "Copy it again"),
     "file, text": Mistake(of_file("text.safetensors"), "file", "Give a Wan 2.1 checkpoint"),
     "file, code": Mistake(of_file("code.pt"), "file", "Get it as .safetensors"),
-    # pictures, latents, texts, numbers
-    "image batch": Mistake(start_of(BATCH, image=["batch", 0]), "begin", "Choose one picture"),
+    # images, latents, texts, numbers
+    "image batch": Mistake(start_of(BATCH, image=["batch", 0]), "begin", "Choose one image"),
     "latent of a video": Mistake(
         native_of(put("native_sample", latent_image=["video", 0]), latent_of(128, 5)),
         "native_sample",
-        "Give one picture",
+        "Give one image",
     ),
     "latent of another size": Mistake(
         native_of(put("native_sample", latent_image=["video", 0]), latent_of(256, 1)),
@@ -201,7 +201,7 @@ MISTAKES = {
         "Use the latent of",
     ),
     "commit, video": Mistake(
-        native_of(put("native", latent=["video", 0]), latent_of(128, 5)), "native", "Give one picture's"
+        native_of(put("native", latent=["video", 0]), latent_of(128, 5)), "native", "Give one image's"
     ),
     "chain of blank lines": Mistake(chain_of({}, instructions=" \n\n"), "bad", "Write one per line"),
     "apply, no text": Mistake(
@@ -218,20 +218,16 @@ MISTAKES = {
     ),
     "nothing to see": Mistake(start_of(BLIND, policy=["policy", 0]), "policy", "Set one of them"),
     # masks and candidates
-    "turn, mask of another size": Mistake(
-        turn_of(TURN1, LARGE, mask=MASK), "bad", "Draw the mask at the picture's size"
-    ),
+    "turn, mask of another size": Mistake(turn_of(TURN1, LARGE, mask=MASK), "bad", "Draw the mask at the image's size"),
     "turn, black mask": Mistake(turn_of(TURN1, BLACK, mask=MASK), "bad", "Paint white where the edit may change"),
-    "turn, empty mask": Mistake(
-        turn_of(TURN1, mask=["image", 1]), "bad", "Paint a mask over the picture in Load Image"
-    ),
+    "turn, empty mask": Mistake(turn_of(TURN1, mask=["image", 1]), "bad", "Paint a mask over the image in Load Image"),
     "turn, two masks": Mistake(turn_of(TURN1, TWO, mask=["two", 0]), "bad", "Give one mask"),
     "chain, black mask": Mistake(chain_of(BLACK, mask=MASK), "bad", "Paint white where the edit may change"),
     "apply, mask of another size": Mistake(
-        native_of(put("native_apply", mask=MASK), LARGE), "native_apply", "Draw the mask at the picture's size"
+        native_of(put("native_apply", mask=MASK), LARGE), "native_apply", "Draw the mask at the image's size"
     ),
     "commit, empty mask": Mistake(
-        native_of(put("native", mask=["image", 1])), "native", "Paint a mask over the picture in Load Image"
+        native_of(put("native", mask=["image", 1])), "native", "Paint a mask over the image in Load Image"
     ),
     "commit, masked latent of another size": Mistake(
         native_of(put("native", latent=["video", 0], mask=MASK), {**WHITE, **latent_of(256, 1)}),
@@ -285,7 +281,7 @@ def with_mistake(graph: dict, mistake: Mistake) -> dict:
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_an_error_is_on_its_node_and_begins_with_the_remedy(host, picture_file, files, name):
+def test_an_error_is_on_its_node_and_begins_with_the_remedy(host, image_file, files, name):
     mistake, sound = MISTAKES[name], sound_graph()
     run = host.run(with_mistake(sound, mistake))
     assert not run.refused, run.refused
@@ -298,7 +294,7 @@ def test_an_error_is_on_its_node_and_begins_with_the_remedy(host, picture_file, 
     assert not done & set(succeed(host, sound).ran), "what was done before the mistake is done again"
 
 
-def test_a_file_that_is_not_there_is_refused_before_anything_runs(host, picture_file):
+def test_a_file_that_is_not_there_is_refused_before_anything_runs(host, image_file):
     sound = sound_graph(seed=21)
     for name in ("nowhere.safetensors", "../checkpoints/nowhere.safetensors"):
         run = host.run(sound | of_file(name) | {"wanted": probe("wanted", memory=["bad", 0])})
@@ -310,7 +306,7 @@ def test_a_file_that_is_not_there_is_refused_before_anything_runs(host, picture_
 
 
 @pytest.mark.parametrize("name", ["turn, channels", "file, code", "latent of another size", "image batch"])
-def test_the_rest_of_the_graph_is_made_before_or_after_the_mistake_is_mended(host, picture_file, files, name):
+def test_the_rest_of_the_graph_is_made_before_or_after_the_mistake_is_mended(host, image_file, files, name):
     mistake, sound = MISTAKES[name], sound_graph(seed=100 + list(MISTAKES).index(name))
     outputs = [host.folder / "output" / f"{probe}.safetensors" for probe in ("sound", "beside")]
     for path in outputs:
@@ -323,7 +319,7 @@ def test_the_rest_of_the_graph_is_made_before_or_after_the_mistake_is_mended(hos
     assert all(path.is_file() for path in outputs)
 
 
-def test_an_empty_instruction_is_a_null_edit_and_says_so(host, picture_file):
+def test_an_empty_instruction_is_a_null_edit_and_says_so(host, image_file):
     graph = base_graph()
     graph["null"] = turn(START, "  ", seed=22)
     graph["asked"] = turn(START, LINES[0], seed=22)

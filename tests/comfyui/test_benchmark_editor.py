@@ -11,15 +11,15 @@ ASKED = ["--sessions", "3", "--turns", "6", "--languages", "en"]
 
 
 def test_the_workflow_agrees_with_the_pipeline(host, tmp_path):
-    reports, pictures = {}, {}
+    reports, images = {}, {}
     url = f"http://127.0.0.1:{host.port}"
     for editor, options in (("pipeline", ()), ("comfyui", ("--server", url))):
         folder = tmp_path / editor
         assert run([*ASKED, "--editor", editor, *options, "--out", str(folder)]) == 0
         reports[editor] = json.loads((folder / "report.json").read_text())
         opened = RunFolder(folder, reports[editor]["settings"])
-        pictures[editor] = torch.stack([torch.stack(opened.pictures(name)) for name in opened.names])
-    apart = (pictures["pipeline"] - pictures["comfyui"]).abs().amax(dim=(2, 3, 4))
+        images[editor] = torch.stack([torch.stack(opened.images(name)) for name in opened.names])
+    apart = (images["pipeline"] - images["comfyui"]).abs().amax(dim=(2, 3, 4))
     print("largest difference of a pixel by turn, of 255:", (255 * apart.amax(dim=0)).round().tolist())
     assert apart.max() <= 1.5 / 255
     for name in ("success", "followed", "untouched", "identity"):

@@ -1,4 +1,4 @@
-"""The host's own ways lead to the same picture: its samplers, another pack's attention, a model from a file, a LoRA."""
+"""The host's own ways lead to the same image: its samplers, another pack's attention, a model from a file, a LoRA."""
 
 import shutil
 import subprocess
@@ -30,12 +30,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_the_hosts_samplers_and_the_command_line_make_the_same_turns(host, picture_file, tmp_path, guidance):
+def test_the_hosts_samplers_and_the_command_line_make_the_same_turns(host, image_file, tmp_path, guidance):
     graph = turns_graph(LINES, "turns", guidance=guidance)
     memory = ["start", 0]
     for number, line in enumerate(LINES, 1):
         name = f"native{number}"
-        graph[f"picture{number}"] = probe(f"turn{number}", image=[f"turn{number}", 1])
+        graph[f"image{number}"] = probe(f"turn{number}", image=[f"turn{number}", 1])
         native_turn(graph, name, ["tiny", 0], memory, line, guidance)
         graph[f"decode{number}"] = node("VAEDecode", vae=["tiny", 2], samples=[f"{name}_sample", 0])
         graph[f"probe{number}"] = probe(name, memory=[name, 0], image=[f"decode{number}", 0])
@@ -49,27 +49,27 @@ def test_the_hosts_samplers_and_the_command_line_make_the_same_turns(host, pictu
     assert worst.max() <= 1e-4
 
     out = tmp_path / "edits"
-    command = [sys.executable, "-m", "anchoredit_model", "edit", str(picture_file), "--out", str(out), "--seed", "7"]
+    command = [sys.executable, "-m", "anchoredit_model", "edit", str(image_file), "--out", str(out), "--seed", "7"]
     command += ["--dtype", "float32", "--device", "cpu", "--guidance", str(guidance)]
     command += [word for line in LINES for word in ("-i", line)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     for number in range(1, len(LINES) + 1):
-        pictures = {
+        images = {
             "Turn": read(host, f"turn{number}")["image"].reshape(128, 128, 3),
             "native": read(host, f"native{number}")["image"].reshape(128, 128, 3),
         }
         with Image.open(out / f"turn_{number:02d}.png") as written:
             expected = torch.from_numpy(np.array(written.convert("RGB"))).int()  # 0..255
-        for way, picture in pictures.items():
-            levels = (picture.clamp(0, 1) * 255).round().int()
+        for way, image in images.items():
+            levels = (image.clamp(0, 1) * 255).round().int()
             difference = (levels - expected).abs().max().item()
             print(f"turn {number}, {way} against the command line: {difference} of 255")
             assert difference <= 1
-        assert (pictures["Turn"] - pictures["native"]).abs().max() <= 1 / 255
+        assert (images["Turn"] - images["native"]).abs().max() <= 1 / 255
 
 
-def test_guidance_is_the_same_with_conditions_together_and_apart(host, picture_file):
+def test_guidance_is_the_same_with_conditions_together_and_apart(host, image_file):
     sure = "write OK on the sign"  # where the bundled model is not, guidance magnifies rounding beyond the bar
     graph = base_graph()
     for name in ("together", "apart"):
@@ -83,7 +83,7 @@ def test_guidance_is_the_same_with_conditions_together_and_apart(host, picture_f
     assert worst <= 1e-5  # one turn: more add up, as each is read with the rounding of those before
 
 
-def test_attention_of_another_pack_stays_and_changes_nothing(host, picture_file):
+def test_attention_of_another_pack_stays_and_changes_nothing(host, image_file):
     graph, lines = turns_graph(LINES[:2], "plain", seed=15), LINES[:2]
     graph["foreign"] = node("AnchorEditForeign", model=["tiny", 0], name="before_calls")
     memory = ["start", 0]
@@ -101,8 +101,8 @@ def test_attention_of_another_pack_stays_and_changes_nothing(host, picture_file)
             if name == "after":
                 graph[f"foreign{number}"] = node("AnchorEditForeign", model=[f"{turned}_apply", 0], name="after_calls")
                 graph[f"{turned}_guider"]["inputs"]["model"] = [f"foreign{number}", 0]
-        graph[f"{name}_picture"] = node("VAEDecode", vae=["tiny", 2], samples=[f"{name}2_sample", 0])
-        graph[f"probe_{name}"] = probe(name, memory=memory, image=[f"{name}_picture", 0])
+        graph[f"{name}_image"] = node("VAEDecode", vae=["tiny", 2], samples=[f"{name}2_sample", 0])
+        graph[f"probe_{name}"] = probe(name, memory=memory, image=[f"{name}_image", 0])
     succeed(host, graph)
     for name, reference in (("before", "plain"), ("after", "alone"), ("around", "alone")):
         for what in ("latents", "image"):
@@ -112,7 +112,7 @@ def test_attention_of_another_pack_stays_and_changes_nothing(host, picture_file)
         assert calls["overridden"] and calls["hooked"] and calls["longest"] > calls["queries"]
 
 
-def test_a_model_from_a_file_is_the_bundled_one(host, picture_file):
+def test_a_model_from_a_file_is_the_bundled_one(host, image_file):
     folder = host.folder / "models" / "diffusion_models"
     folder.mkdir(exist_ok=True)
     shutil.copy(TINY / "transformer" / "model.safetensors", folder / "tiny.safetensors")
@@ -143,7 +143,7 @@ def lora_node(model: list, lora_file: str) -> dict:
     return node("LoraLoaderModelOnly", model=model, lora_name=lora_file, strength_model=1.0)
 
 
-def test_a_lora_after_apply_memory_is_the_same_as_before_it(host, picture_file, lora_file):
+def test_a_lora_after_apply_memory_is_the_same_as_before_it(host, image_file, lora_file):
     """Keys and values are those of the MODEL that samples, whatever was patched into it on the way."""
     graph = turns_graph(LINES[:1], "first")
     for name in ("plain", "before", "after"):
@@ -165,7 +165,7 @@ def test_a_lora_after_apply_memory_is_the_same_as_before_it(host, picture_file, 
     assert read(host, "after")["latent"].equal(plain)
 
 
-def test_the_host_is_told_of_the_bytes_that_are_remembered(host, picture_file):
+def test_the_host_is_told_of_the_bytes_that_are_remembered(host, image_file):
     """Weights are loaded so that these bytes stay free, as well as what the host itself estimates."""
     required = {}
     for name, model in (("without", ["tiny", 0]), ("with", ["native_apply", 0])):
@@ -180,7 +180,7 @@ def test_the_host_is_told_of_the_bytes_that_are_remembered(host, picture_file):
     assert required["with"] - required["without"] >= 2 * frame
 
 
-def test_a_lora_changes_the_turns_and_leaves_no_trace(host, picture_file, lora_file):
+def test_a_lora_changes_the_turns_and_leaves_no_trace(host, image_file, lora_file):
     plain = turns_graph(LINES[:2], "plain")
     succeed(host, plain)
     without = read(host, "plain")["latents"]

@@ -75,16 +75,16 @@ def load(model_name: str, **options) -> dict:
     return node("AnchorEditLoadModel", model_name=model_name, **{**LOAD_OPTIONS, **options})
 
 
-def difference(host, picture_file, name: str, pipeline: AnchorEditPipeline, lines: list[str], **options) -> float:
+def difference(host, image_file, name: str, pipeline: AnchorEditPipeline, lines: list[str], **options) -> float:
     """The largest one between a probe's latents and those of our own pipeline."""
-    expected = pipeline.start(load_image(picture_file), area=128)
+    expected = pipeline.start(load_image(image_file), area=128)
     for line in lines:
         expected = pipeline.turn(expected, line, seed=7, **options)
     latents = torch.stack([turn.latent for turn in expected.turns])
     return (read(host, name)["latents"] - latents).abs().max().item()
 
 
-def test_every_layout_makes_the_same_turns_as_without_the_host(host, picture_file, folder):
+def test_every_layout_makes_the_same_turns_as_without_the_host(host, image_file, folder):
     graph = base_graph()
     for name in LAYOUTS:
         graph[name] = load(name)
@@ -92,14 +92,14 @@ def test_every_layout_makes_the_same_turns_as_without_the_host(host, picture_fil
         graph[f"{name}_probe"] = probe(name, memory=[f"{name}_turn", 0])
     succeed(host, graph)
     worst = {
-        name: difference(host, picture_file, name, AnchorEditPipeline.from_pretrained(folder / name), LINES[:1], **TURN)
+        name: difference(host, image_file, name, AnchorEditPipeline.from_pretrained(folder / name), LINES[:1], **TURN)
         for name in LAYOUTS
     }
     print("largest difference of latents by layout:", {name: f"{value:.1e}" for name, value in worst.items()})
     assert max(worst.values()) <= 1e-4
 
 
-def test_a_model_of_the_stock_loader_works_and_says_that_it_is_not_trained_to_edit(host, picture_file, folder):
+def test_a_model_of_the_stock_loader_works_and_says_that_it_is_not_trained_to_edit(host, image_file, folder):
     graph = base_graph()
     graph["model"] = node("UNETLoader", unet_name="prefixed.safetensors", weight_dtype="default")
     graph["shifted"] = node("ModelSamplingSD3", model=["model", 0], shift=3.0)
@@ -110,9 +110,9 @@ def test_a_model_of_the_stock_loader_works_and_says_that_it_is_not_trained_to_ed
     graph["probe_trained"] = probe("trained", memory=["trained", 0])
     run = succeed(host, graph)
     pipeline = AnchorEditPipeline.from_pretrained(folder / "prefixed.safetensors")
-    assert difference(host, picture_file, "stock", pipeline, LINES[:1], steps=2) <= 1e-4
+    assert difference(host, image_file, "stock", pipeline, LINES[:1], steps=2) <= 1e-4
     pipeline.edit = replace(pipeline.edit, shift=3.0)
-    assert difference(host, picture_file, "shift", pipeline, LINES[:1], steps=2) <= 1e-4
+    assert difference(host, image_file, "shift", pipeline, LINES[:1], steps=2) <= 1e-4
     said = dict(run.texts)
     assert "not say that it was trained to edit" in said["turn_stock"]
     assert "2 Euler steps, shift 8, guidance 5" in said["turn_stock"]
@@ -120,7 +120,7 @@ def test_a_model_of_the_stock_loader_works_and_says_that_it_is_not_trained_to_ed
     assert "trained" not in said
 
 
-def test_widgets_replace_what_the_file_says_and_travel_through_a_lora(host, picture_file, folder):
+def test_widgets_replace_what_the_file_says_and_travel_through_a_lora(host, image_file, folder):
     save_file({"diffusion_model.blocks.0.ffn.0.diff_b": torch.zeros(1024)}, host.folder / "models" / "none.safetensors")
     (host.folder / "models" / "loras").mkdir(exist_ok=True)
     (host.folder / "models" / "none.safetensors").rename(host.folder / "models" / "loras" / "none.safetensors")
@@ -140,12 +140,12 @@ def test_widgets_replace_what_the_file_says_and_travel_through_a_lora(host, pict
         pipeline.transformer,
         pipeline.vae,
         pipeline.text_encoder,
-        replace(pipeline.edit, num_steps=3, stride=2, area=128, turns=3, **chosen),
+        replace(pipeline.edit, num_steps=3, temporal_stride=2, resolution=128, max_turns=3, **chosen),
     )
-    assert difference(host, picture_file, "widgets", pipeline, LINES) <= 1e-4
+    assert difference(host, image_file, "widgets", pipeline, LINES) <= 1e-4
 
 
-def test_models_in_fp8_run_a_chain(host, picture_file, folder):
+def test_models_in_fp8_run_a_chain(host, image_file, folder):
     """Of a file in fp8, and cast to it by the stock loader."""
     graph = base_graph()
     graph["file"] = load("fp8.safetensors")
@@ -160,7 +160,7 @@ def test_models_in_fp8_run_a_chain(host, picture_file, folder):
         graph[f"probe_{name}"] = probe(name, memory=memory)
     succeed(host, graph)
     pipeline = AnchorEditPipeline.from_pretrained(folder / "fp8.safetensors")
-    assert difference(host, picture_file, "file", pipeline, LINES, **TURN) <= 1e-3
+    assert difference(host, image_file, "file", pipeline, LINES, **TURN) <= 1e-3
     cast, plain = read(host, "cast")["latents"], read(host, "plain")["latents"]
     apart, moved = (cast - plain)[1:].square().mean().sqrt(), (plain[1:] - plain[:-1]).square().mean().sqrt()
     print(f"latents cast to fp8 are off by {apart:.3f}, edits move them by {moved:.3f} (rms)")

@@ -50,7 +50,7 @@ def session(host, name: str) -> AnchorMemory:
 
 
 @pytest.mark.parametrize(("file", "turns"), [("drawing.png", 10), ("large.png", 3)])
-def test_turns_leave_every_pixel_outside_their_masks(host, picture_file, large_file, file, turns):
+def test_turns_leave_every_pixel_outside_their_masks(host, image_file, large_file, file, turns):
     source = levels(host.folder / "input" / file)
     size = source.shape[1::-1]  # width, height
     graph, memory, touched = base_graph(), ["start", 0], np.zeros(size[::-1], dtype=bool)
@@ -77,11 +77,11 @@ def test_turns_leave_every_pixel_outside_their_masks(host, picture_file, large_f
     loaded = session(host, "masked")
     assert loaded.last == turns
     loaded = pipeline.turn(loaded, "make it green", mask=loaded.turns[-1].mask)
-    onward = (pipeline.picture(loaded) * 255).round().byte().permute(1, 2, 0).numpy()
+    onward = (pipeline.image(loaded) * 255).round().byte().permute(1, 2, 0).numpy()
     assert np.array_equal(onward[~touched], source[~touched])
 
 
-def test_a_masked_session_goes_on_after_a_restart(host, picture_file, tmp_path):
+def test_a_masked_session_goes_on_after_a_restart(host, image_file, tmp_path):
     graph = base_graph()
     where = mask(graph, "mask", (128, 128), (20, 24, 60, 50))
     graph["turn1"] = turn(["start", 0], LINES[0], mask=where)
@@ -103,7 +103,7 @@ def test_a_masked_session_goes_on_after_a_restart(host, picture_file, tmp_path):
 
 
 @pytest.mark.parametrize(("sampler", "guidance"), [("ours", 1.0), ("ours", 3.0), ("euler", 1.0), ("dpmpp_2m_sde", 1.0)])
-def test_the_hosts_samplers_stay_inside_the_mask(host, picture_file, sampler, guidance):
+def test_the_hosts_samplers_stay_inside_the_mask(host, image_file, sampler, guidance):
     """Ours makes the Turn node's own edit; with any other one, too, nothing changes outside."""
     graph, memory = base_graph(), ["start", 0]
     where = mask(graph, "mask", (128, 128), (20, 24, 60, 50), value=0.8)
@@ -128,8 +128,8 @@ def test_the_hosts_samplers_stay_inside_the_mask(host, picture_file, sampler, gu
     stored = session(host, "native_session").turns[2].mask[0]
     locked = stored == 0
     assert locked.sum() == 128 * 128 - 60 * 50 and stored.max() == torch.tensor(0.8)
-    for picture in (first, second):
-        assert picture[locked].equal(source[locked]) and not picture.equal(source)
+    for image in (first, second):
+        assert image[locked].equal(source[locked]) and not image.equal(source)
     cells = torch.nn.functional.max_pool2d((~locked).float()[None], CELL)[0] > 0
     for before, after in zip(native["latents"], native["latents"][1:]):
         assert after[:, ~cells].equal(before[:, ~cells]) and not after.equal(before)
@@ -138,7 +138,7 @@ def test_the_hosts_samplers_stay_inside_the_mask(host, picture_file, sampler, gu
     assert (worst <= 1e-4) == (sampler == "ours")
 
 
-def test_a_chain_hands_its_mask_to_every_turn(host, picture_file):
+def test_a_chain_hands_its_mask_to_every_turn(host, image_file):
     graph = base_graph()
     where = mask(graph, "mask", (128, 128), (20, 24, 60, 50))
     options = {"seed": 31, "steps": 0, "guidance": 0.0, "mask": where}
@@ -157,7 +157,7 @@ def test_a_chain_hands_its_mask_to_every_turn(host, picture_file):
     assert [name.rpartition(".")[2] for name in run.ran if "turn" in name] == ["turn3"]
 
 
-def test_an_earlier_picture_of_a_masked_turn_is_decoded_once(host, picture_file):
+def test_an_earlier_image_of_a_masked_turn_is_decoded_once(host, image_file):
     """A turn of a masked chain costs one decoding, however many masked turns lie before it."""
     graph, memory = base_graph(), ["start", 0]
     where = mask(graph, "mask", (128, 128), (20, 24, 60, 50))

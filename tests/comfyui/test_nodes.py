@@ -41,7 +41,7 @@ def test_object_info_has_every_node_with_tooltips(host):
                 assert options.get("tooltip"), f"AnchorEdit{name}.{key} has no tooltip"
 
 
-def test_turns_run_and_a_changed_last_instruction_computes_one(host, picture_file):
+def test_turns_run_and_a_changed_last_instruction_computes_one(host, image_file):
     first = succeed(host, turns_graph(LINES, "turns", seed=5))
     assert [node for node in first.ran if node.startswith("turn")] == ["turn1", "turn2", "turn3"]
     before = read(host, "turns")
@@ -55,7 +55,7 @@ def test_turns_run_and_a_changed_last_instruction_computes_one(host, picture_fil
     assert not before["latents"][3].equal(after["latents"][3])
 
 
-def test_a_chain_recomputes_only_what_changed_and_is_its_turns(host, picture_file):
+def test_a_chain_recomputes_only_what_changed_and_is_its_turns(host, image_file):
     run = succeed(host, chain_graph(LINES, "chain", seed=8))
     assert _turns_in(run) == ["turn1", "turn2", "turn3"]
     chained = read(host, "chain")
@@ -76,7 +76,7 @@ def _turns_in(run) -> list[str]:
     return [name for name in names if name.startswith("turn")]
 
 
-def test_branches_and_rewind(host, picture_file):
+def test_branches_and_rewind(host, image_file):
     graph = turns_graph(LINES[:2], "trunk")
     graph["left"] = turn(["turn1", 0], "make it green")
     graph["probe_left"] = probe("left", memory=["left", 0])
@@ -91,7 +91,7 @@ def test_branches_and_rewind(host, picture_file):
 
 
 @pytest.mark.parametrize("form", ["turns", "chain"])
-def test_twelve_turns_and_one_changed_word(host, picture_file, form):
+def test_twelve_turns_and_one_changed_word(host, image_file, form):
     graph, seed = {"turns": (turns_graph, 10), "chain": (chain_graph, 11)}[form]
     lines = [f"{LINES[number % 3]} {number}" for number in range(12)]
     succeed(host, base_graph() | {"watch": probe("anchor", memory=["start", 0])})  # the model is loaded by now
@@ -112,7 +112,7 @@ def test_twelve_turns_and_one_changed_word(host, picture_file, form):
 
 
 @pytest.mark.parametrize("history", ["stream", "refresh"])
-def test_forgotten_keys_and_values_come_back_bit_by_bit(host, picture_file, history):
+def test_forgotten_keys_and_values_come_back_bit_by_bit(host, image_file, history):
     graph = turns_graph([*LINES, "make it green"], "kept", seed=12)
     graph["policy"] = policy(window=1, history=history)
     graph["start"]["inputs"]["policy"] = ["policy", 0]
@@ -129,7 +129,7 @@ def test_forgotten_keys_and_values_come_back_bit_by_bit(host, picture_file, hist
     assert read(host, "again")["image"].equal(read(host, "kept")["image"])
 
 
-def test_branches_share_storage_and_do_not_disturb_each_other(host, picture_file):
+def test_branches_share_storage_and_do_not_disturb_each_other(host, image_file):
     lines = {"left": ("make it green", "add a crown"), "right": ("add a crown", "make it green")}
     seen = {}
     for order in (("left", "right"), ("right", "left")):
@@ -150,7 +150,7 @@ def test_branches_share_storage_and_do_not_disturb_each_other(host, picture_file
         print(held)
         frames = 7  # the anchor, turns 1 and 2, and two turns of each branch
         assert held["latents"] == frames * held["latent"] == frames * 16 * 16 * 16 * 4
-        assert held["picture"] == 3 * 128 * 128 * 4
+        assert held["image"] == 3 * 128 * 128 * 4
         assert held["blocks"] == frames
         frame = 2 * 8 * 64 * 256 * 4  # keys and values, layers, tokens, width, float32
         assert held["kv"] == held["reported"] == frames * frame
@@ -161,13 +161,13 @@ def test_branches_share_storage_and_do_not_disturb_each_other(host, picture_file
 
 
 @pytest.mark.parametrize("kv_dtype", ["auto", "bfloat16", "float8_e4m3fn"])
-def test_place_and_dtype_of_what_is_remembered(host, picture_file, kv_dtype):
+def test_place_and_dtype_of_what_is_remembered(host, image_file, kv_dtype):
     """The same as without the host, whatever the place; a lost rounded block comes back bit by bit."""
     pipeline = AnchorEditPipeline.from_pretrained()
-    expected = pipeline.start(load_image(picture_file), MemoryPolicy(1, 2, kv_dtype=kv_dtype))
+    expected = pipeline.start(load_image(image_file), MemoryPolicy(1, 2, kv_dtype=kv_dtype))
     for line in LINES:
         expected = pipeline.turn(expected, line, seed=13)
-    pictures = {}
+    images = {}
     for place in ("auto", "vram", "ram"):
         graph = turns_graph(LINES, "placed", seed=13)
         policy = {"anchor_frames": 1, "window": 2, "history": "stream", "place": place, "kv_dtype": kv_dtype}
@@ -177,22 +177,22 @@ def test_place_and_dtype_of_what_is_remembered(host, picture_file, kv_dtype):
         graph["again"] = turn(["forget", 0], LINES[2], seed=13)
         graph["probe_again"] = probe("again", memory=["again", 0], image=["again", 1])
         succeed(host, graph)
-        pictures[place] = read(host, "placed")
+        images[place] = read(host, "placed")
         for what in ("latents", "image"):
-            assert pictures[place][what].equal(pictures["auto"][what])
-            assert pictures[place][what].equal(read(host, "again")[what])
-    worst = (pictures["auto"]["latents"] - torch.stack([turn.latent for turn in expected.turns])).abs().max()
+            assert images[place][what].equal(images["auto"][what])
+            assert images[place][what].equal(read(host, "again")[what])
+    worst = (images["auto"]["latents"] - torch.stack([turn.latent for turn in expected.turns])).abs().max()
     print(f"largest difference of latents with {kv_dtype}: {worst:.1e}")
     # two runtimes differ by 1e-5 and may then round a number to neighbours, which are 2^-8 or 2^-3 apart
     assert worst <= {"auto": 1e-4, "bfloat16": 2e-2, "float8_e4m3fn": 5e-2}[kv_dtype]
 
 
-def test_a_long_turn_shows_pictures_no_larger_than_the_result(host, picture_file):
+def test_a_long_turn_shows_images_no_larger_than_the_result(host, image_file):
     run = succeed(host, turns_graph(LINES[:1], "preview", seed=14, steps=100))
     assert {Image.open(io.BytesIO(file)).size for file in run.previews} == {(128, 128)}
 
 
-def test_an_interrupted_chain_keeps_its_finished_turns(host, picture_file):
+def test_an_interrupted_chain_keeps_its_finished_turns(host, image_file):
     graph = turns_graph([*LINES, *LINES[:2]], "interrupted", seed=9, steps=40)
     run = host.run(graph, interrupt_in="turn3")
     assert run.stopped_after is not None

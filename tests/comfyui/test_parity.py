@@ -1,5 +1,5 @@
 """The same numbers on the host as without it: the artist's native MODEL with the memory in its attention against our
-own transformer, in float32, from the picture to the picture."""
+own transformer, in float32, from the image to the image."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ LINES = ["make it blue", "add a crown", "change the background to pink", "", "ma
 
 @pytest.mark.parametrize("history", ["stream", "refresh"])
 @pytest.mark.parametrize("guidance", [0.0, 3.0])
-def test_six_turns_with_a_sliding_window(host, picture_file, history, guidance):
+def test_six_turns_with_a_sliding_window(host, image_file, history, guidance):
     graph = turns_graph(LINES, "parity", guidance=guidance)
     graph["policy"] = node(
         "AnchorEditMemoryPolicy", anchor_frames=1, window=2, history=history, place="auto", kv_dtype="auto"
@@ -24,7 +24,7 @@ def test_six_turns_with_a_sliding_window(host, picture_file, history, guidance):
     ours = read(host, "parity")
 
     pipeline = AnchorEditPipeline.from_pretrained()
-    expected = pipeline.start(load_image(picture_file), MemoryPolicy(1, 2, history))
+    expected = pipeline.start(load_image(image_file), MemoryPolicy(1, 2, history))
     for line in LINES:
         expected = pipeline.turn(expected, line, seed=7, guidance=guidance or None)
     for number, turn in enumerate(expected.turns):
@@ -33,5 +33,5 @@ def test_six_turns_with_a_sliding_window(host, picture_file, history, guidance):
     worst = (ours["latents"] - latents).abs().amax(dim=(1, 2, 3))
     print("largest difference of latents by turn:", [f"{value:.1e}" for value in worst.tolist()])
     assert worst.max() <= 1e-4
-    difference = (ours["image"][0].movedim(-1, 0) - pipeline.picture(expected)).abs().max()
+    difference = (ours["image"][0].movedim(-1, 0) - pipeline.image(expected)).abs().max()
     assert difference <= 1 / 255

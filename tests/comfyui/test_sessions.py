@@ -18,7 +18,7 @@ from anchoredit_model.memory.session_file import load_session, save_session
 
 @pytest.fixture(scope="module")
 def elsewhere(host, tmp_path_factory):
-    """The same host in another process, with folders of its own; its pictures are to carry no metadata."""
+    """The same host in another process, with folders of its own; its images are to carry no metadata."""
     with server(tmp_path_factory.mktemp("elsewhere"), "--disable-metadata") as named:
         yield named
 
@@ -66,7 +66,7 @@ def ways_on(graph: dict, memory: list, name: str) -> dict:
 
 
 @pytest.mark.parametrize("history", ["stream", "refresh"])
-def test_another_process_goes_on_with_a_session_bit_by_bit(host, elsewhere, picture_file, history):
+def test_another_process_goes_on_with_a_session_bit_by_bit(host, elsewhere, image_file, history):
     lines = [*LINES, "", "make it red"]
     graph = turns_graph(lines, "unsaved", seed=30)
     graph["policy"] = policy(window=2, history=history)
@@ -89,14 +89,14 @@ def test_another_process_goes_on_with_a_session_bit_by_bit(host, elsewhere, pict
     # whoever needs the session first reads it again, and shows how far it is
     first, text = next((name, text) for name, text in run.texts if text.startswith("Reading"))
     total = int(text.split()[1])
-    # streamed: all that the visible pictures have seen, which are three for the branch; refreshed: these alone, and
+    # streamed: all that the visible images have seen, which are three for the branch; refreshed: these alone, and
     # the source may be at hand from the other case
     assert total in {"stream": (6, 3), "refresh": (3, 2)}[history]
     shown = [(done, of) for name, done, of in run.progress if name == first]
     assert shown[: total + 1] == [(done, total) for done in range(total + 1)]
 
 
-def test_a_session_is_saved_again_when_it_has_changed_and_then_only(host, picture_file):
+def test_a_session_is_saved_again_when_it_has_changed_and_then_only(host, image_file):
     def run(words: str, existing: str) -> tuple[bool, list[str]]:
         graph = turns_graph([words], "kept", seed=31)
         graph["save"] = save(["turn1", 0], "kept/%width%", existing)
@@ -113,7 +113,7 @@ def test_a_session_is_saved_again_when_it_has_changed_and_then_only(host, pictur
     assert [memory.turns[1].instruction for memory in sessions] == ["make it pink", "make it blue", "make it red"]
 
 
-def test_sessions_are_listed_and_a_changed_one_is_loaded_anew(host, picture_file):
+def test_sessions_are_listed_and_a_changed_one_is_loaded_anew(host, image_file):
     name = saved_session(host, "listed", LINES[:2], seed=32)
     path = host.folder / "output" / "sessions" / "listed.safetensors"
     data, folder = path.read_bytes(), host.folder / "input" / "deep"
@@ -131,14 +131,14 @@ def test_sessions_are_listed_and_a_changed_one_is_loaded_anew(host, picture_file
     run = succeed(host, graph)
     assert dict(run.texts)["load"] == f"128x128 pixels, turn 2: {LINES[1]}"
     assert len(read(host, "watch")["latents"]) == 3
-    assert read(host, "watch")["image"][0].movedim(-1, 0).equal(load_image(picture_file))
+    assert read(host, "watch")["image"][0].movedim(-1, 0).equal(load_image(image_file))
     assert "load" not in succeed(host, graph).ran
     save_session(load_session(path).rewind(1), path)
     assert "load" in succeed(host, graph).ran
     assert len(read(host, "watch")["latents"]) == 2
 
 
-def test_a_file_that_is_no_session_is_refused_before_anything_runs(host, picture_file):
+def test_a_file_that_is_no_session_is_refused_before_anything_runs(host, image_file):
     name = saved_session(host, "sound", LINES[:1], seed=33)
     whole = (host.folder / "output" / "sessions" / "sound.safetensors").read_bytes()
     outside = host.folder / "outside.safetensors"
@@ -180,7 +180,7 @@ def test_a_file_that_is_no_session_is_refused_before_anything_runs(host, picture
         assert run.error is None  # the other outputs are made all the same
 
 
-def test_a_prefix_that_leads_out_of_the_output_folder_is_refused(host, picture_file):
+def test_a_prefix_that_leads_out_of_the_output_folder_is_refused(host, image_file):
     (host.folder / "output" / "leads_out").symlink_to(host.folder / "models")
     before = {path for path in host.folder.rglob("*") if "output" not in path.parts}
     for number, prefix in enumerate(("../out", "a/../../out", "..\\out", str(host.folder / "out"), "C:\\out", "", ".")):
@@ -192,7 +192,7 @@ def test_a_prefix_that_leads_out_of_the_output_folder_is_refused(host, picture_f
     assert {path for path in host.folder.rglob("*") if "output" not in path.parts} == before
 
 
-def test_a_session_of_another_latent_space_is_refused_where_the_vae_is_known(host, picture_file):
+def test_a_session_of_another_latent_space_is_refused_where_the_vae_is_known(host, image_file):
     name = saved_session(host, "space", LINES[:1], seed=34)
     graph = loaded_graph(name) | {"vae": node("AnchorEditMisfitVAE", vae=["tiny", 2], kind="another")}
     users = {
@@ -208,7 +208,7 @@ def test_a_session_of_another_latent_space_is_refused_where_the_vae_is_known(hos
     assert not list((host.folder / "output").glob("nothing*"))
 
 
-def test_a_full_disk_leaves_the_old_file(host, picture_file):
+def test_a_full_disk_leaves_the_old_file(host, image_file):
     resource = pytest.importorskip("resource")
     if not hasattr(resource, "prlimit"):
         pytest.skip("this system cannot limit another process")
@@ -236,7 +236,7 @@ def test_a_full_disk_leaves_the_old_file(host, picture_file):
     assert len(load_session(path)) == 3
 
 
-def test_a_file_that_is_no_session_is_never_replaced(host, picture_file):
+def test_a_file_that_is_no_session_is_never_replaced(host, image_file):
     path = host.folder / "output" / "weights.safetensors"
     save_file({"weight": torch.zeros(2)}, path)
     before = path.read_bytes()
@@ -245,12 +245,12 @@ def test_a_file_that_is_no_session_is_never_replaced(host, picture_file):
     assert path.read_bytes() == before
 
 
-def test_exported_pictures_carry_their_workflow_and_settings(host, elsewhere, picture_file):
+def test_exported_images_carry_their_workflow_and_settings(host, elsewhere, image_file):
     lines = ["make it blue", 'write "\u4f60\u597d" on it']
     graph = turns_graph(lines, "of_export", seed=36)
     graph["export"] = export(["turn2", 0], "exported/%height%")
     graph["strip"] = node("AnchorEditFilmstrip", vae=["tiny", 2], memory=["turn2", 0], size=96)
-    graph["pictures"] = probe("pictures", image=["strip", 0])
+    graph["images"] = probe("images", image=["strip", 0])
     graph["save"] = save(["turn2", 0], "exported", "overwrite")
     workflow = {"nodes": [{"id": 1, "title": "\u6d4b\u8bd5"}], "version": 0.4}
     run = host.run(graph, workflow=workflow)
@@ -258,11 +258,11 @@ def test_exported_pictures_carry_their_workflow_and_settings(host, elsewhere, pi
     assert [file["filename"] for file in shown] == [f"128_00001_turn_{number:03}.png" for number in range(3)]
     assert {(file["subfolder"], file["type"]) for file in shown} == {("exported", "output")}
     assert [done for name, done, _ in run.progress if name == "export"] == [0, 1, 2, 3]
-    pictures = read(host, "pictures")["image"]
+    images = read(host, "images")["image"]
     turns = load_session(host.folder / "output" / "exported.safetensors").turns
     for number, file in enumerate(shown):
         with Image.open(host.folder / "output" / "exported" / file["filename"]) as image:
-            assert image.tobytes() == to_pil(pictures[number].movedim(-1, 0)).tobytes()
+            assert image.tobytes() == to_pil(images[number].movedim(-1, 0)).tobytes()
             chunks = {name: json.loads(text) for name, text in image.text.items()}
         assert chunks["workflow"] == workflow
         for name, entry in chunks["prompt"].items():
@@ -286,7 +286,7 @@ def test_exported_pictures_carry_their_workflow_and_settings(host, elsewhere, pi
         assert not image.text
 
 
-def test_a_session_is_loaded_under_another_policy(host, picture_file):
+def test_a_session_is_loaded_under_another_policy(host, image_file):
     graph = turns_graph(LINES[:2], "before")
     graph["save"] = node("AnchorEditSaveSession", memory=["turn2", 0], filename_prefix="moved", existing="overwrite")
     succeed(host, graph)

@@ -16,7 +16,7 @@ def exhausted(first: int, times: int) -> dict:
 
 
 @pytest.mark.parametrize("first", [1, 2, 3, 4, 5])  # reading the source, the first turn, two steps, the commit
-def test_running_out_once_moves_keys_and_values_and_changes_no_picture(host, picture_file, first):
+def test_running_out_once_moves_keys_and_values_and_changes_no_image(host, image_file, first):
     succeed(host, exhausted(first=100, times=0))
     expected = read(host, "two")
     run = succeed(host, exhausted(first, times=1))
@@ -24,18 +24,18 @@ def test_running_out_once_moves_keys_and_values_and_changes_no_picture(host, pic
     assert any(shown == "two" and "moved to main memory" in text for shown, text in run.texts)
 
 
-def test_running_out_for_good_fails_alone_and_says_what_to_do(host, picture_file):
+def test_running_out_for_good_fails_alone_and_says_what_to_do(host, image_file):
     run = succeed(host, exhausted(first=3, times=2))
     assert any("history refresh" in text for shown, text in run.texts)
     run = host.run(exhausted(first=3, times=99) | {"other": turn(["turn1", 0], LINES[2], seed=3)})
     assert run.error["node_id"] == "two"
-    assert run.error["exception_message"].startswith("Use a smaller window or picture")
+    assert run.error["exception_message"].startswith("Use a smaller window or image")
     graph = exhausted(first=100, times=0)  # what was made before is still there
     again = succeed(host, graph)
     assert "turn1" not in again.ran
 
 
-def test_the_policy_says_what_a_turn_costs(host, picture_file):
+def test_the_policy_says_what_a_turn_costs(host, image_file):
     graph = turns_graph(LINES[:1], "one")
     options = {"anchor_frames": 1, "window": 4, "history": "stream", "place": "ram"}
     graph["plain"] = node("AnchorEditMemoryPolicy", **options, kv_dtype="auto")

@@ -26,7 +26,7 @@ def ran(run) -> set[str]:
     return {name for name in run.ran if not name.startswith("probe")}
 
 
-def test_candidates_are_turns_and_picking_samples_nothing(host, picture_file):
+def test_candidates_are_turns_and_picking_samples_nothing(host, image_file):
     graph = variants_graph("one", guidance=2.0)
     for number, seed in enumerate(variant_seeds(7, COUNT), 1):
         graph[f"alone{number}"] = turn(["turn1", 0], LINES[2], seed=seed, guidance=2.0)
@@ -50,7 +50,7 @@ def test_candidates_are_turns_and_picking_samples_nothing(host, picture_file):
     assert not any(one.equal(other) for one, other in zip(seen, seen[1:]))
 
 
-def test_candidates_stay_inside_a_mask(host, picture_file):
+def test_candidates_stay_inside_a_mask(host, image_file):
     graph = variants_graph("masked")
     graph["variants"]["inputs"]["mask"] = mask(graph, "mask", (128, 128), (20, 24, 60, 50))
     graph["probe1"] = probe("before", image=["turn1", 1])
@@ -58,13 +58,13 @@ def test_candidates_stay_inside_a_mask(host, picture_file):
     locked = torch.ones(128, 128, dtype=torch.bool)
     locked[24:74, 20:80] = False
     (before,) = read(host, "before")["image"]
-    for picture in read(host, "masked_all")["image"]:
-        assert picture[locked].equal(before[locked]) and not picture.equal(before)
+    for image in read(host, "masked_all")["image"]:
+        assert image[locked].equal(before[locked]) and not image.equal(before)
     onward = read(host, "masked_on")["image"][0]  # a free turn after it
     assert not onward[locked].equal(before[locked])
 
 
-def test_candidates_that_do_not_fit_at_once_are_made_one_by_one(host, picture_file):
+def test_candidates_that_do_not_fit_at_once_are_made_one_by_one(host, image_file):
     graph = variants_graph("roomy", seed=23)
     graph["crowded"] = node("AnchorEditCrowded", model=["tiny", 0])
     crowded = variants_graph("tight", seed=23, model=["crowded", 0])

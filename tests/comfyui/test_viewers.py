@@ -14,7 +14,7 @@ from anchoredit_model.images import load_image
 from anchoredit_model.pipeline import AnchorEditPipeline
 
 
-def test_the_filmstrip_hands_every_turn_to_the_browser(host, picture_file):
+def test_the_filmstrip_hands_every_turn_to_the_browser(host, image_file):
     graph = turns_graph([*LINES[:1], ""], "strip", seed=21)
     graph["strip"] = node("AnchorEditFilmstrip", vae=["tiny", 2], memory=["turn2", 0], size=96)
     shown = succeed(host, graph).outputs["strip"]
@@ -27,7 +27,7 @@ def test_the_filmstrip_hands_every_turn_to_the_browser(host, picture_file):
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_drift_is_measured_as_without_the_host(host, picture_file, masked):
+def test_drift_is_measured_as_without_the_host(host, image_file, masked):
     graph = turns_graph(LINES, "drifted", seed=22)
     graph["drift"] = node("AnchorEditDrift", vae=["tiny", 2], memory=["turn3", 0])
     graph["plot"] = probe("plot", image=["drift", 0])
@@ -40,10 +40,10 @@ def test_drift_is_measured_as_without_the_host(host, picture_file, masked):
     assert len(run.outputs["drift"]["images"]) == 1
 
     pipeline = AnchorEditPipeline.from_pretrained()
-    memory = pipeline.start(load_image(picture_file))
+    memory = pipeline.start(load_image(image_file))
     for line in LINES:
         memory = pipeline.turn(memory, line, seed=22)
-    alone = table(list(drift_curve(memory, lambda turn, before: pipeline.picture(memory, turn, before))))
+    alone = table(list(drift_curve(memory, lambda turn, before: pipeline.image(memory, turn, before))))
     expected, found = (list(csv.DictReader(io.StringIO(text))) for text in (alone, run.outputs["table"]["text"][0]))
     assert [row["instruction"] for row in found] == ["", *LINES]
     for one, other in zip(expected, found):
@@ -52,10 +52,10 @@ def test_drift_is_measured_as_without_the_host(host, picture_file, masked):
     assert [words for name, words in run.texts if name == "drift"][0].startswith("turn 3: likeness 0.")
 
 
-def test_a_mask_of_another_size_is_refused(host, picture_file):
+def test_a_mask_of_another_size_is_refused(host, image_file):
     graph = turns_graph(LINES[:1], "sized", seed=21)
     graph["mask"] = node("SolidMask", value=1.0, width=64, height=128)
     graph["drift"] = node("AnchorEditDrift", vae=["tiny", 2], memory=["turn1", 0], mask=["mask", 0])
     run = host.run(graph)
     assert run.error["node_id"] == "drift"
-    assert run.error["exception_message"].startswith("Draw the mask at the picture's size")
+    assert run.error["exception_message"].startswith("Draw the mask at the image's size")

@@ -1,4 +1,4 @@
-"""The shipped workflows run on a real host, converted as the browser converts them; each has a picture of its own."""
+"""The shipped workflows run on a real host, converted as the browser converts them; each has an image of its own."""
 
 import json
 
@@ -15,12 +15,12 @@ def names(paths) -> list[str]:
     return [path.stem for path in paths]
 
 
-def test_every_workflow_has_a_picture():
+def test_every_workflow_has_a_image():
     assert names(FILES) == sorted(SHEETS)
     for path in FILES:
-        picture = path.with_suffix(".jpg")
-        assert picture.stat().st_size < 40_000
-        with Image.open(picture) as image:
+        file = path.with_suffix(".jpg")
+        assert file.stat().st_size < 40_000
+        with Image.open(file) as image:
             assert image.size == (512, 512)  # the template browser shows squares
 
 

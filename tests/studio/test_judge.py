@@ -29,8 +29,8 @@ def case(sessions):
     return before, after, edits, render(before, SIDE, SIDE), render(after, SIDE, SIDE)
 
 
-def successes(pictures, previous, before, edits) -> torch.Tensor:
-    return Judge().judge(pictures, previous, before, edits).success
+def successes(images, previous, before, edits) -> torch.Tensor:
+    return Judge().judge(images, previous, before, edits).success
 
 
 def test_the_truth_is_a_success(case):
@@ -76,11 +76,11 @@ def test_another_edit_is_no_success(case):
         while other == wanted:
             other = sample_edit([facts], rng).apply(facts)
         wrong.append(other)
-    pictures = render(after.with_facts(torch.tensor(wrong)), SIDE, SIDE)
-    assert not successes(pictures, source, before, edits).any()
+    images = render(after.with_facts(torch.tensor(wrong)), SIDE, SIDE)
+    assert not successes(images, source, before, edits).any()
 
 
-def test_a_picture_painted_over_in_the_right_colour_is_no_success():
+def test_a_image_painted_over_in_the_right_colour_is_no_success():
     sessions = sample_sessions(12, 1, held_out_generator(22), kinds=("recolour", "background"))
     (edits,), before, after = sessions.edits, sessions.scenes[0], sessions.scenes[1]
     source, truth = render(before, SIDE, SIDE), render(after, SIDE, SIDE)
@@ -107,12 +107,12 @@ def test_an_earlier_failure_is_not_counted_again():
     assert judge.judge(then, source, bare.with_facts(first.facts), [background] * len(bare)).success.all()
 
 
-def test_facts_are_read_from_the_picture():
+def test_facts_are_read_from_the_image():
     kinds = [kind for kind in KINDS if kind != "null"]
     was, now = sample_sessions(len(kinds), 1, held_out_generator(24), kinds=kinds).scenes
-    pictures = render(now, SIDE, SIDE)
-    for number, picture in enumerate(pictures):
-        facts = Judge().read(picture, was[number : number + 1], list(FACTS))
+    images = render(now, SIDE, SIDE)
+    for number, image in enumerate(images):
+        facts = Judge().read(image, was[number : number + 1], list(FACTS))
         (changed,) = (was.facts[number] != now.facts[number]).nonzero().flatten().tolist()
         assert facts[changed] == now.facts[number, changed]
 
@@ -122,8 +122,8 @@ def test_damage_grows_with_what_is_done_to_the_rest(case):
     one = slice(0, 6)
     damages = []
     for strength in (0.0, 0.02, 0.05, 0.1):
-        picture = (truth[one] + strength).clamp(0, 1)
-        damages.append(Judge().judge(picture, source[one], before[one], edits[one]).damage)
+        image = (truth[one] + strength).clamp(0, 1)
+        damages.append(Judge().judge(image, source[one], before[one], edits[one]).damage)
     assert (torch.stack(damages).diff(dim=0) > 0).all()
     assert damages[-1].min() > Thresholds().damage
 

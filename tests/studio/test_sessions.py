@@ -35,7 +35,7 @@ def histories(seed: int, count: int, turns: int) -> list[list[list[int]]]:
 def test_the_same_seed_gives_the_same_sessions():
     one, two, other = (sample_sessions(6, 3, generator(seed)) for seed in (1, 1, 2))
     assert one.texts == two.texts and one.edits == two.edits
-    assert torch.equal(one.pictures(48, 48), two.pictures(48, 48))
+    assert torch.equal(one.images(48, 48), two.images(48, 48))
     assert one.texts != other.texts
 
 
@@ -100,7 +100,7 @@ def test_what_points_back_has_a_visible_referent():
 
 
 def test_what_an_edit_uncovers_can_be_known():
-    """No picture that an editor sees would be the same with another value, if what the edit uncovers shows it."""
+    """No image that an editor sees would be the same with another value, if what the edit uncovers shows it."""
     colours = ("colour", "background")
     uncovered = 0
     for states in histories(11, 300, 5):
@@ -205,7 +205,7 @@ def test_a_corner_object_changes_only_its_corner():
 
 
 @pytest.mark.parametrize("height,width", [(128, 128), (40, 100), (101, 33)])
-def test_any_size_and_each_picture_by_itself(height, width):
+def test_any_size_and_each_image_by_itself(height, width):
     scenes = sample_sessions(17, 3, generator(13)).scenes[3]
     together = render(scenes, height, width)
     assert together.shape == (17, 3, height, width) and 0 <= together.min() and together.max() <= 1

@@ -175,7 +175,7 @@ def test_ctrl_c_saves_and_a_full_disk_leaves_the_state_before(config, tmp_path, 
     monkeypatch.setattr(Engine, "save", save)
     for change, named in {
         "pretrain.micro_batches=4": "global batch",
-        "edit.area_ratio=2": "latents",
+        "edit.max_aspect_ratio=2": "latents",
         "data.english=0.5": "share of English",
         "data.seed=2": "data",
         "engine.seed=2": "seed of the draws",
@@ -244,7 +244,7 @@ def test_the_whole_curriculum_and_its_export(config, tmp_path, monkeypatch):
     assert json.loads(metadata["config"])["transformer"]["dim"] == 32 and "blocks.0.self_attn.q.weight" in names
     exported, edit = load_transformer(run / "anchoredit.safetensors")
     last, _ = load_transformer(run / "distill" / "matching" / "transformer.safetensors")
-    assert edit.sampler == "renoise" and edit.guidance == 1
+    assert edit.sampler == "renoise" and edit.cfg == 1
     for name, tensor in last.state_dict().items():
         assert torch.equal(exported.state_dict()[name], tensor.bfloat16().float()), name
     assert (run / "model" / "model_index.json").is_file()

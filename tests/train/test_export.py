@@ -17,11 +17,11 @@ from train.export import latent_colours
 from train.export import run as run_export
 
 
-def picture(folder: Path) -> torch.Tensor:
+def image(folder: Path) -> torch.Tensor:
     pipeline = AnchorEditPipeline.from_pretrained(folder)
     source = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0))
     memory = pipeline.turn(pipeline.start(source), "make it red", seed=3, steps=2)
-    return pipeline.picture(memory)
+    return pipeline.image(memory)
 
 
 @pytest.fixture
@@ -42,9 +42,9 @@ def weights(folder: Path) -> int:
 
 def test_an_export_is_the_same_model(exported, small_model, tmp_path):
     whole, half = exported("float32"), exported("bfloat16")
-    expected = picture(small_model)
-    assert torch.equal(picture(whole), expected)
-    torch.testing.assert_close(picture(half), expected, atol=0.1, rtol=0)
+    expected = image(small_model)
+    assert torch.equal(image(whole), expected)
+    torch.testing.assert_close(image(half), expected, atol=0.1, rtol=0)
     assert weights(whole) == weights(small_model)
     assert abs(weights(half) / weights(whole) - 0.5) < 0.02  # names and sizes stay
     names = [sorted(str(file.relative_to(folder)) for file in folder.rglob("*")) for folder in (whole, small_model)]
@@ -78,7 +78,7 @@ def test_preview_colours_are_the_linear_map_of_a_linear_vae():
     factors, offset = torch.randn(16, 3, generator=generator).round(decimals=2), torch.tensor([0.1, -0.2, 0.3])
     latents = torch.randn(4, 16, 6, 8, generator=generator)
     colours = torch.einsum("nchw,cd->ndhw", latents, factors) + offset[:, None, None]  # -1..1 and beyond
-    pictures = torch.nn.functional.interpolate((colours + 1) / 2, scale_factor=8, mode="nearest")
-    fitted, shift = latent_colours(latents, pictures, 8)
+    images = torch.nn.functional.interpolate((colours + 1) / 2, scale_factor=8, mode="nearest")
+    fitted, shift = latent_colours(latents, images, 8)
     torch.testing.assert_close(torch.tensor(fitted), factors, atol=1e-3, rtol=0)
     torch.testing.assert_close(torch.tensor(shift), offset, atol=1e-3, rtol=0)

@@ -2,7 +2,7 @@
 
     python -m train data write --out runs/shards --sessions 4096 --turns 6 --size 128x128 --seed 1
     python -m train data convert photos/sessions --out runs/shards
-    python -m train data convert edits.csv --pictures photos --out runs/shards
+    python -m train data convert edits.csv --images photos --out runs/shards
     python -m train data validate runs/shards
 
 `write` draws sessions of the studio; `convert` takes a folder with a folder per session, or a .csv or .jsonl table
@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> None:
     _add_output(command)
     command = commands.add_parser("convert", help="a folder of session folders, or a table, as shards")
     command.add_argument("source", type=Path)
-    command.add_argument("--pictures", type=Path, help="folder that a table's paths start from; default: the table's")
+    command.add_argument("--images", type=Path, help="folder that a table's paths start from; default: the table's")
     command.add_argument("--language", default="en", help="of instructions that do not say theirs")
     _add_output(command)
     command = commands.add_parser("validate", help="what is wrong with shards")
@@ -60,7 +60,7 @@ def validate(parts: list[ShardPart], problems: Problems) -> list[str]:
         known = len(problems.found)
         for session in part.sessions(problems):
             count += 1
-            height, width = session.pictures.shape[-2:]
+            height, width = session.images.shape[-2:]
             turns[session.turns] += 1
             sizes[f"{width}x{height}"] += 1
             languages.update(languages_of(session.instructions))
@@ -94,13 +94,13 @@ def _convert(options: argparse.Namespace) -> None:
     if source.is_dir():
         sessions = convert_folders(source, options.language, problems)
     elif source.is_file():
-        sessions = convert_table(source, options.pictures or source.parent, options.language, problems)
+        sessions = convert_table(source, options.images or source.parent, options.language, problems)
     else:
-        raise AnchorEditError(f"'{source}' does not exist: give a folder of session folders, or a table")
+        raise AnchorEditError(f"'{source}' does not exist", "Give a folder of session folders, or a table")
     paths = write_shards(sessions, options.out, options.name, options.per_shard)
     _report(paths, problems)
     if not paths:
-        raise AnchorEditError(f"'{source}' has no usable session: see above for what is wrong")
+        raise AnchorEditError(f"'{source}' has no usable session", "See above for what is wrong")
 
 
 def _validate(options: argparse.Namespace) -> None:

@@ -1,17 +1,17 @@
 """Other people's edit sessions as shards: a folder per session, or a table in the manner of MagicBrush.
 
-Folders: every folder below the one given is a session and its name the key. In it are the pictures, in the order
+Folders: every folder below the one given is a session and its name the key. In it are the images, in the order
 of their names (one called source, input or original comes first; masks are left out), and either
 `instructions.txt`, a line per turn, or `instructions.json`, a list of texts or of {"en": ..., "zh": ...}.
 
 Tables: CSV or JSON lines, a row per turn with the columns session, turn, source, target and instruction, or as
 https://huggingface.co/datasets/osunlp/MagicBrush calls them: img_id, turn_index, source_img, target_img.
 Further languages have columns of their own, instruction_zh for example. Turns count from 1 (or 0), and each starts
-from the picture that the one before made. Parquet is not read: it would take a large library for a file that is
+from the image that the one before made. Parquet is not read: it would take a large library for a file that is
 easily exported.
 
-Pictures that are RGB JPEGs are taken over byte by byte, others are compressed. What cannot be used is left out and
-said; paths that lead out of the pictures' folder are not followed.
+Images that are RGB JPEGs are taken over byte by byte, others are compressed. What cannot be used is left out and
+said; paths that lead out of the images' folder are not followed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from anchoredit_model.images import load_image
 from .session import BadSession, Problems, check_instructions, check_sizes
 from .shards import StoredSession, key_of, to_jpeg
 
-_PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+_IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 _FIRST = ("source", "input", "original")
 _COLUMNS = {  # what each column may be called
     "session": ("session", "session_id", "img_id", "id"),
@@ -60,15 +60,15 @@ def convert_folders(root: Path, language: str, problems: Problems) -> Iterator[S
     keys = _Keys()
     for folder in sorted((path for path in root.iterdir() if path.is_dir()), key=lambda path: _natural(path.name)):
         try:
-            pictures = _pictures_in(folder, root)
+            images = _images_in(folder, root)
             texts = _texts_in(folder, root, language)
-            yield _session(keys.new(folder.name), pictures, texts)
+            yield _session(keys.new(folder.name), images, texts)
         except BadSession as bad:
             problems.add(root.name, folder.name, bad.reason, bad.detail)
 
 
-def convert_table(table: Path, pictures: Path, language: str, problems: Problems) -> Iterator[StoredSession]:
-    """The sessions of a table in the order in which they begin; the paths in it are relative to `pictures`."""
+def convert_table(table: Path, images: Path, language: str, problems: Problems) -> Iterator[StoredSession]:
+    """The sessions of a table in the order in which they begin; the paths in it are relative to `images`."""
     sessions: dict[str, list[Row]] = {}
     spoiled: set[str] = set()
     for number, cells in enumerate(_read_table(table), 1):
@@ -85,7 +85,7 @@ def convert_table(table: Path, pictures: Path, language: str, problems: Problems
             continue
         try:
             rows.sort(key=lambda row: row.turn)
-            yield _session(keys.new(session), _chain(rows, pictures), [row.instruction for row in rows])
+            yield _session(keys.new(session), _chain(rows, images), [row.instruction for row in rows])
         except BadSession as bad:
             problems.add(table.name, session, bad.reason, bad.detail)
 
@@ -104,32 +104,32 @@ class _Keys:
         return key
 
 
-def _session(key: str, pictures: list[Path], texts: object) -> StoredSession:
-    """Raises BadSession if the pictures or texts do not make a session."""
-    if len(pictures) == 1:
-        raise BadSession("no edited picture", pictures[0].name)
-    instructions = check_instructions(texts, len(pictures) - 1)
-    jpegs, sizes = zip(*map(_jpeg, pictures))
+def _session(key: str, images: list[Path], texts: object) -> StoredSession:
+    """Raises BadSession if the images or texts do not make a session."""
+    if len(images) == 1:
+        raise BadSession("no edited image", images[0].name)
+    instructions = check_instructions(texts, len(images) - 1)
+    jpegs, sizes = zip(*map(_jpeg, images))
     check_sizes(sizes)
     return StoredSession(key, jpegs, instructions)
 
 
 def _jpeg(path: Path) -> tuple[bytes, tuple[int, int]]:
-    """A picture file as the bytes of a JPEG, and its (width, height)."""
+    """An image file as the bytes of a JPEG, and its (width, height)."""
     try:
-        picture = load_image(path)
+        decoded = load_image(path)
     except AnchorEditError as error:
-        raise BadSession("unreadable picture", str(error)) from None
+        raise BadSession("unreadable image", str(error)) from None
     with Image.open(path) as image:
         as_it_is = image.format == "JPEG" and image.mode == "RGB" and image.getexif().get(_ORIENTATION, 1) == 1
-    return path.read_bytes() if as_it_is else to_jpeg(picture), (picture.shape[2], picture.shape[1])
+    return path.read_bytes() if as_it_is else to_jpeg(decoded), (decoded.shape[2], decoded.shape[1])
 
 
-def _pictures_in(folder: Path, root: Path) -> list[Path]:
-    """The pictures of a session's folder, the source first."""
-    found = [path for path in folder.iterdir() if path.suffix.lower() in _PICTURES and "mask" not in path.stem.lower()]
+def _images_in(folder: Path, root: Path) -> list[Path]:
+    """The images of a session's folder, the source first."""
+    found = [path for path in folder.iterdir() if path.suffix.lower() in _IMAGES and "mask" not in path.stem.lower()]
     if not found:
-        raise BadSession("missing picture", "the folder has none")
+        raise BadSession("missing image", "the folder has none")
     paths = sorted(found, key=lambda path: (path.stem.lower() not in _FIRST, _natural(path.name)))
     return [_inside(path, root) for path in paths]
 
@@ -157,22 +157,22 @@ def _chain(rows: list[Row], root: Path) -> list[Path]:
     turns = [row.turn for row in rows]
     if turns[0] not in (0, 1) or turns != list(range(turns[0], turns[0] + len(turns))):
         raise BadSession("broken chain", f"turns {', '.join(map(str, turns))}")
-    pictures = [_inside(root / rows[0].source, root)]
+    images = [_inside(root / rows[0].source, root)]
     for row in rows:
-        if not _same_picture(_inside(root / row.source, root), pictures[-1]):
+        if not _same_image(_inside(root / row.source, root), images[-1]):
             raise BadSession("broken chain", f"turn {row.turn} starts from {row.source}")
-        pictures.append(_inside(root / row.target, root))
-    return pictures
+        images.append(_inside(root / row.target, root))
+    return images
 
 
-def _same_picture(one: Path, other: Path) -> bool:
+def _same_image(one: Path, other: Path) -> bool:
     """Whether two files show the same, also where one was saved anew."""
     if one == other or one.read_bytes() == other.read_bytes():
         return True
     try:
         return torch.equal(load_image(one), load_image(other))
     except AnchorEditError as error:
-        raise BadSession("unreadable picture", str(error)) from None
+        raise BadSession("unreadable image", str(error)) from None
 
 
 def _inside(path: Path, root: Path) -> Path:
@@ -181,7 +181,7 @@ def _inside(path: Path, root: Path) -> Path:
     if not resolved.is_relative_to(root.resolve()):
         raise BadSession("outside the folder", str(path))
     if not resolved.is_file():
-        raise BadSession("missing picture", str(path.relative_to(root)))
+        raise BadSession("missing image", str(path.relative_to(root)))
     return resolved
 
 
@@ -189,7 +189,7 @@ def _read_table(table: Path) -> Iterator[dict]:
     """The rows of a CSV or JSON lines file; a line that is no JSON object is an empty row."""
     suffix = table.suffix.lower()
     if suffix not in (".csv", ".jsonl"):
-        raise AnchorEditError(f"table '{table}' is neither .csv nor .jsonl: export it as one of them")
+        raise AnchorEditError(f"table '{table}' is neither .csv nor .jsonl", "Export it as one of them")
     try:
         with table.open(encoding="utf-8-sig", newline="") as file:
             if suffix == ".csv":
@@ -197,7 +197,7 @@ def _read_table(table: Path) -> Iterator[dict]:
             else:
                 yield from (_object(line) for line in file if line.strip())
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise AnchorEditError(f"table '{table}' cannot be read ({error}): save it as UTF-8") from error
+        raise AnchorEditError(f"table '{table}' cannot be read ({error})", "Save it as UTF-8") from error
 
 
 def _object(line: str) -> dict:

@@ -93,10 +93,10 @@ class EncodedSessions:
         problems = Problems(list(self.problems.found))
         for group in (group for group in self.groups if group.star):
             for key in group.keys:
-                problems.add("session", key, "a star", f"{group.shape[0]} edits of one picture")
+                problems.add("session", key, "a star", f"{group.shape[0]} edits of one image")
         groups = [group for group in self.groups if not group.star]
         if not groups:
-            raise AnchorEditError(f"no usable session: {'; '.join(problems.summary())}")
+            raise AnchorEditError("no usable session", f"{'; '.join(problems.summary())}")
         return EncodedSessions(groups, self.texts, problems, self.made_by)
 
     def key(self, number: int) -> str:

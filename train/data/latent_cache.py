@@ -4,7 +4,7 @@
     data = prepare(shard_parts("runs/shards"), encoders, "runs/cache", WorkSizes(), rank, world, barrier=barrier)
 
 A part of a source becomes one safetensors file of latents. Its name has the part's fingerprint, its folder that of
-the VAE and the work sizes, so latents never meet another VAE, other pictures or other sizes. Every distinct text is
+the VAE and the work sizes, so latents never meet another VAE, other images or other sizes. Every distinct text is
 encoded once. Files are written whole or not at all; a killed run goes on at the part it was at. Tensors are read
 memory-mapped, so the processes of a machine share what is in its memory.
 
@@ -29,7 +29,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from anchoredit_model.atomic_write import whole_file
+from anchoredit_model.atomic_write import atomic_write
 from anchoredit_model.checkpoint.layout import fingerprint
 from anchoredit_model.errors import AnchorEditError
 from anchoredit_model.networks.text_encoder import TextEncoder, find_encoder
@@ -40,7 +40,7 @@ from .session import EditSession, Part, Problem, Problems, WorkSizes
 from .workers import split, stream
 
 _FORMAT = 1  # of the files; another number is another cache
-_PIXELS = 4 * 1024 * 1024  # per forward of the VAE: four pictures of the largest work size
+_PIXELS = 4 * 1024 * 1024  # per forward of the VAE: four images of the largest work size
 _TEXTS_PER_FILE = 4096
 _COMPILED_FROM = 8  # parts of a source from which on a minute of compiling pays
 _READ_BY_ENCODER = ("encoder.", "quant_conv.")  # a VAE of which only the decoder was trained on keeps its latents
@@ -52,7 +52,7 @@ class Encoders:
     """A VAE and a text encoder by their folders, loaded only if something is not in the cache yet.
 
     `dtype` is what they compute in, but texts stay in float32 on a CPU, as the pipeline reads them there; what they
-    make is kept in bfloat16 always. `compile`: encode many pictures by compiled loops.
+    make is kept in bfloat16 always. `compile`: encode many images by compiled loops.
     """
 
     def __init__(
@@ -100,11 +100,11 @@ class Encoders:
         return _id(weights, _content(folder / "config.json"), _content(vocabulary), self.text_dtype)
 
 
-def encode_pictures(vae: ImageVAE, pictures: Tensor) -> Tensor:
-    """Pictures [N, 3, H, W], uint8 or 0..1, as latents [N, C, h, w] bfloat16 where the VAE is; a few at a time."""
-    at_once = max(1, _PIXELS // pictures[0, 0].numel())
-    scale = 1 if pictures.is_floating_point() else 255
-    return torch.cat([vae.encode(some.float() / scale).bfloat16() for some in pictures.split(at_once)])
+def encode_images(vae: ImageVAE, images: Tensor) -> Tensor:
+    """Images [N, 3, H, W], uint8 or 0..1, as latents [N, C, h, w] bfloat16 where the VAE is; a few at a time."""
+    at_once = max(1, _PIXELS // images[0, 0].numel())
+    scale = 1 if images.is_floating_point() else 255
+    return torch.cat([vae.encode(some.float() / scale).bfloat16() for some in images.split(at_once)])
 
 
 def encode_texts(encoder: TextEncoder, texts: list[str]) -> list[Tensor]:
@@ -127,7 +127,7 @@ def prepare(
     """All sessions of a source, encoded; what the cache in `folder` lacks is added to it first.
 
     Every process encodes its share (`split`) and meets the others at `barrier`; all must see the same `folder`.
-    `workers` are processes that read pictures. `report` gets a line for every file made. Raises AnchorEditError if
+    `workers` are processes that read images. `report` gets a line for every file made. Raises AnchorEditError if
     no session is usable or a file cannot be written or read.
     """
     folder = Path(folder)
@@ -135,7 +135,7 @@ def prepare(
     texts = folder / "texts" / _id(_FORMAT, encoders.text_fingerprint)
     files = [latents / f"{part.name}-{_id(part.fingerprint)}.safetensors" for part in parts]
     if twice := [path for path, count in Counter(files).items() if count > 1]:
-        raise AnchorEditError(f"a part of the data is given twice ({twice[0].stem}): name every source once")
+        raise AnchorEditError(f"a part of the data is given twice ({twice[0].stem})", "Name every source once")
     mine = split(list(zip(parts, files)), rank, world)
     _encode_parts([(part, path) for part, path in mine if not path.exists()], encoders, sizes, workers, report)
     barrier()
@@ -145,7 +145,9 @@ def prepare(
         groups += found
         problems.found += wrong
     if not groups:
-        raise AnchorEditError(f"no usable session in {len(parts)} parts: {'; '.join(problems.summary()) or 'no parts'}")
+        raise AnchorEditError(
+            f"no usable session in {len(parts)} parts", f"{'; '.join(problems.summary()) or 'no parts'}"
+        )
     turns = chain.from_iterable(turns for group in groups for turns in group.instructions)
     wanted = {"", *(text for said in turns for text in said.values())}
     _encode_texts(wanted, texts, encoders, rank, world, report)
@@ -181,9 +183,9 @@ class _PartEncoder:
         self.rows: dict[str, list] = defaultdict(list)
 
     def add(self, session: EditSession) -> None:
-        name = _name((session.turns, *session.pictures.shape[-2:]), session.star)
+        name = _name((session.turns, *session.images.shape[-2:]), session.star)
         self.waiting[name].append(session)
-        if sum(waiting.pictures[:, 0].numel() for waiting in self.waiting[name]) >= _PIXELS:
+        if sum(waiting.images[:, 0].numel() for waiting in self.waiting[name]) >= _PIXELS:
             self._encode(name)
 
     def save(self, path: Path, problems: Problems) -> int:
@@ -194,14 +196,14 @@ class _PartEncoder:
         # one entry, because safetensors writes several in any order
         content = {"sessions": self.rows, "problems": [asdict(problem) for problem in problems.found]}
         metadata = {"content": json.dumps(content, ensure_ascii=False)}
-        with whole_file(path, "latents", make_folder=True) as unfinished:
+        with atomic_write(path, "latents", make_folder=True) as unfinished:
             save_file(tensors, unfinished, metadata)
         return sum(map(len, self.rows.values()))
 
     def _encode(self, name: str) -> None:
         sessions = self.waiting.pop(name)
-        pictures = torch.cat([session.pictures for session in sessions])  # [n (T + 1), 3, H, W]
-        latents = encode_pictures(self.vae, pictures).cpu()
+        images = torch.cat([session.images for session in sessions])  # [n (T + 1), 3, H, W]
+        latents = encode_images(self.vae, images).cpu()
         self.latents[name].append(latents.unflatten(0, (len(sessions), -1)))
         self.rows[name] += [[session.key, session.instructions] for session in sessions]
 
@@ -227,7 +229,7 @@ def _encode_texts(wanted: Iterable[str], folder: Path, encoders: Encoders, rank:
         texts = missing[start : start + _TEXTS_PER_FILE]
         rows = [states.cpu() for states in encode_texts(encoders.text, texts)]
         ends = torch.tensor([len(states) for states in rows]).cumsum(0)
-        with whole_file(folder / f"{_id(texts)}.safetensors", "text states", make_folder=True) as unfinished:
+        with atomic_write(folder / f"{_id(texts)}.safetensors", "text states", make_folder=True) as unfinished:
             metadata = {"texts": json.dumps(texts, ensure_ascii=False)}
             save_file({"states": torch.cat(rows), "ends": ends}, unfinished, metadata)
         report(f"encoded {len(texts)} texts")
@@ -248,7 +250,9 @@ def _opened(path: Path) -> Iterator:
         with safe_open(path, framework="pt") as file:
             yield file
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise AnchorEditError(f"cache file '{path}' is damaged ({error}): delete it, it will be made again") from error
+        raise AnchorEditError(
+            f"cache file '{path}' is damaged ({error})", "Delete it, it will be made again"
+        ) from error
 
 
 def _name(shape: Shape, star: bool) -> str:
@@ -270,7 +274,9 @@ def _content(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise AnchorEditError(f"'{path}' cannot be read ({error.strerror}): give the folder of a whole model") from None
+        raise AnchorEditError(
+            f"'{path}' cannot be read ({error.strerror})", "Give the folder of a whole model"
+        ) from None
 
 
 def _weights(path: Path) -> dict[str, Tensor]:
@@ -278,4 +284,4 @@ def _weights(path: Path) -> dict[str, Tensor]:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, OSError) as error:
-        raise AnchorEditError(f"weights '{path}' cannot be read ({error}): copy them again") from None
+        raise AnchorEditError(f"weights '{path}' cannot be read ({error})", "Copy them again") from None

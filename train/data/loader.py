@@ -50,13 +50,14 @@ class Loader:
         if not self._choices:
             raise AnchorEditError(
                 f"all {len(data)} sessions are left out: a session is in {'/'.join(data.languages(0))}, and only "
-                f"{'/'.join(self._wanted)} is asked for: add that language or leave out such data"
+                f"{'/'.join(self._wanted)} is asked for",
+                "Add that language or leave out such data",
             )
         if not len(self):
             largest = max(map(len, self._numbers.values()))
             raise AnchorEditError(
-                f"a batch of {self.global_batch} sessions is more than there are of any shape ({largest} at most): "
-                "give smaller batches or more data"
+                f"a batch of {self.global_batch} sessions is more than there are of any shape ({largest} at most)",
+                "Give smaller batches or more data",
             )
 
     @property

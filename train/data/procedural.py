@@ -31,7 +31,7 @@ _DRAWN_BY += [Path(studio.__file__).with_name(name) for name in ("sessions.py", 
 
 @dataclass(frozen=True)
 class StudioSettings:
-    """What to draw. With `star` every edit starts from the source, else from the picture before. `shares`: kinds of
+    """What to draw. With `star` every edit starts from the source, else from the image before. `shares`: kinds of
     edits that come so many times as often as the others."""
 
     turns: int
@@ -45,11 +45,11 @@ class StudioSettings:
         for kind, share in self.shares:
             if kind not in KINDS or not share > 0:
                 raise AnchorEditError(
-                    f"shares gives {share:g} to edits of the kind {kind!r}: give more than 0, to some of "
-                    f"{', '.join(KINDS)}"
+                    f"shares gives {share:g} to edits of the kind {kind!r}",
+                    f"Give more than 0, to some of {', '.join(KINDS)}",
                 )
         if min(self.turns, self.height, self.width) < 1:
-            raise AnchorEditError(f"{self} asks for nothing: turns, height and width are at least 1")
+            raise AnchorEditError(f"{self} asks for nothing", "Turns, height and width are at least 1")
 
     def batch_seed(self, number: int) -> int:
         """The seed of one batch of sessions."""
@@ -93,8 +93,8 @@ class StudioPart:
             for number in range(count):
                 edits = [step[number] for step in drawn.edits]
                 texts = tuple({language: phrase(edit, rng, language) for language in LANGUAGES} for edit in edits)
-                pictures = torch.stack([frame[number] for frame in frames])
-                yield EditSession(f"studio_{settings.seed}_{start + number:07d}", pictures, texts)
+                images = torch.stack([frame[number] for frame in frames])
+                yield EditSession(f"studio_{settings.seed}_{start + number:07d}", images, texts)
 
 
 def studio_parts(

@@ -24,19 +24,19 @@ REMEDIES = {
     "damaged archive": "copy or write the shard again",
     "empty shard": "leave it out",
     "missing instructions": "add <key>.json",
-    "unreadable instructions": 'write {"instructions": [{"en": "..."}, ...]}, one entry per edited picture',
-    "wrong instruction count": "give as many instructions as edited pictures",
+    "unreadable instructions": 'write {"instructions": [{"en": "..."}, ...]}, one entry per edited image',
+    "wrong instruction count": "give as many instructions as edited images",
     "no common language": "give all instructions of a session in one language at least",
-    "missing picture": "number the pictures 0 (the source), 1, 2, ... without a gap",
-    "duplicate picture": "keep one file per number",
-    "no edited picture": "add <key>.1.jpg, ... or leave the session out",
-    "unreadable picture": "save it as JPEG again",
-    "mixed sizes": "give all pictures of a session one size",
-    "broken chain": "number a session's turns 1, 2, ..., each starting from the picture that the turn before made",
+    "missing image": "number the images 0 (the source), 1, 2, ... without a gap",
+    "duplicate image": "keep one file per number",
+    "no edited image": "add <key>.1.jpg, ... or leave the session out",
+    "unreadable image": "save it as JPEG again",
+    "mixed sizes": "give all images of a session one size",
+    "broken chain": "number a session's turns 1, 2, ..., each starting from the image that the turn before made",
     "duplicate key": "give every session a key of its own",
     "unreadable table": "give the columns session, turn, source, target and instruction in every row",
     "a star": "give this stage chains; the first stage learns from stars as well",
-    "outside the folder": "keep pictures in the folder named for them and give paths relative to it",
+    "outside the folder": "keep images in the folder named for them and give paths relative to it",
 }
 
 
@@ -80,14 +80,14 @@ class Problems:
 
 @dataclass(frozen=True)
 class EditSession:
-    """`pictures` uint8 [T + 1, 3, H, W], the source first; `instructions` T texts by language ("en", "zh", ...).
+    """`images` uint8 [T + 1, 3, H, W], the source first; `instructions` T texts by language ("en", "zh", ...).
 
-    In a `star` every edit starts from the source, otherwise from the picture before. Sessions of the studio leave it
+    In a `star` every edit starts from the source, otherwise from the image before. Sessions of the studio leave it
     to its settings.
     """
 
     key: str
-    pictures: Tensor
+    images: Tensor
     instructions: tuple[Mapping[str, str], ...]
     star: bool = False
 
@@ -108,7 +108,7 @@ class Part(Protocol):
 
 @dataclass(frozen=True)
 class WorkSizes:
-    """The picture sizes that are trained at, described as in `geometry.buckets`; the tiny model has just one."""
+    """The image sizes that are trained at, described as in `geometry.buckets`; the tiny model has just one."""
 
     area: int = 1024
     area_step: int = 64
@@ -116,12 +116,12 @@ class WorkSizes:
 
     def fit(self, session: EditSession) -> EditSession:
         """The session at the nearest of these sizes, padded as an editing session would be."""
-        height, width = session.pictures.shape[-2:]
+        height, width = session.images.shape[-2:]
         size = nearest_bucket(height, width, buckets(self.area, self.area_step, self.area_ratio))
         if size == (height, width):
             return session
-        canvas = fit_into(height, width, *size).to_work(session.pictures.float() / 255)
-        return replace(session, pictures=to_bytes(canvas))
+        canvas = fit_into(height, width, *size).to_work(session.images.float() / 255)
+        return replace(session, images=to_bytes(canvas))
 
 
 def languages_of(instructions: Sequence[Mapping[str, str]]) -> tuple[str, ...]:
@@ -138,7 +138,7 @@ def check_instructions(instructions: object, edits: int) -> tuple[dict[str, str]
     if not readable:
         raise BadSession("unreadable instructions", "not a list of texts by language")
     if len(instructions) != edits:
-        raise BadSession("wrong instruction count", f"{len(instructions)} for {edits} edited pictures")
+        raise BadSession("wrong instruction count", f"{len(instructions)} for {edits} edited images")
     if not languages_of(instructions):
         raise BadSession("no common language", ", ".join("/".join(sorted(texts)) for texts in instructions))
     return tuple(instructions)
@@ -151,6 +151,6 @@ def check_sizes(sizes: Iterable[tuple[int, int]]) -> None:
         raise BadSession("mixed sizes", ", ".join(f"{width}x{height}" for width, height in sizes))
 
 
-def to_bytes(pictures: Tensor) -> Tensor:
-    """Pictures in 0..1 as uint8."""
-    return (pictures.clamp(0, 1) * 255).round().to(torch.uint8)
+def to_bytes(images: Tensor) -> Tensor:
+    """Images in 0..1 as uint8."""
+    return (images.clamp(0, 1) * 255).round().to(torch.uint8)

@@ -3,9 +3,9 @@
     <key>.0.jpg   the source
     <key>.1.jpg   after the first edit, and so on
     <key>.json    {"instructions": [{"en": "...", "zh": "..."}, ...]}, one entry per edit; with "star": true every
-                  edit starts from the source, otherwise from the picture before
+                  edit starts from the source, otherwise from the image before
 
-A key has no dot; the files of one session follow each other and its pictures have one size. Written by
+A key has no dot; the files of one session follow each other and its images have one size. Written by
 `python -m train data {write,convert}`, checked by `python -m train data validate`, read through the webdataset
 library (https://github.com/webdataset/webdataset). PNG and WebP are read as well.
 """
@@ -25,21 +25,21 @@ import torch
 import webdataset
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from anchoredit_model.atomic_write import whole_file
+from anchoredit_model.atomic_write import atomic_write
 from anchoredit_model.errors import AnchorEditError
 from anchoredit_model.images import decode_image, to_pil
 
 from .session import BadSession, EditSession, Problems, check_instructions, check_sizes, to_bytes
 
 FORMATS = ("JPEG", "PNG", "WEBP")  # what Pillow may find in a shard; some of its other decoders start programs
-_PICTURE = re.compile(r"(\d+)\.(jpg|jpeg|png|webp)")
+_IMAGE = re.compile(r"(\d+)\.(jpg|jpeg|png|webp)")
 _QUALITY = 95
 _PER_SHARD = 256  # sessions
 
 
 @dataclass(frozen=True)
 class StoredSession:
-    """A session as a shard holds it: pictures as the bytes of JPEG files."""
+    """A session as a shard holds it: images as the bytes of JPEG files."""
 
     key: str
     jpegs: Sequence[bytes]
@@ -86,7 +86,7 @@ def shard_parts(*places: str | Path) -> list[ShardPart]:
     for place in map(Path, places):
         found = sorted(place.glob("*.tar")) if place.is_dir() else [place]
         if not found or not found[0].is_file():
-            raise AnchorEditError(f"no shards at '{place}': give a .tar file or a folder of them")
+            raise AnchorEditError(f"no shards at '{place}'", "Give a .tar file or a folder of them")
         paths += found
     return [ShardPart(path) for path in paths]
 
@@ -100,11 +100,11 @@ def write_shards(
     """
     folder = Path(folder)
     if any(folder.glob(f"{name}-*.tar")):
-        raise AnchorEditError(f"'{folder}' has shards called '{name}-...' already: give another folder or name")
+        raise AnchorEditError(f"'{folder}' has shards called '{name}-...' already", "Give another folder or name")
     paths, sessions = [], iter(sessions)
     for first in sessions:
         path = folder / f"{name}-{len(paths):06d}.tar"
-        with whole_file(path, "shard", make_folder=True) as unfinished, unfinished.open("wb") as file:
+        with atomic_write(path, "shard", make_folder=True) as unfinished, unfinished.open("wb") as file:
             with webdataset.TarWriter(file, encoder=False, mtime=0, user="", group="") as tar:
                 for session in chain([first], islice(sessions, per_shard - 1)):
                     tar.write(_files(session))
@@ -113,15 +113,15 @@ def write_shards(
 
 
 def store(session: EditSession) -> StoredSession:
-    """Compress a session's pictures; nearly lossless, with full colour resolution."""
-    jpegs = [to_jpeg(picture.float() / 255) for picture in session.pictures]
+    """Compress a session's images; nearly lossless, with full colour resolution."""
+    jpegs = [to_jpeg(image.float() / 255) for image in session.images]
     return StoredSession(session.key, jpegs, [dict(texts) for texts in session.instructions], session.star)
 
 
-def to_jpeg(picture: torch.Tensor) -> bytes:
-    """A picture [3, H, W] in 0..1 as the bytes of a JPEG file."""
+def to_jpeg(image: torch.Tensor) -> bytes:
+    """An image [3, H, W] in 0..1 as the bytes of a JPEG file."""
     stream = io.BytesIO()
-    to_pil(picture).save(stream, format="JPEG", quality=_QUALITY, subsampling=0)
+    to_pil(image).save(stream, format="JPEG", quality=_QUALITY, subsampling=0)
     return stream.getvalue()
 
 
@@ -172,15 +172,15 @@ def _samples(path: Path, problems: Problems) -> Iterator[dict]:
 
 def _decode(key: str, sample: dict) -> EditSession:
     """A group of files as a session. Raises BadSession."""
-    pictures = [(int(match[1]), data) for name, data in sample.items() if (match := _PICTURE.fullmatch(name))]
-    files = dict(pictures)
+    images = [(int(match[1]), data) for name, data in sample.items() if (match := _IMAGE.fullmatch(name))]
+    files = dict(images)
     missing = next(turn for turn in range(len(files) + 1) if turn not in files)
     if missing < len(files) or not files:
-        raise BadSession("missing picture", f"{key}.{missing}.jpg")
-    if len(files) < len(pictures):
-        raise BadSession("duplicate picture", f"{len(pictures)} files for {len(files)} pictures")
+        raise BadSession("missing image", f"{key}.{missing}.jpg")
+    if len(files) < len(images):
+        raise BadSession("duplicate image", f"{len(images)} files for {len(files)} images")
     if len(files) == 1:
-        raise BadSession("no edited picture", "only the source")
+        raise BadSession("no edited image", "only the source")
     if "json" not in sample:
         raise BadSession("missing instructions", f"{key}.json")
     try:
@@ -195,17 +195,17 @@ def _decode(key: str, sample: dict) -> EditSession:
     try:
         shown = [decode_image(files[turn], f"{key}.{turn}.jpg", FORMATS) for turn in range(len(files))]
     except AnchorEditError as error:
-        raise BadSession("unreadable picture", str(error)) from None
-    check_sizes((picture.shape[2], picture.shape[1]) for picture in shown)
+        raise BadSession("unreadable image", str(error)) from None
+    check_sizes((image.shape[2], image.shape[1]) for image in shown)
     return EditSession(key, to_bytes(torch.stack(shown)), instructions, star)
 
 
 def _files(session: StoredSession) -> dict[str, bytes | str]:
     """The files of a session, as webdataset's writer takes them."""
     if key_of(session.key) != session.key:
-        raise AnchorEditError(f"session key '{session.key}' is unfit: use letters, digits, '_' and '-'")
+        raise AnchorEditError(f"session key '{session.key}' is unfit", "Use letters, digits, '_' and '-'")
     check_instructions(list(session.instructions), len(session.jpegs) - 1)
     mark = {"star": True} if session.star else {}
     text = json.dumps({"instructions": list(session.instructions), **mark}, ensure_ascii=False)
-    pictures = {f"{turn}.jpg": jpeg for turn, jpeg in enumerate(session.jpegs)}
-    return {"__key__": session.key, **pictures, "json": text.encode()}
+    images = {f"{turn}.jpg": jpeg for turn, jpeg in enumerate(session.jpegs)}
+    return {"__key__": session.key, **images, "json": text.encode()}

@@ -37,7 +37,7 @@ _COMPILED_FROM = 2000  # sessions from which on a minute of compiling the studio
 class Batch:
     """latents [B, T + 1, C, h, w] float32, the source first; text [B, T + 1, rows, E], the first one null.
 
-    In a `star` every edit starts from the source picture, otherwise from the one before.
+    In a `star` every edit starts from the source image, otherwise from the one before.
     """
 
     latents: Tensor
@@ -124,8 +124,8 @@ def find_parts(data: Data, edit: EditConfig, layouts: Sequence[str], device: str
     folder = Path(data.path)
     if not folder.is_file() and not any(folder.glob("*.tar")):
         raise AnchorEditError(
-            f"no training data in '{folder}': give a folder of shards (python -m train data), or --set data.path= "
-            "for the studio"
+            f"no training data in '{folder}'",
+            "Give a folder of shards (python -m train data), or --set data.path= for the studio",
         )
     return list(shard_parts(folder)[: data.limit or None]), False
 
@@ -142,7 +142,7 @@ def open_source(
     """The data, encoded by all processes together where the cache lacks it."""
     device = str(accelerator.device)
     parts, star = find_parts(data, edit, layouts, device)
-    sizes = WorkSizes(edit.area, edit.area_step, edit.area_ratio)
+    sizes = WorkSizes(edit.resolution, edit.resolution_step, edit.max_aspect_ratio)
     rank, world = accelerator.process_index, accelerator.num_processes
 
     def prepared(parts: list[Part]) -> EncodedSessions:
@@ -166,5 +166,5 @@ def _shares_of(data: EncodedSessions, english: float) -> dict[str, float]:
 
 def _studio(data: Data, edit: EditConfig, star: bool, count: int, seed: int, device: str) -> Sequence[Part]:
     turns = data.star_turns if star else data.chain_turns
-    settings = StudioSettings(turns, edit.area, edit.area, seed, star, data.shares)
+    settings = StudioSettings(turns, edit.resolution, edit.resolution, seed, star, data.shares)
     return studio_parts(settings, count, device=device, compiled=data.compile and count >= _COMPILED_FROM)

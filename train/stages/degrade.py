@@ -1,7 +1,7 @@
 """What may have happened to a history before the model sees it: damage in latent space, and through the VAE.
 
-At inference a turn looks back at pictures that the model made. Stage 2 makes the true history a little worse in
-the same ways - drifting colours, flattened texture, a trip through a picture file - more so the later the frame,
+At inference a turn looks back at images that the model made. Stage 2 makes the true history a little worse in
+the same ways - drifting colours, flattened texture, a trip through an image file - more so the later the frame,
 and asks for the true edit nevertheless. Kinds, order and strengths are those of the published code
 (https://github.com/xuhang07/AnchorEdit, trainer/multi_turn_i2v.py); JPEG, which the paper names and the code
 lacks, joins the VAE's round trip.
@@ -184,27 +184,27 @@ def blur(x: Tensor, mix: Tensor, sigma: Tensor) -> Tensor:
 def through_vae(x: Tensor, round_trip: Tensor, jpeg: Tensor, settings: Degradations, vae: ImageVAE | None) -> Tensor:
     """Decodes and encodes again the frames whose strength [B, F] for either kind is above 0.
 
-    A round trip is mixed in by its strength; a JPEG, whose quality falls with strength, is what the picture now is.
+    A round trip is mixed in by its strength; a JPEG, whose quality falls with strength, is what the image now is.
     """
     if vae is None:
         raise ValueError("the round trip and JPEG need the VAE: pass it, or set their probabilities to 0")
     chosen = (round_trip > 0) | (jpeg > 0)
-    pictures = vae.decode(x[chosen])
+    images = vae.decode(x[chosen])
     best, worst = settings.jpeg_quality
     for index, strength in enumerate(jpeg[chosen].tolist()):
         if strength > 0:
-            pictures[index] = compress(pictures[index], round(best + (worst - best) * strength))
+            images[index] = compress(images[index], round(best + (worst - best) * strength))
     mix = torch.where(jpeg > 0, 1.0, settings.round_trip_mix * round_trip)[chosen]
     x = x.clone()
-    x[chosen] = torch.lerp(x[chosen], vae.encode(pictures).to(x), mix[:, None, None, None])
+    x[chosen] = torch.lerp(x[chosen], vae.encode(images).to(x), mix[:, None, None, None])
     return x
 
 
-def compress(picture: Tensor, quality: int) -> Tensor:
-    """A picture [3, H, W] in 0..1 after it was a JPEG file; quality 1..95."""
+def compress(image: Tensor, quality: int) -> Tensor:
+    """An image [3, H, W] in 0..1 after it was a JPEG file; quality 1..95."""
     file = io.BytesIO()
-    to_pil(picture.cpu()).save(file, "JPEG", quality=quality)
-    return to_tensor(Image.open(file)).to(picture)
+    to_pil(image.cpu()).save(file, "JPEG", quality=quality)
+    return to_tensor(Image.open(file)).to(image)
 
 
 def _frames(value: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Stage 3, distillation to a few steps without guidance: consistency first, then distribution matching.
 
 `Consistency` pulls the student's x0 together along the guided teacher's path, behind true histories or its own.
-`Matching` lets the generator make whole sessions and moves its pictures towards what the teacher finds likely, by the
+`Matching` lets the generator make whole sessions and moves its images towards what the teacher finds likely, by the
 difference of two scores: the teacher's, and that of a fake score which learns what the generator makes. The formulas
 are in `losses`.
 """
@@ -105,9 +105,9 @@ class Matching(Stage):
         turn, text = self._turn(batch, draws), batch.text
         cache, history = self._sessions(batch, turn - 1, draws)
         cache.read(history[:, -1], text[:, turn - 1 : turn])
-        step = draws.number(0, len(self.edit.steps))
+        step = draws.number(0, len(self.edit.timesteps))
         noise = draws.noise((step + 1, *history[:, :1].shape))
-        x0 = last_step_x0(cache.predictor(text[:, turn : turn + 1]), noise, step, self.edit.steps)
+        x0 = last_step_x0(cache.predictor(text[:, turn : turn + 1]), noise, step, self.edit.timesteps)
 
         text = text[:, : turn + 1]
         null = torch.cat([text[:, :-1], text[:, :1]], dim=1)
@@ -136,7 +136,7 @@ class Matching(Stage):
         """Frames 0..turns [B, turns + 1, C, h, w] as the generator makes them; what it remembers before the last."""
         generator = self.networks["generator"]
         cache = SessionCache(generator.module, slots=self.slots, stride=self.stride, forward=generator.forward)
-        noise = draws.noise((turns, len(self.edit.steps), *batch.latents[:, 0].shape))
+        noise = draws.noise((turns, len(self.edit.timesteps), *batch.latents[:, 0].shape))
         return cache, rollout(cache, batch.latents, batch.text, noise, self.edit)
 
     def _score(self, model: nn.Module, history: Tensor, text: Tensor) -> Predict:

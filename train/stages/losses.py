@@ -1,7 +1,7 @@
 """What the three stages minimise, as functions of tensors and nothing else.
 
 `flow_matching_loss`   stages 1 and 2, and the fake score of stage 3
-`regression_loss`      stage 2 where a picture is not the noisy truth but what the sampler has made of it so far
+`regression_loss`      stage 2 where an image is not the noisy truth but what the sampler has made of it so far
 `consistency_loss`     stage 3a: the student's x0 agrees along the teacher's path
 `generator_loss`       stage 3b: distribution matching, with `critic_loss` for its fake score
 

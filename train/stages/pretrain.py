@@ -22,7 +22,7 @@ from .stage import Draws, Stage, StageParts
 from .timesteps import sample_times, sigma_of
 
 _CHANGED = 0.15  # mean absolute difference of normalised latents that counts as a change
-_LEAST_AREA = 0.01  # share of the picture that an edit at least counts as: bounds the weight of one position
+_LEAST_AREA = 0.01  # share of the image that an edit at least counts as: bounds the weight of one position
 
 
 class Pretrain(Stage):
@@ -54,7 +54,7 @@ class Pretrain(Stage):
 
 
 def pairs(batch: Batch) -> Batch:
-    """Every turn of chains [B, T + 1] as a pair of its own [B * T, 2], the picture before it being the source."""
+    """Every turn of chains [B, T + 1] as a pair of its own [B * T, 2], the image before it being the source."""
     latents = torch.stack([batch.latents[:, :-1], batch.latents[:, 1:]], dim=2).flatten(0, 1)
     null = batch.text[:, :1].expand(-1, batch.text.shape[1] - 1, -1, -1)
     text = torch.stack([null, batch.text[:, 1:]], dim=2).flatten(0, 1)
@@ -70,7 +70,7 @@ def without(text: Tensor, dropped: Tensor) -> Tensor:
 def change_weight(target: Tensor, source: Tensor, extra: float) -> Tensor | None:
     """Weight [..., 1, h, w] of every latent position: 1, and more where the edit changes it; None without `extra`.
 
-    What an edit changes counts `extra` times as much as the whole picture, however small it is: a smile learns as
+    What an edit changes counts `extra` times as much as the whole image, however small it is: a smile learns as
     fast as a sky.
     """
     if not extra:

@@ -20,14 +20,14 @@ from torch import Tensor, nn
 
 from anchoredit_model.config import EditConfig, MemoryPolicy
 from anchoredit_model.memory.visibility import FrameView, sequence_views, view_of
-from anchoredit_model.networks.transformer import Block, CausalWanTransformer, TextContext
+from anchoredit_model.networks.transformer import CausalWanTransformer, FrameKV, TextContext
 from anchoredit_model.sampling import PredictFlow, euler, guided, renoise, shifted_sigmas
 
 from .losses import Predict, add_noise, x0_of
 
 
 class SessionCache:
-    """Keys and values of a batch of sessions of one length, frame by frame, streaming as in `MemoryReader`.
+    """Keys and values of a batch of sessions of one length, frame by frame, streaming as in `KVCacheManager`.
 
     Frames that no later turn can see are forgotten. Reading keeps no gradient; what is predicted from it does.
     `model` is the bare module; `forward` is what predictions call, if that is wrapped (DDP).
@@ -47,7 +47,7 @@ class SessionCache:
         self.slots = slots
         self.stride = stride
         self.frames = 0
-        self._blocks: dict[int, Block] = {}
+        self._blocks: dict[int, FrameKV] = {}
 
     @property
     def nbytes(self) -> int:
@@ -79,7 +79,7 @@ class SessionCache:
             return sequence_views(self.frames + 1, None, self.slots)[-1]
         return view_of(self.frames, self.policy, self.slots)
 
-    def _visible(self) -> tuple[FrameView, tuple[Block, ...]]:
+    def _visible(self) -> tuple[FrameView, tuple[FrameKV, ...]]:
         view = self._view()
         return view, tuple(self._blocks[frame] for frame in view.frames)
 
@@ -100,8 +100,8 @@ def rollout(
     latents   [B, 1 or more, C, h, w], the truth
     text      [B, T + 1 or more, rows, E], see `forcing.frame_texts`
     noise     [T, S, B, C, h, w] says how many turns there are: the start and every re-noising of
-              `edit.sampler`, S = len(edit.steps) for "renoise", 1 for "euler"
-    edit      the sampler; with `edit.guidance` the second branch is frame 0's text
+              `edit.sampler`, S = len(edit.timesteps) for "renoise", 1 for "euler"
+    edit      the sampler; with `edit.cfg` the second branch is frame 0's text
     replaced  [B, T + 1] bool: frames that are False stay the truth, and later ones see that (default: all True)
     sigmas    noise levels in place of steps / 1000
     """
@@ -109,8 +109,8 @@ def rollout(
     for turn, draws in enumerate(noise, start=1):
         cache.read(frames[-1], cache.model.embed_text(text[:, turn - 1 : turn]))
         predict = cache.predictor(cache.model.embed_text(text[:, turn : turn + 1]))
-        if edit.guidance != 1:
-            predict = guided(predict, cache.predictor(cache.model.embed_text(text[:, :1])), edit.guidance)
+        if edit.cfg != 1:
+            predict = guided(predict, cache.predictor(cache.model.embed_text(text[:, :1])), edit.cfg)
         x0 = _sample(predict, draws[:, :, None], edit, sigmas)[:, 0]
         if replaced is not None:
             x0 = torch.where(replaced[:, turn, None, None, None], x0, latents[:, turn].float())
@@ -134,10 +134,10 @@ def own_history(
     As inference makes them, turn by turn from the cache, but without guidance; `draw` makes noise of a shape.
     """
     turns = latents.shape[1] - 2  # the last frame is no history
-    draws = len(edit.steps) if edit.sampler == "renoise" else 1
+    draws = len(edit.timesteps) if edit.sampler == "renoise" else 1
     noise = draw((turns, draws, *latents[:, 0].shape))
     cache = SessionCache(model, slots=slots, stride=stride)
-    return rollout(cache, latents, text, noise, replace(edit, guidance=1.0), replaced)
+    return rollout(cache, latents, text, noise, replace(edit, cfg=1.0), replaced)
 
 
 def last_step_x0(
@@ -199,7 +199,7 @@ def _sample(predict: Predict, noise: Tensor, edit: EditConfig, sigmas: Sequence[
     """x0 [B, F, C, h, w] from noise [S, B, F, C, h, w] by inference's samplers, which mind no leading dimensions."""
     flow = _at_one_time(predict)
     if edit.sampler == "renoise":
-        return renoise(flow, iter(noise), edit.steps, sigmas, device=noise.device)
+        return renoise(flow, iter(noise), edit.timesteps, sigmas, device=noise.device)
     levels = shifted_sigmas(edit.num_steps, edit.shift) if sigmas is None else sigmas
     return euler(flow, iter(noise), levels, device=noise.device)
 

@@ -89,7 +89,7 @@ class Stage(ABC):
         self.settings = settings
         self.config = parts.config
         self.vae = parts.vae
-        self.stride, self.slots = parts.config.edit.stride, parts.config.edit.slots
+        self.stride, self.slots = parts.config.edit.temporal_stride, parts.config.edit.slot_mode
         self.networks = self.build(parts)
 
     @property

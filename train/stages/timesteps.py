@@ -43,12 +43,12 @@ class TimeSampling:
     def __post_init__(self):
         if self.own_share and not self.own:
             raise AnchorEditError(
-                f"times.own_share is {self.own_share} of no times: list them in times.own, or set it to 0"
+                f"times.own_share is {self.own_share} of no times", "List them in times.own, or set it to 0"
             )
         if self.own_weights and (len(self.own_weights) != len(self.own) or min(self.own_weights) < 0):
             raise AnchorEditError(
-                f"times.own_weights {list(self.own_weights)} do not fit times.own {list(self.own)}: give each a weight "
-                "of 0 or more, or none at all"
+                f"times.own_weights {list(self.own_weights)} do not fit times.own {list(self.own)}",
+                "Give each a weight of 0 or more, or none at all",
             )
 
     @property
@@ -65,7 +65,7 @@ def sigma_of(times: Tensor) -> Tensor:
 
 
 def shifted(times: Tensor, shift: float) -> Tensor:
-    """Times moved towards noise, as larger pictures want it (https://arxiv.org/abs/2403.03206, 5.3.2)."""
+    """Times moved towards noise, as larger images want it (https://arxiv.org/abs/2403.03206, 5.3.2)."""
     u = sigma_of(times)
     return NOISE * shift * u / (1 + (shift - 1) * u)
 

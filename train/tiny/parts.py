@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from anchoredit_model.atomic_write import whole_file
+from anchoredit_model.atomic_write import atomic_write
 
 from ..interrupt import Interrupt
 
@@ -25,7 +25,7 @@ def is_finished(folder: Path) -> bool:
 def mark_finished(folder: Path, finished: bool = True) -> None:
     """Say so, or take it back. Raises AnchorEditError if the folder cannot be written to."""
     if finished:
-        with whole_file(folder / _MARK, "mark of a finished part") as unfinished:
+        with atomic_write(folder / _MARK, "mark of a finished part") as unfinished:
             unfinished.touch()
     else:
         (folder / _MARK).unlink(missing_ok=True)

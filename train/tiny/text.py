@@ -233,7 +233,7 @@ def run(options: Text, out: Path, resume: bool = False) -> bool:
     if resume and is_finished(out):
         return True
     if not resume and (out / "config.json").is_file():
-        raise AnchorEditError(f"'{out}' has a text encoder: keep a finished one with --resume, or give another --out")
+        raise AnchorEditError(f"'{out}' has a text encoder", "Keep a finished one with --resume, or give another --out")
     torch.manual_seed(options.seed)
     texts, labels = sample_instructions(options.pool, torch.Generator().manual_seed(options.seed))
     rng = random.Random(options.seed)
@@ -256,8 +256,8 @@ def run(options: Text, out: Path, resume: bool = False) -> bool:
     print(f"text: all slots      held out: {overall:.4f}")
     if overall < options.floor:
         raise AnchorEditError(
-            f"the text encoder reads held-out instructions with accuracy {overall:.4f}, below {options.floor}: "
-            "raise text.steps"
+            f"the text encoder reads held-out instructions with accuracy {overall:.4f}, below {options.floor}",
+            "Raise text.steps",
         )
     power = normalise(encoder, sorted(set(seen)))
     encoder.save_pretrained(out)

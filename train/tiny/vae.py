@@ -1,13 +1,13 @@
-"""Train the small VAE from scratch: Wan 2.1's shape at a sixth of its width, on pictures of the studio.
+"""Train the small VAE from scratch: Wan 2.1's shape at a sixth of its width, on images of the studio.
 
     python -m train vae --out runs/tiny --set vae.minutes=13      # two CPU cores with bf16; --resume goes on
 
-Training is 2-D (a picture is a one-frame video, see `anchoredit_model.vae`); the saved files are Wan's 3-D layout.
+Training is 2-D (an image is a one-frame video, see `anchoredit_model.vae`); the saved files are Wan's 3-D layout.
 The loss is L1 for flat colours, squared error for PSNR, the L1 of differences between neighbouring pixels for crisp
 edges, and a tiny KL that bounds the latents' scale. Noise in proportion to each latent channel's spread teaches the
 decoder to bear a diffusion model's small errors. Wan 2.1: https://arxiv.org/abs/2503.20314
 
-Shapes: B pictures, C = 16 latent channels, H and W height and width in pixels, h = H / 8 and w = W / 8.
+Shapes: B images, C = 16 latent channels, H and W height and width in pixels, h = H / 8 and w = W / 8.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from anchoredit_model.atomic_write import whole_file
+from anchoredit_model.atomic_write import atomic_write
 from anchoredit_model.errors import AnchorEditError
 from anchoredit_model.networks.vae import (
     CONFIG_NAME,
@@ -39,10 +39,10 @@ from ..interrupt import Interrupt
 from .parts import is_finished, mark_finished
 
 LATENT_CHANNELS = 16
-PICTURE_SIZE = 128
-CROP_SIZE, CROP_SHARE = 64, 0.75  # quarter pictures for the first part of the time: four times as many steps
+IMAGE_SIZE = 128
+CROP_SIZE, CROP_SHARE = 64, 0.75  # quarter images for the first part of the time: four times as many steps
 DRAWN_AT_ONCE = 64
-MEASURED = 2000  # pictures for the latents' statistics
+MEASURED = 2000  # images for the latents' statistics
 HELD_OUT = 64
 PEAK_LEARNING_RATE = 5e-3
 WARM_UP_STEPS = 30
@@ -53,8 +53,8 @@ LOG_SECONDS, SAVE_SECONDS = 10, 120
 FREE_LOSS_DB = 0.05  # what storing in bfloat16 may cost
 
 
-class PicturePool:
-    """Pictures of the studio, in every look, drawn by compiled loops and kept as bytes [N, 3, H, W]."""
+class ImagePool:
+    """Images of the studio, in every look, drawn by compiled loops and kept as bytes [N, 3, H, W]."""
 
     def __init__(self, count: int, generator: torch.Generator):
         self.generator = generator
@@ -62,20 +62,20 @@ class PicturePool:
         batches = []
         for _ in range(-(-count // DRAWN_AT_ONCE)):
             scenes = sample_sessions(DRAWN_AT_ONCE, 2, generator).scenes[-1]
-            batches.append((render(scenes, PICTURE_SIZE, PICTURE_SIZE, layers) * 255).round().byte())
-        self.pictures = torch.cat(batches)
+            batches.append((render(scenes, IMAGE_SIZE, IMAGE_SIZE, layers) * 255).round().byte())
+        self.images = torch.cat(batches)
 
     def draw(self, count: int, side: int) -> Tensor:
         """Crops [count, 3, side, side] in 0..1, each mirrored or not."""
-        picked = torch.randint(len(self.pictures), (count,), generator=self.generator)
-        top, left = torch.randint(PICTURE_SIZE - side + 1, (2,), generator=self.generator).tolist()
-        chosen = self.pictures[picked, :, top : top + side, left : left + side].float() / 255
+        picked = torch.randint(len(self.images), (count,), generator=self.generator)
+        top, left = torch.randint(IMAGE_SIZE - side + 1, (2,), generator=self.generator).tolist()
+        chosen = self.images[picked, :, top : top + side, left : left + side].float() / 255
         mirrored = torch.rand(count, 1, 1, 1, generator=self.generator) < 0.5
         return torch.where(mirrored, chosen.flip(-1), chosen)
 
     def sample(self, count: int) -> Tensor:
         """[count, 3, H, W] bytes, spread over the whole pool."""
-        return self.pictures[torch.linspace(0, len(self.pictures) - 1, count).long()]
+        return self.images[torch.linspace(0, len(self.images) - 1, count).long()]
 
 
 def build_model(base_dim: int) -> nn.Module:
@@ -95,9 +95,9 @@ def build_model(base_dim: int) -> nn.Module:
     return to_image_convolutions(model, forget_past=True)
 
 
-def autoencoder_loss(model: nn.Module, pictures: Tensor) -> tuple[Tensor, Tensor]:
-    """Pictures [B, 3, H, W] in 0..1 -> the loss, and the mean squared error in 0..1 for the log."""
-    frames = (pictures.to(memory_format=torch.channels_last) * 2 - 1).unsqueeze(2)  # [B, 3, 1, H, W]
+def autoencoder_loss(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Images [B, 3, H, W] in 0..1 -> the loss, and the mean squared error in 0..1 for the log."""
+    frames = (images.to(memory_format=torch.channels_last) * 2 - 1).unsqueeze(2)  # [B, 3, 1, H, W]
     with torch.autocast("cpu", torch.bfloat16):
         mean, log_variance = encode_moments(model, frames).float().chunk(2, dim=1)  # each [B, C, 1, h, w]
         log_variance = log_variance.clamp(-20, 10)
@@ -112,12 +112,12 @@ def autoencoder_loss(model: nn.Module, pictures: Tensor) -> tuple[Tensor, Tensor
     return loss, squared.detach() / 4
 
 
-def measure_latents(vae: ImageVAE, pictures: Tensor) -> None:
-    """Write each latent channel's mean and standard deviation over the byte pictures [N, 3, H, W] into the config."""
+def measure_latents(vae: ImageVAE, images: Tensor) -> None:
+    """Write each latent channel's mean and standard deviation over the byte images [N, 3, H, W] into the config."""
     neutral = [0.0] * LATENT_CHANNELS, [1.0] * LATENT_CHANNELS
     vae.model.register_to_config(latents_mean=neutral[0], latents_std=neutral[1])
     with torch.autocast("cpu", torch.bfloat16):
-        latents = torch.cat([vae.encode(part.float() / 255) for part in pictures.split(HELD_OUT)])  # [N, C, h, w]
+        latents = torch.cat([vae.encode(part.float() / 255) for part in images.split(HELD_OUT)])  # [N, C, h, w]
     mean, std = latents.mean(dim=(0, 2, 3)), latents.std(dim=(0, 2, 3))
     vae.model.register_to_config(
         latents_mean=[round(value, 4) for value in mean.tolist()],
@@ -126,16 +126,14 @@ def measure_latents(vae: ImageVAE, pictures: Tensor) -> None:
 
 
 def decibels(squared_error: float) -> float:
-    """PSNR of a mean squared error of pictures in 0..1."""
+    """PSNR of a mean squared error of images in 0..1."""
     return -10 * math.log10(max(squared_error, 1e-10))
 
 
-def measure_psnr(vae: ImageVAE, pictures: Tensor) -> float:
-    """PSNR in dB of pictures [N, 3, H, W] put through the VAE, of the error over all of them together."""
-    parts = pictures.split(16)
-    return decibels(
-        sum((vae.decode(vae.encode(part)) - part).square().sum().item() for part in parts) / pictures.numel()
-    )
+def measure_psnr(vae: ImageVAE, images: Tensor) -> float:
+    """PSNR in dB of images [N, 3, H, W] put through the VAE, of the error over all of them together."""
+    parts = images.split(16)
+    return decibels(sum((vae.decode(vae.encode(part)) - part).square().sum().item() for part in parts) / images.numel())
 
 
 class Trainer:
@@ -191,17 +189,17 @@ class Trainer:
         state |= {"optimizers": [optimizer.state_dict() for optimizer in self.optimizers]}
         state |= {"step": self.step, "elapsed": self.elapsed, "base_dim": self.options.base_dim}
         state |= {"random": torch.get_rng_state(), "generator": self.generator.get_state()}
-        with whole_file(self.state_file, "training state", make_folder=True) as unfinished:
+        with atomic_write(self.state_file, "training state", make_folder=True) as unfinished:
             torch.save(state, unfinished)
 
     def load_state(self) -> None:
         """Go on where `save_state` left off."""
         if not self.state_file.is_file():
-            raise AnchorEditError(f"nothing to resume at '{self.state_file}': start without --resume")
+            raise AnchorEditError(f"nothing to resume at '{self.state_file}'", "Start without --resume")
         state = torch.load(self.state_file, weights_only=True)
         if state["base_dim"] != self.options.base_dim:
             raise AnchorEditError(
-                f"'{self.state_file}' has base_dim {state['base_dim']}: give --set vae.base_dim={state['base_dim']}"
+                f"'{self.state_file}' has base_dim {state['base_dim']}", f"Give --set vae.base_dim={state['base_dim']}"
             )
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
@@ -211,7 +209,7 @@ class Trainer:
         torch.set_rng_state(state["random"])
         self.generator.set_state(state["generator"])
 
-    def train(self, pool: PicturePool, held_out: Tensor) -> bool:
+    def train(self, pool: ImagePool, held_out: Tensor) -> bool:
         """Train until the minutes are over; False if that was interrupted. The state is saved in either case."""
         with Interrupt() as interrupt:
             self._steps(pool, held_out, interrupt)
@@ -219,7 +217,7 @@ class Trainer:
             self.save_state()
         return not interrupt.asked
 
-    def _steps(self, pool: PicturePool, held_out: Tensor, interrupt: Interrupt) -> None:
+    def _steps(self, pool: ImagePool, held_out: Tensor, interrupt: Interrupt) -> None:
         budget = 60 * self.options.minutes
         logged_at, logged_step, saved_at = self.elapsed, self.step, self.elapsed
         losses: list[float] = []
@@ -228,7 +226,7 @@ class Trainer:
             cosine = (1 + math.cos(math.pi * min(self.elapsed / budget, 1))) / 2
             for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
                 group["lr"] = PEAK_LEARNING_RATE * min((self.step + 1) / WARM_UP_STEPS, 1) * cosine
-            side = CROP_SIZE if self.elapsed < CROP_SHARE * budget else PICTURE_SIZE
+            side = CROP_SIZE if self.elapsed < CROP_SHARE * budget else IMAGE_SIZE
             loss, error = autoencoder_loss(self.model, pool.draw(self.options.batch_size, side))
             loss.backward()
             self.update()
@@ -275,23 +273,23 @@ def run(options: Vae, out: Path, resume: bool = False) -> bool:
     minutes. Raises AnchorEditError where a VAE or a state would be lost.
     """
     torch.manual_seed(options.seed)
-    held_out = sample_images(HELD_OUT, PICTURE_SIZE, PICTURE_SIZE, torch.Generator().manual_seed(options.seed + 1))
+    held_out = sample_images(HELD_OUT, IMAGE_SIZE, IMAGE_SIZE, torch.Generator().manual_seed(options.seed + 1))
     trainer = Trainer(options, out)
     if trainer.state_file.is_file():
         if not resume:
             raise AnchorEditError(
-                f"'{trainer.state_file}' is the state of a training: go on with --resume, or give another --out"
+                f"'{trainer.state_file}' is the state of a training", "Go on with --resume, or give another --out"
             )
         trainer.load_state()
         if not options.decoder_only and is_finished(out) and trainer.elapsed >= 60 * options.minutes:
             return True
     elif not options.decoder_only and (out / CONFIG_NAME).is_file():
         raise AnchorEditError(
-            f"'{out}' has a VAE and no state to go on from: give another --out, or use it with --set parts.vae={out}"
+            f"'{out}' has a VAE and no state to go on from", f"Give another --out, or use it with --set parts.vae={out}"
         )
     if not options.decoder_only:  # of which every state is as good a VAE as the one it began with
         mark_finished(out, False)
-    pool = PicturePool(options.pool, trainer.generator)
+    pool = ImagePool(options.pool, trainer.generator)
     if not trainer.train(pool, held_out):
         print(f"vae: stopped and saved at step {trainer.step}: go on with --resume", flush=True)
         return False

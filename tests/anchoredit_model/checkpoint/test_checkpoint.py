@@ -26,7 +26,7 @@ from anchoredit_model.errors import AnchorEditError
 from anchoredit_model.networks.transformer import CausalWanTransformer
 
 CONFIG = TransformerConfig(dim=128, ffn_dim=64, num_heads=1, num_layers=2, freq_dim=16, text_dim=24)
-EDIT = EditConfig(steps=(1000, 500), shift=2.0, area=512)
+EDIT = EditConfig(timesteps=(1000, 500), shift=2.0, resolution=512)
 # Wan's name -> diffusers', of a model of two layers, as measured on diffusers itself
 GOLDEN_MAP = json.loads((Path(__file__).parents[2] / "golden" / "keymap_official_to_diffusers.json").read_text())
 
@@ -178,7 +178,7 @@ def old_pt(folder, wan, theirs):
     return folder / "model.pt"
 
 
-FOREIGN = EditConfig(anchor_text="first_prompt", slots="absolute")
+FOREIGN = EditConfig(anchor_prompt="first_prompt", slot_mode="absolute")
 LAYOUTS = {
     "own file": (own_file, "anchoredit", EDIT),
     "own folder": (own_folder, "anchoredit", EDIT),

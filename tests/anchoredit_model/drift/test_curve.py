@@ -29,20 +29,20 @@ def blurred(image, sigma):
     return F.conv2d(F.pad(image, (0, 0, 12, 12), mode="reflect"), taps.mT, groups=3)[0]
 
 
-def session(picture, turns, area=128):
+def session(image, turns, area=128):
     """A memory whose turns are (instruction, mask or None); its latents are never looked at."""
-    geometry = fit(*picture.shape[1:], area, 16)
+    geometry = fit(*image.shape[1:], area, 16)
     text = torch.zeros(1, 8)
-    memory = AnchorMemory.start(torch.zeros(16, 2, 2), text, picture, geometry)
+    memory = AnchorMemory.start(torch.zeros(16, 2, 2), text, image, geometry)
     for instruction, mask in turns:
         memory = memory.commit(Turn(torch.zeros(16, 2, 2), instruction, text, mask=mask))
     return memory
 
 
-def measured(pictures, masks=None, subject=None, area=128):
-    masks = masks or [None] * (len(pictures) - 1)
-    memory = session(pictures[0], [(f"edit {n}", mask) for n, mask in enumerate(masks, 1)], area)
-    return list(drift_curve(memory, lambda turn, before: pictures[turn], subject))
+def measured(images, masks=None, subject=None, area=128):
+    masks = masks or [None] * (len(images) - 1)
+    memory = session(images[0], [(f"edit {n}", mask) for n, mask in enumerate(masks, 1)], area)
+    return list(drift_curve(memory, lambda turn, before: images[turn], subject))
 
 
 def test_copies_of_the_anchor_do_not_drift():
@@ -74,8 +74,8 @@ def test_likeness_falls_with_damage_and_not_with_light():
 
 def test_likeness_sees_through_a_known_shift():
     source = blurred(scene(160, 200, seed=7), 1.0)
-    picture = source.roll((4, -6), dims=(1, 2))
-    unaligned, aligned = likeness(picture, source), likeness(picture, source, Alignment(-6.0, 4.0, 0.0, 1.0))
+    image = source.roll((4, -6), dims=(1, 2))
+    unaligned, aligned = likeness(image, source), likeness(image, source, Alignment(-6.0, 4.0, 0.0, 1.0))
     assert aligned > 0.995 > unaligned + 0.05
 
 
@@ -115,14 +115,14 @@ def test_a_subject_by_itself():
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_the_way_through_the_work_size_is_no_drift(masked):
-    """A turn's picture has been at the work size; a masked one has the source's own pixels outside."""
+    """A turn's image has been at the work size; a masked one has the source's own pixels outside."""
     source = scene(300, 200, seed=11)
     geometry = fit(300, 200, 128, 16)
     redrawn = geometry.from_work(geometry.to_work(source[None]))[0]
     mask = torch.zeros(1, 300, 200)
     mask[:, :150] = 1
-    picture = torch.where(mask > 0, redrawn, source) if masked else redrawn
-    _, turn = measured([source, picture], [mask if masked else None])
+    image = torch.where(mask > 0, redrawn, source) if masked else redrawn
+    _, turn = measured([source, image], [mask if masked else None])
     assert turn.sharpness == pytest.approx(0, abs=1e-3) and turn.colour < 0.01
     assert turn.likeness == pytest.approx(1, abs=1e-4)
 
@@ -142,7 +142,7 @@ def test_the_table_is_read_back_by_a_spreadsheet():
 
 def test_bad_masks_say_what_to_do():
     source = scene()
-    with pytest.raises(AnchorEditError, match="the picture 128x128: draw the mask at the picture's size"):
+    with pytest.raises(AnchorEditError, match="the image 128x128: draw the mask at the image's size"):
         measured([source, source], subject=torch.ones(64, 32))
     with pytest.raises(AnchorEditError, match="paint white what should be measured"):
         measured([source, source], subject=torch.zeros(128, 128))

@@ -1,4 +1,4 @@
-"""Drift is what was done to the picture, no more: known answers, scikit-image as oracle, masks without influence."""
+"""Drift is what was done to the image, no more: known answers, scikit-image as oracle, masks without influence."""
 
 import json
 import math
@@ -31,7 +31,7 @@ SHIFT, SCALE = 0.05, 0.002  # how far the found place may be off, in pixels and 
 
 
 def waves(height, width, dx=0.0, dy=0.0, scale=0.0, seed=0):
-    """A picture known between its pixels: random plane waves, moved and grown exactly."""
+    """An image known between its pixels: random plane waves, moved and grown exactly."""
     g = torch.Generator().manual_seed(seed)
     y = ((torch.arange(height) - (height - 1) / 2 - dy) / (1 + scale))[:, None]
     x = ((torch.arange(width) - (width - 1) / 2 - dx) / (1 + scale))[None, :]
@@ -52,14 +52,14 @@ def photo(name):
     return torch.from_numpy(getattr(data, name)()).permute(2, 0, 1).float() / 255
 
 
-PICTURES = {
+IMAGES = {
     "waves": lambda: waves(128, 176),
     "studio": lambda: studio(128, 128),
     "studio wide": lambda: studio(96, 256, seed=1),
     "astronaut": lambda: photo("astronaut")[:, 40:240, 120:320],
     "coffee": lambda: photo("coffee"),
 }
-pictures = pytest.mark.parametrize("name", PICTURES)
+images = pytest.mark.parametrize("name", IMAGES)
 
 
 def moved(image, dx, dy):
@@ -100,10 +100,10 @@ def placed(found, dx=0.0, dy=0.0, scale=0.0):
     return True
 
 
-@pictures
+@images
 @pytest.mark.parametrize("masked", [False, True])
 def test_an_identical_copy_has_no_drift(name, masked):
-    image = PICTURES[name]()
+    image = IMAGES[name]()
     mask = None
     if masked:
         mask = torch.ones(image.shape[1:])
@@ -118,10 +118,10 @@ def test_an_identical_copy_has_no_drift(name, masked):
 # --- Place
 
 
-@pictures
+@images
 @pytest.mark.parametrize("dx, dy", [(0.3, 0.0), (-0.45, 0.2), (3.7, -5.25)])
 def test_shift(name, dx, dy):
-    image = PICTURES[name]()
+    image = IMAGES[name]()
     assert placed(alignment(moved(image, dx, dy), image), dx, dy)
 
 
@@ -135,9 +135,9 @@ def test_scale(scale):
     assert placed(alignment(waves(128, 176, scale=scale), waves(128, 176)), scale=scale)
 
 
-@pictures
-def test_scale_of_pictures(name):
-    image = PICTURES[name]()
+@images
+def test_scale_of_images(name):
+    image = IMAGES[name]()
     assert placed(alignment(grown(image, 1.01), image), scale=0.01)
 
 
@@ -168,15 +168,15 @@ def test_far_from_where_it_was(dx, dy, scale):
 )
 @pytest.mark.parametrize("name", ["waves", "studio", "astronaut"])
 def test_other_damage_moves_nothing(name, damage):
-    image = PICTURES[name]()
+    image = IMAGES[name]()
     assert placed(alignment(damage(image), image))
     assert placed(alignment(damage(moved(image, 0.3, -0.2)), image), 0.3, -0.2)
 
 
 @pytest.mark.parametrize("name", ["waves", "astronaut", "coffee"])
 @pytest.mark.parametrize("dx, dy", [(0.0, 0.0), (0.3, -0.2), (4.5, 2.25)])
-def test_a_subject_that_moved_is_not_the_picture_that_moved(name, dx, dy):
-    image = PICTURES[name]()
+def test_a_subject_that_moved_is_not_the_image_that_moved(name, dx, dy):
+    image = IMAGES[name]()
     height, width = image.shape[1:]
     rows, columns = slice(height // 4, 3 * height // 4), slice(width // 4, 3 * width // 5)
     edited = moved(image, dx, dy)
@@ -186,15 +186,15 @@ def test_a_subject_that_moved_is_not_the_picture_that_moved(name, dx, dy):
     assert placed(alignment(edited, image, mask), dx, dy)
 
 
-def test_a_small_edit_without_a_mask_is_not_the_picture_that_moved():
-    image = PICTURES["astronaut"]()
+def test_a_small_edit_without_a_mask_is_not_the_image_that_moved():
+    image = IMAGES["astronaut"]()
     edited = moved(image, 0.3, -0.2)
     edited[:, 60:120, 60:120] = image[:, 68:128, 66:126]
     assert placed(alignment(edited, image), 0.3, -0.2)
 
 
 @pytest.mark.parametrize("height, width", [(16, 16), (32, 32), (31, 200), (16, 3000)])
-def test_flat_pictures_have_no_place(height, width):
+def test_flat_images_have_no_place(height, width):
     flat = torch.full((3, height, width), 0.5)
     for image in (flat, flat + 0.2, flat * torch.linspace(0.999, 1, width)):
         found = alignment(image, flat)
@@ -209,7 +209,7 @@ def test_flat_pictures_have_no_place(height, width):
         (noise(torch.empty(3, 64, 64)).clamp(0, 1), torch.full((3, 64, 64), 0.5)),
         (torch.full((3, 64, 64), 0.5), studio(64, 64)),
     ],
-    ids=["another picture", "noise", "texture lost"],
+    ids=["another image", "noise", "texture lost"],
 )
 def test_what_has_nothing_in_common_has_no_place(image, reference):
     found = alignment(image, reference)
@@ -225,7 +225,7 @@ def test_a_shift_along_stripes_is_not_made_up(tilt):
     assert placed(found, 0.3 * math.sin(tilt), 0.3 * math.cos(tilt))
 
 
-def test_small_pictures():
+def test_small_images():
     image = studio(32, 32)
     found = alignment(moved(image, 0.3, -0.2), image)
     assert (found.dx, found.dy) == pytest.approx((0.3, -0.2), abs=0.1)
@@ -312,7 +312,7 @@ def test_sharpness_of_a_blurred_wave(frequency, sigma):
 
 
 def test_a_mask_of_ones_is_no_mask():
-    image = PICTURES["waves"]()
+    image = IMAGES["waves"]()
     after = (moved(image, 0.3, 0.1) + 0.02 * noise(image)).clamp(0, 1)
     plain, masked = drift(after, image), drift(after, image, torch.ones(image.shape[1:]))
     assert asdict(masked) == pytest.approx(asdict(plain), abs=1e-4)
@@ -334,7 +334,7 @@ def test_what_the_mask_leaves_out_has_no_influence(top, left, height, width, see
 
 @pytest.mark.parametrize("kept", [1, 4])
 def test_only_the_border_is_untouched(kept):
-    image = PICTURES["studio"]()
+    image = IMAGES["studio"]()
     mask = torch.zeros(image.shape[1:])
     mask[:, :kept] = 1
     after = (0.7 * image).clone()
@@ -388,7 +388,7 @@ def test_bad_input_says_what_to_do():
     for message, wrong in {
         "48x32 but the reference 32x32": (image, image[:, :, :32]),
         "8x32 pixels: drift needs at least 16": (image[:, :, :8], image[:, :, :8]),
-        "picture holds NaN": (nan, image),
+        "image holds NaN": (nan, image),
         "reference holds NaN": (image, nan),
         "no untouched pixel": (image, image, 0 * ones),
         "use one of its size": (image, image, ones[:, :32]),

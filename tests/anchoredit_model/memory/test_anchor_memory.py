@@ -10,16 +10,16 @@ import torch
 from anchoredit_model.config import EditConfig, MemoryPolicy, TransformerConfig
 from anchoredit_model.errors import AnchorEditError
 from anchoredit_model.geometry import fit_into
-from anchoredit_model.memory.anchor_memory import AnchorMemory, MemoryReader, Turn
+from anchoredit_model.memory.anchor_memory import AnchorMemory, KVCacheManager, Turn
 from anchoredit_model.memory.kv_store import KVStore
 from anchoredit_model.memory.visibility import view_of
-from anchoredit_model.networks.transformer import Block, CausalWanTransformer
+from anchoredit_model.networks.transformer import CausalWanTransformer, FrameKV
 
 SIZES = TransformerConfig(dim=64, ffn_dim=96, num_heads=2, num_layers=2, freq_dim=32, text_dim=24)
 EDIT = EditConfig()
 
 
-class CountingReader(MemoryReader):
+class CountingReader(KVCacheManager):
     """A reader over a real model that counts its forwards."""
 
     def __init__(self, model, store=None, edit=EDIT, **place):
@@ -28,14 +28,14 @@ class CountingReader(MemoryReader):
 
     def read(self, latent, text, rows, view, blocks):
         self.forwards += 1
-        return self.model.read(latent[None, :, None], text[None, None], view, self.edit.stride, blocks)[0]
+        return self.model.read(latent[None, :, None], text[None, None], view, self.edit.temporal_stride, blocks)[0]
 
     def next_flow(self, memory):
         """The flow of a fixed noisy frame as the next turn would see it."""
         view, blocks = self.visible(memory, turn(99).text)
         noisy, time = torch.randn(1, 16, 1, 4, 6, generator=torch.Generator().manual_seed(7)), torch.tensor([[750.0]])
         with torch.no_grad():
-            return self.model(noisy, time, turn(99).text[None, None], (view,), self.edit.stride, blocks)
+            return self.model(noisy, time, turn(99).text[None, None], (view,), self.edit.temporal_stride, blocks)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def start(policy: MemoryPolicy) -> AnchorMemory:
     return AnchorMemory.start(anchor.latent, anchor.text[:1], torch.zeros(3, 32, 48), fit_into(32, 48, 32, 48), policy)
 
 
-def session(reader: MemoryReader, turns: int, policy: MemoryPolicy) -> AnchorMemory:
+def session(reader: KVCacheManager, turns: int, policy: MemoryPolicy) -> AnchorMemory:
     memory = start(policy)
     for number in range(1, turns + 1):
         reader.visible(memory, turn(number).text)
@@ -70,7 +70,7 @@ def test_memories_share_turns_and_never_change():
     assert len(one) == 2 and len(left) == len(right) == 3
     assert all(a is b is c for a, b, c in zip(one.turns, left.turns, right.turns))
     assert left.rewind(1).turns == one.turns and left.rewind(0).last == 0
-    assert left.fork(window=1).turns is left.turns and left.fork(window=1).policy.window == 1
+    assert left.with_policy(window=1).turns is left.turns and left.with_policy(window=1).policy.window == 1
     with pytest.raises(AnchorEditError, match="choose 0 to 2"):
         left.rewind(3)
     with pytest.raises(AnchorEditError, match="size the session was started with"):
@@ -221,7 +221,7 @@ def test_a_block_lies_where_the_policy_says(model):
 
     def lies(place: str, share: int | None, **options) -> str:
         reader = CountingReader(model, store, device="meta", share=share)
-        _, (block,) = reader.visible(memory.fork(place=place, **options), turn(1).text)
+        _, (block,) = reader.visible(memory.with_policy(place=place, **options), turn(1).text)
         assert len(store) == 1
         assert store.nbytes == block.nbytes
         (held,) = store._blocks.values()
@@ -244,7 +244,7 @@ def committed(policy: MemoryPolicy, **second) -> AnchorMemory:
     return memory
 
 
-FIRST_PROMPT = EditConfig(anchor_text="first_prompt")
+FIRST_PROMPT = EditConfig(anchor_prompt="first_prompt")
 
 
 @pytest.mark.parametrize(
@@ -252,10 +252,10 @@ FIRST_PROMPT = EditConfig(anchor_text="first_prompt")
     [
         (EDIT, EDIT, "model", MemoryPolicy(1, 2), {}, 0),
         (EDIT, EDIT, "the same model with a LoRA", MemoryPolicy(1, 2), {}, 5),
-        (EDIT, EditConfig(stride=2), "model", MemoryPolicy(1, 2), {}, 5),
+        (EDIT, EditConfig(temporal_stride=2), "model", MemoryPolicy(1, 2), {}, 5),
         (EDIT, FIRST_PROMPT, "model", MemoryPolicy(1, 2), {}, 5),
-        (FIRST_PROMPT, EditConfig(anchor_text="first_token"), "model", MemoryPolicy(1, 2), {}, 5),
-        (EDIT, EditConfig(slots="absolute"), "model", MemoryPolicy(1, 2), {}, 1),  # turn 4 sees 0, 2 and 3
+        (FIRST_PROMPT, EditConfig(anchor_prompt="first_token"), "model", MemoryPolicy(1, 2), {}, 5),
+        (EDIT, EditConfig(slot_mode="absolute"), "model", MemoryPolicy(1, 2), {}, 1),  # turn 4 sees 0, 2 and 3
         (EDIT, EDIT, "model", MemoryPolicy(1, 2), {"latent": turn(9).latent}, 3),  # turn 2 and those that saw it
         (EDIT, EDIT, "model", MemoryPolicy(1, 2), {"text": turn(9).text}, 3),
         (EDIT, EDIT, "model", MemoryPolicy(1, 1), {}, 2),  # turns 3 and 4 saw less
@@ -280,13 +280,13 @@ def test_a_fork_keeps_what_its_turns_have_seen(model):
     reader = CountingReader(model)
     memory = session(reader, 4, MemoryPolicy(1, 2))
     made = reader.forwards
-    view, _ = reader.visible(memory.fork(window=1), turn(9).text)
+    view, _ = reader.visible(memory.with_policy(window=1), turn(9).text)
     assert view.frames == (0, 4) and reader.forwards == made
 
 
 @pytest.mark.parametrize("anchor_text", ["first_prompt", "first_token"])
 def test_published_anchor_text_reads_the_source_with_the_first_prompt(model, anchor_text):
-    reader = CountingReader(model, edit=EditConfig(anchor_text=anchor_text))
+    reader = CountingReader(model, edit=EditConfig(anchor_prompt=anchor_text))
     seen = []
     read = reader.read_frame
     reader.read_frame = lambda latent, text, rows, *rest: seen.append((text, rows)) or read(latent, text, rows, *rest)
@@ -297,6 +297,6 @@ def test_published_anchor_text_reads_the_source_with_the_first_prompt(model, anc
 
 
 def test_what_is_too_large_for_float8_is_cut_off():
-    block = Block((torch.tensor([1.0, 1000.0]),), (torch.tensor([-2000.0, 0.5]),)).rounded(torch.float8_e4m3fn)
+    block = FrameKV((torch.tensor([1.0, 1000.0]),), (torch.tensor([-2000.0, 0.5]),)).rounded(torch.float8_e4m3fn)
     assert block.keys[0].float().tolist() == [1.0, 448.0] and block.values[0].float().tolist() == [-448.0, 0.5]
     assert block.rounding > 0.5 and block.rounded(torch.float32).rounding == block.rounding

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from anchoredit_model.memory.kv_store import KVStore
-from anchoredit_model.networks.transformer import Block
+from anchoredit_model.networks.transformer import FrameKV
 
 BYTES = 2 * 3 * 4 * 5 * 4  # keys and values of one layer of `block`, float32
 
 
-def block(layers: int = 1) -> Block:
-    return Block(*(tuple(torch.zeros(1, 3, 4, 5) for _ in range(layers)) for _ in range(2)))
+def block(layers: int = 1) -> FrameKV:
+    return FrameKV(*(tuple(torch.zeros(1, 3, 4, 5) for _ in range(layers)) for _ in range(2)))
 
 
 def filled(keys: str, budget: int | None = None) -> KVStore:

@@ -34,7 +34,7 @@ torch.set_num_threads(1)  # a fork has no other
 path, *files = sys.argv[1:]
 sessions = [load_session(file) for file in files]
 for _ in sys.stdin:
-    child = os.fork()
+    child = os.with_policy()
     while child == 0:
         for session in sessions:
             save_session(session, path)
@@ -48,7 +48,7 @@ def random(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def bytes_picture(height: int = 30, width: int = 50) -> torch.Tensor:
+def bytes_image(height: int = 30, width: int = 50) -> torch.Tensor:
     return torch.randint(0, 256, (3, height, width), generator=torch.Generator().manual_seed(1)).float() / 255
 
 
@@ -59,7 +59,7 @@ def memory() -> AnchorMemory:
     anchor = AnchorMemory.start(
         random(16, 4, 8),
         random(1, 24),
-        bytes_picture(),
+        bytes_image(),
         fit_into(30, 50, 32, 64),
         MemoryPolicy(2, 3, "refresh", "ram", "bfloat16"),
         "vae",
@@ -84,7 +84,7 @@ def memory() -> AnchorMemory:
 def assert_same(left: AnchorMemory, right: AnchorMemory) -> None:
     for name in ("geometry", "policy", "latent_space", "model"):
         assert getattr(left, name) == getattr(right, name)
-    assert torch.equal(left.picture, right.picture) and left.picture.dtype == right.picture.dtype == torch.float32
+    assert torch.equal(left.image, right.image) and left.image.dtype == right.image.dtype == torch.float32
     assert len(left) == len(right)
     for a, b in zip(left.turns, right.turns):
         assert (a.instruction, a.seed, a.settings) == (b.instruction, b.seed, b.settings)
@@ -144,18 +144,18 @@ def test_policies_of_older_files_are_read_with_the_defaults(memory, tmp_path):
     assert loaded.policy == loaded.turns[-1].policy == MemoryPolicy(2, 3, "refresh")
 
 
-def test_pictures_are_small_where_they_came_from_bytes_and_always_exact(memory, tmp_path):
+def test_images_are_small_where_they_came_from_bytes_and_always_exact(memory, tmp_path):
     fine = torch.rand(3, 30, 50, generator=torch.Generator().manual_seed(0))
     outside = fine * 3 - 1
     holes = fine.clone()
     holes[0, 0, 0] = 1.5
-    for picture, dtype in ((memory.picture, torch.uint8), (fine, torch.float32), (outside, torch.float32)):
-        save_session(replace(memory, picture=picture), tmp_path / "s.safetensors")
-        assert load_file(tmp_path / "s.safetensors")["picture"].dtype == dtype
-        assert torch.equal(load_session(tmp_path / "s.safetensors").picture, picture)
-    turned = bytes_picture(50, 30).transpose(1, 2)  # as numpy and Pillow hand them over: not contiguous
-    save_session(replace(memory, picture=turned), tmp_path / "s.safetensors")
-    assert torch.equal(load_session(tmp_path / "s.safetensors").picture, turned)
+    for image, dtype in ((memory.image, torch.uint8), (fine, torch.float32), (outside, torch.float32)):
+        save_session(replace(memory, image=image), tmp_path / "s.safetensors")
+        assert load_file(tmp_path / "s.safetensors")["image"].dtype == dtype
+        assert torch.equal(load_session(tmp_path / "s.safetensors").image, image)
+    turned = bytes_image(50, 30).transpose(1, 2)  # as numpy and Pillow hand them over: not contiguous
+    save_session(replace(memory, image=turned), tmp_path / "s.safetensors")
+    assert torch.equal(load_session(tmp_path / "s.safetensors").image, turned)
 
 
 def test_a_shared_mask_is_stored_once(memory, tmp_path):
@@ -169,10 +169,10 @@ def test_a_shared_mask_is_stored_once(memory, tmp_path):
 def test_a_loaded_session_goes_on_bit_for_bit(small_model, tmp_path):
     from anchoredit_model.pipeline import AnchorEditPipeline
 
-    picture, mask = bytes_picture(64, 64), torch.zeros(1, 64, 64)
+    image, mask = bytes_image(64, 64), torch.zeros(1, 64, 64)
     mask[:, 20:40, 8:50] = 1
     pipeline = AnchorEditPipeline.from_pretrained(small_model)
-    memory = pipeline.start(picture, MemoryPolicy(1, 1))
+    memory = pipeline.start(image, MemoryPolicy(1, 1))
     for words in ("make it red", "add a star"):
         memory = pipeline.turn(memory, words, np.int64(7), guidance=np.float32(2), mask=mask)
         save_session(memory, tmp_path / "s.safetensors")
@@ -184,7 +184,7 @@ def test_a_loaded_session_goes_on_bit_for_bit(small_model, tmp_path):
     again = other.turn(loaded, "move it left", 7)
     assert_same(again, one)
     for turn in range(4):
-        assert torch.equal(other.picture(again, turn), pipeline.picture(one, turn))
+        assert torch.equal(other.image(again, turn), pipeline.image(one, turn))
 
 
 def test_replacing_a_file_leaves_a_loaded_session_alone(memory, tmp_path):
@@ -296,8 +296,8 @@ def test_a_header_that_is_no_object_is_refused(memory, tmp_path):
         {"latents": torch.zeros(5, 16, 8, 4)},
         {"text": torch.zeros(2, 24)},
         {"text": torch.tensor(1.0)},
-        {"picture": torch.zeros(3, 30, 51)},
-        {"picture": torch.zeros(4, 30, 50)},
+        {"image": torch.zeros(3, 30, 51)},
+        {"image": torch.zeros(4, 30, 50)},
         {"mask_0": torch.zeros(1, 50, 30)},
     ],
 )

@@ -4,10 +4,10 @@ AnchorEditProbe    writes what is on its wires to a file
 AnchorEditForeign  another pack's attention: an override and a block hook that leave the numbers as they are
 AnchorEditApart    runs the conditions of one call one by one
 AnchorEditForget   empties the pack's store of keys and values, and says what it held before and after
-AnchorEditFresh    hands on its IMAGE with an empty store: another `session` is another picture to the host's cache
+AnchorEditFresh    hands on its IMAGE with an empty store: another `session` is another image to the host's cache
 AnchorEditCount    counts bytes: of the store, and of what two sessions hold, by the address of the storage
 AnchorEditDecodes  a VAE that writes how many latents it has decoded
-AnchorEditCrowded  a MODEL whose device has room for one picture at a time
+AnchorEditCrowded  a MODEL whose device has room for one image at a time
 AnchorEditExhausted a MODEL whose device has no room from the `first` forward on, so many `times`
 AnchorEditRequired writes how many bytes the host keeps free when it loads a MODEL for sampling
 misfits            what does not fit
@@ -145,14 +145,14 @@ class AnchorEditCount:
         kept = [tensor for block in blocks for tensor in (*block.keys, *block.values)]
         sessions = [one] if two is None else [one, two]
         latents = [turn.latent for memory in sessions for turn in memory.turns]
-        pictures = [memory.picture for memory in sessions]
+        images = [memory.image for memory in sessions]
         figures = {
             "blocks": len(blocks),
             "reported": kv_store().nbytes,
             "kv": storage_bytes(kept),
             "latents": storage_bytes(latents),
             "latent": latents[0].nbytes,
-            "picture": storage_bytes(pictures),
+            "image": storage_bytes(images),
         }
         write_json(name, figures)
         return ()

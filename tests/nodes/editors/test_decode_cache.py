@@ -1,4 +1,4 @@
-"""Of the pictures that masks were put into two stay, and no longer than what they belong to. No host is needed."""
+"""Of the images that masks were put into two stay, and no longer than what they belong to. No host is needed."""
 
 import importlib.util
 from pathlib import Path
@@ -16,20 +16,20 @@ class Thing:
 
 
 def test_the_two_last_used_stay_and_belong_to_a_turn_and_a_vae():
-    pictures, vae, turns = module.Pictures(), Thing(), [Thing() for _ in range(3)]
+    images, vae, turns = module.Images(), Thing(), [Thing() for _ in range(3)]
     shown = [torch.zeros(3, 2, 2) + number for number in range(3)]
-    for turn, picture in zip(turns[:2], shown):
-        pictures.put(turn, vae, picture)
-    assert pictures.get(turns[0], vae) is shown[0] and pictures.get(turns[0], Thing()) is None
-    pictures.put(turns[2], vae, shown[2])
-    assert [pictures.get(turn, vae) for turn in turns] == [shown[0], None, shown[2]]
+    for turn, image in zip(turns[:2], shown):
+        images.put(turn, vae, image)
+    assert images.get(turns[0], vae) is shown[0] and images.get(turns[0], Thing()) is None
+    images.put(turns[2], vae, shown[2])
+    assert [images.get(turn, vae) for turn in turns] == [shown[0], None, shown[2]]
 
 
 def test_none_outlives_its_turn_or_vae():
-    pictures, vaes, turns = module.Pictures(), [Thing(), Thing()], [Thing(), Thing()]
+    images, vaes, turns = module.Images(), [Thing(), Thing()], [Thing(), Thing()]
     for turn, vae in zip(turns, vaes):
-        pictures.put(turn, vae, torch.zeros(3, 2, 2))
+        images.put(turn, vae, torch.zeros(3, 2, 2))
     del turn, vae, turns[0]
-    assert len(pictures) == 1
+    assert len(images) == 1
     del vaes[1]
-    assert len(pictures) == 0
+    assert len(images) == 0

@@ -56,7 +56,7 @@ def test_folders_become_sessions(folders, tmp_path):
     assert [session.key for session in part.sessions(problems)] == ["b", "my_session_1"] and not problems.found
 
 
-@pytest.mark.parametrize("case", ["texts", "count", "picture", "none", "size", "link", "only", "key", "json"])
+@pytest.mark.parametrize("case", ["texts", "count", "image", "none", "size", "link", "only", "key", "json"])
 def test_a_bad_folder_is_named_and_the_others_are_converted(folders, tmp_path, case):
     bad = folders / "c"
     for number in range(2):
@@ -65,11 +65,11 @@ def test_a_bad_folder_is_named_and_the_others_are_converted(folders, tmp_path, c
     reason = {
         "texts": "missing instructions",
         "count": "wrong instruction count",
-        "picture": "unreadable picture",
-        "none": "missing picture",
+        "image": "unreadable image",
+        "none": "missing image",
         "size": "mixed sizes",
         "link": "outside the folder",
-        "only": "no edited picture",
+        "only": "no edited image",
         "key": "duplicate key",
         "json": "unreadable instructions",
     }[case]
@@ -77,7 +77,7 @@ def test_a_bad_folder_is_named_and_the_others_are_converted(folders, tmp_path, c
         (bad / "instructions.txt").unlink()
     elif case == "count":
         (bad / "instructions.txt").write_text("one\ntwo", encoding="utf-8")
-    elif case == "picture":
+    elif case == "image":
         (bad / "1.jpg").write_bytes(b"hello")
     elif case == "none":
         (bad / "0.jpg").unlink()
@@ -144,7 +144,7 @@ def test_tables_become_sessions(rows, tmp_path, suffix, capsys):
     assert [texts["en"] for texts in long.instructions] == ["one", "two", "three"]
     assert long.instructions[0]["zh"] == "\u4e00"
     assert (short.key, levels(short.jpegs)) == ("s1", [30, 20])
-    main(["convert", str(table), "--pictures", str(tmp_path / "images"), "--out", str(tmp_path / "out")])
+    main(["convert", str(table), "--images", str(tmp_path / "images"), "--out", str(tmp_path / "out")])
     (part,) = shard_parts(tmp_path / "out")
     assert [session.turns for session in part.sessions(problems)] == [3, 1] and not problems.found
 
@@ -156,7 +156,7 @@ def test_tables_become_sessions(rows, tmp_path, suffix, capsys):
         ([row("bad", 1, "0.png", "1.png"), row("bad", 1, "0.png", "2.png")], "broken chain"),
         ([row("bad", 1, "0.png", "1.png"), row("bad", 2, "0.png", "2.png")], "broken chain"),
         ([row("bad", 2, "0.png", "1.png")], "broken chain"),
-        ([row("bad", 1, "0.png", "9.png")], "missing picture"),
+        ([row("bad", 1, "0.png", "9.png")], "missing image"),
         ([row("bad", 1, "0.png", "../edits.csv")], "outside the folder"),
         ([row("bad", 1, "0.png", "/etc/hostname")], "outside the folder"),
         ([row("bad", "one", "0.png", "1.png")], "unreadable table"),
@@ -190,7 +190,7 @@ def test_what_cannot_be_converted_at_all_is_one_clear_error(rows, tmp_path):
         main(["convert", str(parquet), *out])
     with pytest.raises(AnchorEditError, match="does not exist"):
         main(["convert", str(tmp_path / "nothing"), *out])
-    table = write_table(tmp_path / "edits.csv", rows)  # its pictures are elsewhere
+    table = write_table(tmp_path / "edits.csv", rows)  # its images are elsewhere
     with pytest.raises(AnchorEditError, match="no usable session"):
         main(["convert", str(table), *out])
     assert not (tmp_path / "out").exists()

@@ -36,9 +36,9 @@ class FakePart:
         generator = torch.Generator().manual_seed(self.number)
         for number in range(self.count):
             turns, size = 1 + number % 2, ((32, 32), (20, 60))[number // 2 % 2]
-            pictures = torch.randint(256, (turns + 1, 3, *size), generator=generator).to(torch.uint8)
+            images = torch.randint(256, (turns + 1, 3, *size), generator=generator).to(torch.uint8)
             texts = tuple({"en": f"edit {self.number % 2} {turn}", "zh": f"zh {turn}"} for turn in range(turns))
-            yield EditSession(f"{self.number}_{number}", pictures, texts)
+            yield EditSession(f"{self.number}_{number}", images, texts)
         problems.add(self.name, "bad", "mixed sizes", "1x1, 2x2")
 
 
@@ -78,7 +78,7 @@ def test_what_is_cached_is_what_the_encoders_make(encoders, tmp_path):
     for number in range(len(data)):
         batch = data.batch([number], ["en"])
         session = sessions.pop(batch["keys"][0])
-        expected = encoders.vae.encode(session.pictures.float() / 255)
+        expected = encoders.vae.encode(session.images.float() / 255)
         torch.testing.assert_close(batch["latents"][0].float(), expected, rtol=1e-2, atol=1e-2)
         said = encoders.text.encode(["", *(texts["en"] for texts in session.instructions)])
         for states, text in zip(batch["texts"][0], said, strict=True):
@@ -125,7 +125,7 @@ def test_processes_and_workers_make_the_same_files_as_one(encoders, tmp_path, wo
             )
 
 
-def test_other_weights_pictures_and_sizes_never_meet_old_latents(encoders, tmp_path):
+def test_other_weights_images_and_sizes_never_meet_old_latents(encoders, tmp_path):
     cache, lines = tmp_path / "cache", []
 
     def encoded(parts=PARTS[:2], vae=encoders.vae_folder, text=encoders.text_folder, sizes=SIZES, **options) -> list:

@@ -136,7 +136,7 @@ def test_stars_and_chains_are_never_in_one_batch():
         assert {key.startswith("0_0") for key in batch["keys"]} == {batch["star"]}
     assert "left out each epoch: 2 of 6 x 1 turns at 32x32, as stars" in Loader(mixed, 4).describe()
     assert set(mixed.chains().stars) == {False} and len(mixed.chains()) == len(mixed) - 6
-    assert "left out: 6 x a star, first: session 0_0_0: a star (1 edits of one picture)" in "\n".join(
+    assert "left out: 6 x a star, first: session 0_0_0: a star (1 edits of one image)" in "\n".join(
         mixed.chains().describe()
     )
     with pytest.raises(AnchorEditError, match="no usable session: 16 x a star"):

@@ -28,15 +28,15 @@ from train.data.source import open_source
 GOOD = ("first", "second", "third", "last")
 
 
-def picture(seed: int, width: int = 16, height: int = 8, kind: str = "JPEG") -> bytes:
-    """A flat picture, which JPEG keeps nearly as it is."""
+def image(seed: int, width: int = 16, height: int = 8, kind: str = "JPEG") -> bytes:
+    """A flat image, which JPEG keeps nearly as it is."""
     stream = io.BytesIO()
     Image.new("RGB", (width, height), (seed * 37 % 256, seed * 91 % 256, 128)).save(stream, kind, quality=95)
     return stream.getvalue()
 
 
 def files_of(key: str, turns: int = 2) -> dict[str, bytes]:
-    files = {f"{key}.{turn}.jpg": picture(turn) for turn in range(turns + 1)}
+    files = {f"{key}.{turn}.jpg": image(turn) for turn in range(turns + 1)}
     texts = [{"en": f"edit {turn}", "zh": f"\u7f16\u8f91 {turn}"} for turn in range(turns)]
     return files | {f"{key}.json": json.dumps({"instructions": texts}).encode()}
 
@@ -74,21 +74,21 @@ def test_what_is_written_is_read_back(tmp_path_factory, said, per_shard, width, 
     for session, original in zip(sessions, written):
         assert list(session.instructions) == original.instructions
         levels = torch.tensor([64 * turn for turn in range(session.turns + 1)])[:, None, None, None]
-        assert session.pictures.shape == (session.turns + 1, 3, height, width)
-        assert (session.pictures.int() - levels).abs().max() <= 2
+        assert session.images.shape == (session.turns + 1, 3, height, width)
+        assert (session.images.int() - levels).abs().max() <= 2
 
 
 def test_a_studio_session_survives_compression_and_writing_repeats_itself(tmp_path):
     part = studio_parts(StudioSettings(turns=2, height=32, width=48, seed=5), sessions=3, per_part=2)[0]
     drawn = list(part.sessions(Problems()))
-    assert len(drawn) == 2 and drawn[0].pictures.shape == (3, 3, 32, 48)
+    assert len(drawn) == 2 and drawn[0].images.shape == (3, 3, 32, 48)
     assert all(set(texts) == {"en", "zh"} for session in drawn for texts in session.instructions)
     paths = [write_shards(map(store, drawn), tmp_path / name)[0] for name in ("a", "b")]
     assert paths[0].read_bytes() == paths[1].read_bytes()
     back = list(ShardPart(paths[0]).sessions(Problems()))
     for session, original in zip(back, drawn, strict=True):
         assert session.instructions == original.instructions
-        assert (session.pictures.float() - original.pictures.float()).abs().mean() < 3
+        assert (session.images.float() - original.images.float()).abs().mean() < 3
     assert part.fingerprint == studio_parts(part.settings, 4, per_part=2)[0].fingerprint
     others = [StudioSettings(2, 32, 48, 6), StudioSettings(2, 32, 48, 5, star=True), StudioSettings(3, 32, 48, 5)]
     assert part.fingerprint not in {studio_parts(other, 2)[0].fingerprint for other in others}
@@ -108,12 +108,12 @@ def said(content: object) -> Callable[[dict], dict]:
 
 ONE = [{"en": "one"}]
 BROKEN = {
-    "picture in the middle": (without("bad.1.jpg"), "missing picture", "bad.1.jpg"),
-    "source": (without("bad.0.jpg"), "missing picture", "bad.0.jpg"),
-    "no pictures": (lambda files: {"bad.json": files["bad.json"]}, "missing picture", "bad.0.jpg"),
-    "huge number": (with_file("bad.99999999999999.jpg", picture(1)), "missing picture", "bad.3.jpg"),
-    "only source": (lambda files: without("bad.1.jpg")(without("bad.2.jpg")(files)), "no edited picture", "source"),
-    "two of a number": (with_file("bad.1.png", picture(1, kind="PNG")), "duplicate picture", "4 files for 3"),
+    "image in the middle": (without("bad.1.jpg"), "missing image", "bad.1.jpg"),
+    "source": (without("bad.0.jpg"), "missing image", "bad.0.jpg"),
+    "no images": (lambda files: {"bad.json": files["bad.json"]}, "missing image", "bad.0.jpg"),
+    "huge number": (with_file("bad.99999999999999.jpg", image(1)), "missing image", "bad.3.jpg"),
+    "only source": (lambda files: without("bad.1.jpg")(without("bad.2.jpg")(files)), "no edited image", "source"),
+    "two of a number": (with_file("bad.1.png", image(1, kind="PNG")), "duplicate image", "4 files for 3"),
     "no JSON": (without("bad.json"), "missing instructions", "bad.json"),
     "half JSON": (with_file("bad.json", b'{"instructions": ['), "unreadable instructions", "column"),
     "no UTF-8": (with_file("bad.json", b"\xff\xfe\xfd"), "unreadable instructions", "decode"),
@@ -125,10 +125,10 @@ BROKEN = {
     "too many": (said({"instructions": ONE * 3}), "wrong instruction count", "3 for 2"),
     "two languages": (said({"instructions": [{"en": "a"}, {"zh": "b"}]}), "no common language", "en, zh"),
     "odd star": (said({"instructions": ONE * 2, "star": "yes"}), "unreadable instructions", "not true or false"),
-    "half JPEG": (with_file("bad.1.jpg", picture(1, 64, 64)[:-400]), "unreadable picture", "bad.1.jpg"),
-    "no picture": (with_file("bad.2.jpg", b"hello"), "unreadable picture", "bad.2.jpg"),
-    "other format": (with_file("bad.2.jpg", picture(2, kind="PPM")), "unreadable picture", "bad.2.jpg"),
-    "other size": (with_file("bad.2.jpg", picture(2, 24, 8)), "mixed sizes", "16x8, 16x8, 24x8"),
+    "half JPEG": (with_file("bad.1.jpg", image(1, 64, 64)[:-400]), "unreadable image", "bad.1.jpg"),
+    "no image": (with_file("bad.2.jpg", b"hello"), "unreadable image", "bad.2.jpg"),
+    "other format": (with_file("bad.2.jpg", image(2, kind="PPM")), "unreadable image", "bad.2.jpg"),
+    "other size": (with_file("bad.2.jpg", image(2, 24, 8)), "mixed sizes", "16x8, 16x8, 24x8"),
 }
 
 
@@ -189,7 +189,7 @@ def test_the_next_shard_is_read_after_a_damaged_one(tmp_path):
 
 
 def test_writing_refuses_what_it_would_spoil(tmp_path, largest_file):
-    session = StoredSession("a", [picture(0), picture(1)], [{"en": "x"}])
+    session = StoredSession("a", [image(0), image(1)], [{"en": "x"}])
     write_shards([session], tmp_path)
     with pytest.raises(AnchorEditError, match="has shards called 'shard-...' already"):
         write_shards([session], tmp_path)
@@ -209,12 +209,12 @@ def test_every_name_makes_a_key(name):
 
 
 def test_work_sizes_pad_as_an_editing_session_does():
-    pictures = torch.arange(2 * 3 * 8 * 16).remainder(256).view(2, 3, 8, 16).to(torch.uint8)
-    session = EditSession("a", pictures, ({"en": ""},))
-    assert WorkSizes(16, 8, 4.0).fit(EditSession("a", pictures[..., :8], ({"en": ""},))).pictures.shape[-2:] == (16, 16)
-    fitted = WorkSizes(16, 16, 1.0).fit(session).pictures
-    assert torch.equal(fitted[..., 4:12, :], pictures)  # not scaled, and repeated beyond
-    assert torch.equal(fitted[..., :4, :], pictures[..., :1, :].expand(-1, -1, 4, -1))
+    images = torch.arange(2 * 3 * 8 * 16).remainder(256).view(2, 3, 8, 16).to(torch.uint8)
+    session = EditSession("a", images, ({"en": ""},))
+    assert WorkSizes(16, 8, 4.0).fit(EditSession("a", images[..., :8], ({"en": ""},))).images.shape[-2:] == (16, 16)
+    fitted = WorkSizes(16, 16, 1.0).fit(session).images
+    assert torch.equal(fitted[..., 4:12, :], images)  # not scaled, and repeated beyond
+    assert torch.equal(fitted[..., :4, :], images[..., :1, :].expand(-1, -1, 4, -1))
 
 
 def test_validator_says_what_is_wrong_in_one_line_each(tmp_path, capsys):
@@ -229,7 +229,7 @@ def test_validator_says_what_is_wrong_in_one_line_each(tmp_path, capsys):
     assert stopped.value.code == 1
     assert capsys.readouterr().out.splitlines() == [
         f"b.tar first: duplicate key (a.tar has it as well): {REMEDIES['duplicate key']}",
-        f"b.tar bad: missing picture (bad.1.jpg): {REMEDIES['missing picture']}",
+        f"b.tar bad: missing image (bad.1.jpg): {REMEDIES['missing image']}",
         f"c.tar: empty shard (no session): {REMEDIES['empty shard']}",
         "3 problems",
     ]
@@ -254,7 +254,7 @@ def test_written_stars_are_trained_on_as_stars(small_model, tmp_path, capsys):
     alone = SimpleNamespace(device="cpu", process_index=0, num_processes=1, wait_for_everyone=lambda: None)
 
     def source(layouts, path="shards"):
-        data, edit = Data(path=str(tmp_path / path)), EditConfig(area=64, area_step=64)
+        data, edit = Data(path=str(tmp_path / path)), EditConfig(resolution=64, resolution_step=64)
         return open_source(data, Pretrain(batch=2), edit, layouts, encoders, tmp_path / "cache", alone)
 
     both = source(("star", "chain"))

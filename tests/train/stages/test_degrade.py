@@ -136,8 +136,8 @@ def test_the_vae_sees_the_chosen_frames_alone(small_model: Path):
 
 def test_a_jpeg_loses_more_at_lower_quality():
     ramp = torch.linspace(0, 1, 64).expand(3, 64, 64)
-    picture = (ramp + 0.2 * torch.rand(3, 64, 64, generator=generator())).clamp(0, 1)
-    losses = [(compress(picture, quality) - picture).abs().mean() for quality in (95, 75, 50)]
+    image = (ramp + 0.2 * torch.rand(3, 64, 64, generator=generator())).clamp(0, 1)
+    losses = [(compress(image, quality) - image).abs().mean() for quality in (95, 75, 50)]
     assert losses == sorted(losses) and losses[0] < 0.05
     grey = torch.full((3, 64, 64), 0.5)
     assert (compress(grey, 50) - grey).abs().max() < 2 / 255

@@ -278,7 +278,7 @@ def generated_history(golden: Golden, model: CausalWanTransformer, turns: int) -
     """The first turns, rolled out with the file's next draws, and what is remembered before the last of them."""
     cache = SessionCache(model, stride=STRIDE)
     noise = [torch.stack([part.flatten(0, -4) for part in golden.draws(len(STEPS))]) for _ in range(turns)]
-    latents, edit = golden.data["image_latents"], EditConfig(steps=STEPS)
+    latents, edit = golden.data["image_latents"], EditConfig(timesteps=STEPS)
     sigmas = looked_up(torch.tensor(STEPS), golden.facts["model_shift"]).tolist()
     if not turns:
         return cache, latents[:, :1]

@@ -125,7 +125,7 @@ def test_equal_scores_leave_the_generator_alone():
     assert distribution_gradient(x0.detach(), x0.detach(), latents(1)).isfinite().all()  # nothing to divide by
 
 
-def test_the_critic_learns_the_generators_pictures_without_touching_it():
+def test_the_critic_learns_the_generators_images_without_touching_it():
     x0 = latents(0).requires_grad_()
     time = torch.full((2, 4), 600.0)
     assert critic_loss(points_to(x0.detach()), x0, latents(1), time, sigma_of(time)) < 1e-9

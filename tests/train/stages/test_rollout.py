@@ -55,11 +55,11 @@ def test_a_batch_rolls_out_as_the_pipeline_edits(small_model: Path, options: dic
 
     pipeline = AnchorEditPipeline.from_pretrained(small_model)
     pipeline.edit = edit = replace(pipeline.edit, **options)
-    pictures = torch.rand(SESSIONS, 3, 64, 64, generator=torch.Generator().manual_seed(2))
+    images = torch.rand(SESSIONS, 3, 64, 64, generator=torch.Generator().manual_seed(2))
     instructions = [[f"make circle {turn} of {session} red" for turn in range(TURNS)] for session in range(SESSIONS)]
     expected = []
-    for session, picture in enumerate(pictures):
-        memory = pipeline.start(picture, SLIDING)
+    for session, image in enumerate(images):
+        memory = pipeline.start(image, SLIDING)
         for instruction in instructions[session]:
             memory = pipeline.turn(memory, instruction, seed=session)
         expected.append(torch.stack([turn.latent for turn in memory.turns]))
@@ -69,7 +69,7 @@ def test_a_batch_rolls_out_as_the_pipeline_edits(small_model: Path, options: dic
     rows = [row for words in instructions for row in encode(words)]
     words = pad_sequence(rows, batch_first=True).unflatten(0, (SESSIONS, TURNS))
     text = frame_texts(encode([""])[0], words)
-    count = len(edit.steps) if edit.sampler == "renoise" else 1
+    count = len(edit.timesteps) if edit.sampler == "renoise" else 1
     noise = torch.empty(TURNS, count, SESSIONS, *expected.shape[2:])
     for turn in range(TURNS):
         for session in range(SESSIONS):
@@ -138,7 +138,7 @@ def test_frame_0_always_has_the_null_instruction():
 
 
 def test_frames_that_are_not_replaced_stay_the_truth_and_are_looked_back_at():
-    model, edit = small_transformer(), EditConfig(steps=(1000, 500))
+    model, edit = small_transformer(), EditConfig(timesteps=(1000, 500))
     latents, text = sessions()
     noise = torch.randn(TURNS, 2, SESSIONS, 16, 4, 6)
     replaced = torch.zeros(SESSIONS, TURNS + 1, dtype=torch.bool)
@@ -153,7 +153,7 @@ def test_frames_that_are_not_replaced_stay_the_truth_and_are_looked_back_at():
     predict = sequence_predictor(model, history, text)
     with torch.no_grad():
         last = renoise(
-            lambda x, time: predict(x, torch.full((SESSIONS, 1), time)), iter(noise[-1, :, :, None]), edit.steps
+            lambda x, time: predict(x, torch.full((SESSIONS, 1), time)), iter(noise[-1, :, :, None]), edit.timesteps
         )
     torch.testing.assert_close(made[:, TURNS:], last, atol=1e-5, rtol=0)
 
@@ -179,7 +179,7 @@ def test_steps_add_up_to_the_sampler():
     noise = torch.randn(2, 4, SESSIONS, 16, 4, 6)
     made = rollout(cache, latents, text, noise, edit)
     assert cache.frames == 2
-    x0 = last_step_x0(cache.predictor(text[:, 2:]), noise[1, :, :, None], 3, edit.steps)
+    x0 = last_step_x0(cache.predictor(text[:, 2:]), noise[1, :, :, None], 3, edit.timesteps)
     torch.testing.assert_close(x0[:, 0], made[:, 2], atol=1e-5, rtol=0)
     assert x0.requires_grad
 

@@ -115,14 +115,14 @@ def test_histories_are_what_the_settings_say():
 
 @pytest.mark.parametrize("last", [0, 2])
 def test_own_steps_are_what_inference_makes(monkeypatch, last):
-    """The loss is the error of the sampler's picture, stopped at a step, behind the true history."""
+    """The loss is the error of the sampler's image, stopped at a step, behind the true history."""
     drawn, steps, turns = [], (1000.0, 750.0, 500.0), 3
     noise = Draws.noise
     monkeypatch.setattr(Draws, "noise", lambda self, shape: drawn.append(noise(self, shape)) or drawn[-1])
     times = TimeSampling(own=steps, own_weights=tuple(float(step == last) for step in range(3)))
     stage = causal(own_steps=1.0, times=times, degrade=False, rollout="none", dropout=0.0, turn_weight=0.0)
     loss = stage.loss("model", batch(turns), draws(), 1.0)
-    edit = EditConfig(sampler="renoise", steps=steps[: last + 1], guidance=1.0)
+    edit = EditConfig(sampler="renoise", timesteps=steps[: last + 1], cfg=1.0)
     errors = []
     for turn in range(1, turns + 1):
         latents, text = batch(turns).latents[:, : turn + 1], batch(turns).text

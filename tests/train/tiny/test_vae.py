@@ -33,10 +33,10 @@ def trainer(out: Path, **options) -> Trainer:
 
 def train(it: Trainer, steps: int) -> list[float]:
     """Steps as `Trainer.train` makes them, without its clock."""
-    pictures = sample_images(2, 32, 32, torch.Generator().manual_seed(0))
+    images = sample_images(2, 32, 32, torch.Generator().manual_seed(0))
     losses = []
     for _ in range(steps):
-        loss, _ = autoencoder_loss(it.model, pictures)
+        loss, _ = autoencoder_loss(it.model, images)
         loss.backward()
         it.update()
         it.average.update_parameters(it.model)
@@ -84,20 +84,20 @@ class SmallPool:
     then = staticmethod(lambda: None)
 
     def __init__(self, count: int, generator: torch.Generator):
-        self.pictures = (sample_images(4, 32, 32, generator) * 255).byte()
+        self.images = (sample_images(4, 32, 32, generator) * 255).byte()
 
     def draw(self, count: int, side: int) -> torch.Tensor:
         SmallPool.then()
-        return self.pictures[:2].float() / 255
+        return self.images[:2].float() / 255
 
     def sample(self, count: int) -> torch.Tensor:
-        return self.pictures
+        return self.images
 
 
 @pytest.fixture
 def quick(monkeypatch):
     """Training of a VAE that takes a second, and saves at every step."""
-    for name, value in {"PicturePool": SmallPool, "PICTURE_SIZE": 32, "HELD_OUT": 2, "SAVE_SECONDS": 0}.items():
+    for name, value in {"ImagePool": SmallPool, "IMAGE_SIZE": 32, "HELD_OUT": 2, "SAVE_SECONDS": 0}.items():
         monkeypatch.setattr(f"train.vae.{name}", value)
 
 
