@@ -18,6 +18,7 @@ import warnings
 from pathlib import Path
 
 from .errors import AnchorEditError
+from .samplers import SAMPLERS
 
 SESSION_NAME = "session.safetensors"
 
@@ -77,10 +78,10 @@ def _parser() -> argparse.ArgumentParser:
     edit.add_argument("--model", type=_path, metavar="DIR_OR_FILE", help="default: the bundled tiny model")
     edit.add_argument("--session", type=_path, metavar="FILE", help="go on with a saved session")
     edit.add_argument("--seed", type=int, metavar="N", help="of the noise (default: the session's, at first 0)")
-    edit.add_argument("--area", type=int, metavar="N", help="works at the area of an NxN square (default: the model's)")
+    edit.add_argument("--resolution", type=int, metavar="N", help="edit at the area of an NxN square")
     edit.add_argument("--steps", type=int, metavar="N", help="sampler steps per turn (default: the model's)")
-    edit.add_argument("--sampler", choices=("renoise", "euler"), help="default: the model's; euler takes more steps")
-    edit.add_argument("--guidance", type=float, metavar="G", help="1 = off (default: the model's); doubles the time")
+    edit.add_argument("--sampler", choices=tuple(SAMPLERS), help="default: the model's; euler takes more steps")
+    edit.add_argument("--cfg", type=float, metavar="G", help="1 = off (default: the model's); doubles the time")
     edit.add_argument("--window", type=int, metavar="N", help="recent turns that a turn sees")
     edit.add_argument("--anchor-frames", type=int, metavar="N", help="first turns that every turn sees (default 1)")
     edit.add_argument("--history", choices=("stream", "refresh"), help="how remembered turns are kept")
@@ -107,9 +108,10 @@ def edit_command(arguments: argparse.Namespace) -> int:
             "IMAGE and --session FILE exclude each other and one is needed",
             "Give an image to start from, or a session to go on with",
         )
-    if arguments.area is not None and arguments.session is not None:
+    if arguments.resolution is not None and arguments.session is not None:
         raise AnchorEditError(
-            f"--area {arguments.area} cannot change the size of a session", "Leave --area out, or give an image"
+            f"--resolution {arguments.resolution} cannot change the size of a session",
+            "Leave --resolution out, or give an image",
         )
     # inputs are read and the folder is tried before the slow import of the model
     from .images import load_image
@@ -131,13 +133,13 @@ def edit_command(arguments: argparse.Namespace) -> int:
     if saved:
         memory = saved.with_policy(**options)
     else:
-        memory = pipeline.start(source, pipeline.default_policy.with_options(**options), area=arguments.area)
+        memory = pipeline.start(source, pipeline.default_policy.with_options(**options), arguments.resolution)
     say = _quiet if arguments.json else print
     say(memory.geometry.describe())
-    if saved and saved.model and saved.model != pipeline.reader.identity:
+    if saved and saved.model and saved.model != pipeline.kv_cache.identity:
         print("note: the session was made with another model, dtype or device; it goes on with these", file=sys.stderr)
     seed = arguments.seed if arguments.seed is not None else memory.turns[-1].seed or 0
-    sampling = {"steps": arguments.steps, "guidance": arguments.guidance, "sampler": arguments.sampler}
+    sampling = {"steps": arguments.steps, "cfg": arguments.cfg, "sampler": arguments.sampler}
 
     record = _Record(pipeline, arguments.out)
     total = memory.last + len(arguments.instruction)

@@ -1,8 +1,9 @@
 """Sizes and settings: what a checkpoint is, and how it wants to be used.
 
 TransformerConfig   the network's sizes; named ones in `TransformerConfig.named`
-EditConfig          how a trained checkpoint edits: steps, stride, slots, the area it knows
-MemoryPolicy        what the next turn may see, and how it is remembered
+EditConfig          how a trained checkpoint edits: sampler, guidance, positions, resolution
+MemoryPolicy        what the next turn may see, and how its history is kept
+KVCacheConfig       where the K/V of what it sees lie, and in which dtype
 """
 
 from __future__ import annotations
@@ -13,16 +14,17 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, TypeVar
 
 from .errors import AnchorEditError
+from .samplers import SAMPLERS
 
 T = TypeVar("T", bound="JsonConfig")
 
 HISTORIES = ("stream", "refresh")
-PLACES = ("auto", "vram", "ram")
+KV_DEVICES = ("auto", "gpu", "cpu")
 KV_DTYPES = ("auto", "bfloat16", "float16", "float32", "float8_e4m3fn")
 
 
 class JsonConfig:
-    """A frozen dataclass that travels as a plain JSON object; unknown keys are errors, missing ones defaults."""
+    """Read and write a frozen dataclass as a plain JSON object; unknown keys are errors, missing ones defaults."""
 
     def to_json(self) -> dict[str, Any]:
         return json.loads(json.dumps(asdict(self)))
@@ -40,7 +42,7 @@ class JsonConfig:
 
 @dataclass(frozen=True)
 class TransformerConfig(JsonConfig):
-    """Sizes of a Wan 2.1 text-to-video transformer (https://arxiv.org/abs/2503.20314).
+    """Hold the sizes of a Wan 2.1 text-to-video transformer (https://arxiv.org/abs/2503.20314).
 
     Width `dim` is split over `num_heads`; `text_len` rows of `text_dim` are what cross-attention sees per
     frame, rows beyond the text being zero.
@@ -64,7 +66,7 @@ class TransformerConfig(JsonConfig):
 
     @classmethod
     def named(cls, name: str) -> TransformerConfig:
-        """`tiny` (ours, runs on a CPU), `1.3B` and `14B` (Wan 2.1's)."""
+        """Return the sizes called `tiny` (ours, runs on a CPU), `1.3B` or `14B` (Wan 2.1's)."""
         sizes = {
             "tiny": cls(dim=256, ffn_dim=1024, num_heads=2, num_layers=8),
             "1.3B": cls(dim=1536, ffn_dim=8960, num_heads=12, num_layers=30),
@@ -77,9 +79,9 @@ class TransformerConfig(JsonConfig):
 
 @dataclass(frozen=True)
 class EditConfig(JsonConfig):
-    """How a checkpoint was trained to edit; written beside its weights.
+    """Say how a checkpoint was trained to edit; written beside its weights.
 
-    sampler            name in `sampling.SAMPLERS`: "renoise" for few-step models, "euler" for undistilled ones
+    sampler            name in `samplers.SAMPLERS`: "renoise" for few-step models, "euler" for undistilled ones
     timesteps          of the renoise sampler, descending; 1000 = pure noise
     num_steps          steps of the euler sampler
     shift              flow-matching shift of the euler sampler: s = shift*u / (1 + (shift-1)*u)
@@ -115,7 +117,7 @@ class EditConfig(JsonConfig):
         return super().from_json({_FIELDS_OF_0_1.get(name, name): value for name, value in data.items()})
 
     def __post_init__(self):
-        _one_of("sampler", self.sampler, ("renoise", "euler"))
+        _one_of("sampler", self.sampler, tuple(SAMPLERS))
         _one_of("anchor_prompt", self.anchor_prompt, ("null", "first_prompt", "first_token"))
         _one_of("slot_mode", self.slot_mode, ("bounded", "absolute"))
         timesteps = self.timesteps if isinstance(self.timesteps, tuple) else ()
@@ -151,43 +153,51 @@ _FIELDS_OF_0_1 = {
 
 
 @dataclass(frozen=True)
+class KVCacheConfig(JsonConfig):
+    """Say where the K/V of visible turns lie, and in which dtype.
+
+    device  "gpu" is where the model runs, "cpu" is main memory, "auto" is the GPU while the visible K/V fit there
+            beside the model; never changes an image
+    dtype   what K/V are rounded to when they are written; "auto" leaves them as the model made them
+    """
+
+    device: str = "auto"
+    dtype: str = "auto"
+
+    def __post_init__(self):
+        _one_of("K/V device", self.device, KV_DEVICES)
+        _one_of("K/V dtype", self.dtype, KV_DTYPES)
+
+
+@dataclass(frozen=True)
 class MemoryPolicy(JsonConfig):
-    """What the next turn may see, and how its history is kept.
+    """Say what the next turn may see, and how its history is kept.
 
-    Missing entries of older session files are the defaults.
-
-    anchor_frames  the first frames of the session that are always visible (the attention sink)
+    anchor_frames  the first frames of the session, always visible (the attention sink)
     window         the last frames that are visible, the one being made not counted
     history        "stream": a frame's K/V are written once, when it is committed; "refresh": when the window
-                   slides, the visible frames are read again from themselves alone
-    place          where K/V lie: "vram" is where the model runs, "ram" the main memory, "auto" vram while the
-                   visible ones fit the share that is meant for them; never changes a number
-    kv_dtype       what K/V are rounded to when they are written; "auto" leaves them as the model made them
+                   slides, the visible frames are encoded again from themselves alone
     """
 
     anchor_frames: int = 1
     window: int = 4
     history: str = "stream"
-    place: str = "auto"
-    kv_dtype: str = "auto"
 
     def __post_init__(self):
         _one_of("history", self.history, HISTORIES)
-        _one_of("place", self.place, PLACES)
-        _one_of("kv dtype", self.kv_dtype, KV_DTYPES)
-        _at_least(0, "anchor frames", self.anchor_frames)
+        _at_least(0, "anchor_frames", self.anchor_frames)
         _at_least(0, "window", self.window)
         if self.anchor_frames + self.window == 0:
-            raise AnchorEditError("anchor frames 0 with window 0 leave nothing to see", "Set one of them to 1 or more")
+            raise AnchorEditError("anchor_frames 0 with window 0 leave nothing to see", "Set one of them to 1 or more")
 
     def visible(self, turn: int) -> tuple[int, ...]:
-        """Numbers of the frames that frame `turn` sees besides itself, in order."""
+        """Return the numbers of the frames that frame `turn` sees besides itself, in order."""
         anchors = range(min(self.anchor_frames, turn))
         recent = range(max(0, turn - self.window), turn)
         return tuple(sorted({*anchors, *recent}))
 
     def with_options(self, **options: Any) -> MemoryPolicy:
-        """A copy in which every option that is not None is replaced."""
+        """Return a copy in which every option that is not None is replaced."""
         return replace(self, **{key: value for key, value in options.items() if value is not None})
 
 
@@ -197,9 +207,9 @@ def _is_number(value: Any) -> bool:
 
 def _at_least(least: int, name: str, value: Any) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise AnchorEditError(f"{name} {value!r} is not possible", f"Set a whole number, {least} or more")
+        raise AnchorEditError(f"{name} must be a whole number, {least} or more, got {value!r}", f"Set {least} or more")
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
-        raise AnchorEditError(f"{name} {value!r} is unknown", f"Choose one of {', '.join(allowed)}")
+        raise AnchorEditError(f"{name} must be one of {', '.join(allowed)}, got {value!r}", "Choose one of them")

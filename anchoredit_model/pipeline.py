@@ -1,4 +1,4 @@
-"""Editing without ComfyUI: an image and instructions in, a chain of edited images out.
+"""Editing one image over many turns.
 
     pipeline = AnchorEditPipeline.from_pretrained("anchoredit_model/tiny")
     memory = pipeline.start(load_image("sample.png"))
@@ -10,78 +10,95 @@ The verbs are those of diffusers' pipelines. A memory is a value: two turns from
 
 from __future__ import annotations
 
-import hashlib
-import json
 import operator
-import os
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from .atomic_write import atomic_write
-from .checkpoint.layout import fingerprint, load_transformer, read_checkpoint, save_folder
-from .config import EditConfig, MemoryPolicy, TransformerConfig
+from .config import EditConfig, KVCacheConfig, MemoryPolicy
 from .errors import AnchorEditError
 from .geometry import composite, fit
 from .images import to_tensor
-from .memory.anchor_memory import AnchorMemory, KVCacheManager, Turn
+from .memory.anchor_memory import AnchorMemory, Turn
+from .memory.kv_cache import KVCacheManager, OnEncode
 from .memory.kv_store import KVStore
-from .memory.visibility import FrameView
-from .networks.text_encoder import TextEncoder
-from .networks.transformer import CausalWanTransformer, FrameKV, TextContext
-from .networks.vae import ImageVAE
-from .sampling import OnStep, PredictFlow, guided, sample, variant_seeds, with_steps
+from .networks.backbone import Backbone
+from .samplers import SAMPLERS, Denoiser, OnStep, guided
+from .sampling import sample, schedule_of, variation_seeds, with_steps
 
 TINY = Path(__file__).parent / "tiny"
-_INDEX = "model_index.json"
 _FEATHER = 1 / 64  # of the image's shorter side, inside a mask's edge
-_CONTEXTS = 3  # texts whose keys and values are kept: the instruction's, the null text's, one more when replaying
+
+
+class ImageCodec(Protocol):
+    """Map images [B, 3, H, W] in 0..1 to latents [B, C, h, w] as the backbone takes them, and back."""
+
+    spatial_factor: int
+    latent_channels: int
+
+    @property
+    def latent_space(self) -> str:
+        """Name the latents: those of another space must not be decoded."""
+        ...
+
+    def encode(self, images: Tensor) -> Tensor: ...
+
+    def decode(self, latents: Tensor) -> Tensor: ...
+
+
+class PromptEncoder(Protocol):
+    """Map prompts to their valid rows, each [T, E]."""
+
+    def encode(self, texts: list[str]) -> list[Tensor]: ...
 
 
 @dataclass(frozen=True)
 class AnchorEditOutput:
-    """Images [3, H, W] in 0..1, the source first, and the memory that goes on from the last one."""
+    """Hold images [3, H, W] in 0..1, the source first, and the memory that goes on from the last one."""
 
     images: list[Tensor]
     memory: AnchorMemory
 
 
 class AnchorEditPipeline:
-    """A transformer, a VAE and a text encoder, and the keys and values of the sessions they work on.
+    """Edit with a backbone, a VAE and a text encoder.
 
-    `store` keeps remembered keys and values; by default just those that the memory in use sees. They belong to the
-    weights as they are now: after changing them (a LoRA, say), make a new pipeline.
+    `store` holds the K/V of sessions; by default just those that the memory in use sees. `on_encode` hears of frames
+    that have to be encoded before a turn.
     """
 
     def __init__(
         self,
-        transformer: CausalWanTransformer,
-        vae: ImageVAE,
-        text_encoder: TextEncoder,
-        edit: EditConfig | None = None,
+        backbone: Backbone,
+        vae: ImageCodec,
+        text_encoder: PromptEncoder,
         store: KVStore | None = None,
+        on_encode: OnEncode | None = None,
     ):
-        self.transformer = transformer.eval()
+        self.backbone = backbone
         self.vae = vae
         self.text_encoder = text_encoder
-        self.edit = edit or EditConfig()
         self.store = KVStore(budget=0) if store is None else store
-        self.fingerprint = fingerprint(transformer)
+        self.kv_cache = self._kv_cache(self.store, on_encode)
+        self._negative_kv_cache = self._kv_cache(KVStore(budget=0), on_encode)
         self._progress_bar: dict = {}
-        self._make_readers()
 
-    def _make_readers(self) -> None:
-        weight = next(self.transformer.parameters())
-        sizes = json.dumps(self.transformer.config.to_json())  # the same weights may be cut into other heads
-        identity = f"{self.fingerprint} {sizes} {weight.dtype} {weight.device.type}"
-        self.reader = KVCacheManager(self._read_frame, identity, self.edit, self.store, weight.device)
-        self._null_reader = KVCacheManager(self._read_frame, identity, self.edit, KVStore(budget=0), weight.device)
-        self._contexts: deque[tuple[Tensor, int | None, TextContext]] = deque(maxlen=_CONTEXTS)
+    def _kv_cache(self, store: KVStore, on_encode: OnEncode | None) -> KVCacheManager:
+        backbone = self.backbone
+        return KVCacheManager(
+            backbone.encode_frame,
+            backbone.identity,
+            backbone.edit,
+            store,
+            backbone.device,
+            backbone.max_device_bytes,
+            on_encode,
+        )
 
     # ---------------------------------------------------------------- loading and saving
 
@@ -93,76 +110,70 @@ class AnchorEditPipeline:
         device: str | torch.device = "cpu",
         store: KVStore | None = None,
     ) -> AnchorEditPipeline:
-        """A local model: a folder with `transformer`, `vae` and `text_encoder`, or a transformer's weights.
+        """Load a local model: a folder with `transformer`, `vae` and `text_encoder`, or a transformer's weights.
 
         Weights alone, a file or a folder, need `vae` and `text_encoder` beside them as diffusers stores them; those
         of the bundled model's size get the bundled ones. Nothing is downloaded.
         """
-        path = Path(os.path.expanduser(path))  # Path's own expanduser raises for a user it does not know
-        if not path.exists():
-            raise AnchorEditError(f"model '{path}' does not exist", "Give a folder or a weights file of this machine")
-        weights = path / "transformer" if (path / "transformer").is_dir() else path
-        parts = path if path.is_dir() else path.parent
-        if not (parts / "vae").is_dir():
-            parts = _bundled_parts(weights)
-        transformer, edit = load_transformer(weights, torch_dtype, device)
-        vae = ImageVAE.from_pretrained(parts / "vae", device)  # float32: in bfloat16 it loses grey levels
-        text_dim = transformer.config.text_dim
-        text_encoder = TextEncoder.from_pretrained(parts / "text_encoder", None, device, torch_dtype, text_dim)
-        return cls(transformer, vae, text_encoder, edit, store)
+        from .pretrained import load_parts
+
+        return cls(*load_parts(path, torch_dtype, device), store)
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
-        """Writes the folder that `from_pretrained` reads; safetensors only."""
-        folder = Path(folder)
-        save_folder(folder / "transformer", self.transformer, self.transformer.config, self.edit, dtype)
-        self.vae.save_pretrained(folder / "vae", dtype)
-        self.text_encoder.save_pretrained(folder / "text_encoder")
-        index = {"_class_name": type(self).__name__, "parts": ["transformer", "vae", "text_encoder"]}
-        with atomic_write(folder / _INDEX, "model index") as unfinished:
-            unfinished.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        """Write the folder that `from_pretrained` reads; safetensors only."""
+        from .pretrained import save_parts
+
+        save_parts(folder, self.backbone, self.vae, self.text_encoder, dtype)
 
     def to(self, device: str | torch.device) -> AnchorEditPipeline:
-        """Moves the model; keys and values are read again there."""
-        for part in (self.transformer, self.vae, self.text_encoder.model):
-            part.to(device)
-        self._make_readers()
-        return self
+        """Return a pipeline whose parts were moved to a device; K/V are computed again there."""
+        from .pretrained import move_parts
+
+        return type(self)(*move_parts(self.backbone, self.vae, self.text_encoder, device), self.store)
 
     # ---------------------------------------------------------------- editing
 
     @property
+    def edit(self) -> EditConfig:
+        """Return how the backbone was trained to edit."""
+        return self.backbone.edit
+
+    @property
     def device(self) -> torch.device:
-        return next(self.transformer.parameters()).device
+        return self.backbone.device
 
     @property
     def default_policy(self) -> MemoryPolicy:
-        """The anchor and as many recent turns as the model was trained to see."""
+        """Show the anchor and as many recent turns as the model was trained to see."""
         return MemoryPolicy(anchor_frames=1, window=max(1, self.edit.max_turns - 2))
 
     def set_progress_bar_config(self, **options) -> None:
-        """Options for tqdm, e.g. `disable=True`."""
+        """Set options for tqdm, e.g. `disable=True`."""
         self._progress_bar = options
 
     @torch.no_grad()
     def start(
-        self, image: Tensor | Image.Image, policy: MemoryPolicy | None = None, area: int | None = None
+        self,
+        image: Tensor | Image.Image,
+        policy: MemoryPolicy | None = None,
+        resolution: int | None = None,
+        kv_cache: KVCacheConfig | None = None,
     ) -> AnchorMemory:
-        """A session from a source image, [3, H, W] in 0..1 or a Pillow image.
+        """Start a session from a source image, [3, H, W] in 0..1 or a Pillow image.
 
-        It is worked on at the nearest size the model knows; `area` replaces the side of the square, in pixels, whose
-        area the model was trained at.
+        It is edited at the nearest size that the model knows; `resolution` replaces the side in pixels of the square
+        whose area the model was trained at.
         """
         image = to_tensor(image) if isinstance(image, Image.Image) else image
         if image.ndim != 3 or image.shape[0] != 3:
-            raise AnchorEditError(f"the image is {list(image.shape)}", "Give one image [3, height, width]")
+            raise AnchorEditError(f"image must be [3, height, width], got {list(image.shape)}", "Give one RGB image")
         height, width = image.shape[-2:]
-        area = self.edit.resolution if area is None else area
-        geometry = fit(height, width, area, self.edit.resolution_step, self.edit.max_aspect_ratio)
+        resolution = self.edit.resolution if resolution is None else resolution
+        geometry = fit(height, width, resolution, self.edit.resolution_step, self.edit.max_aspect_ratio)
         latent = self.vae.encode(geometry.to_work(image[None]))[0]
         (null_text,) = self.text_encoder.encode([""])
-        return AnchorMemory.start(
-            latent, null_text, image, geometry, policy or self.default_policy, self._latent_space()
-        )
+        policy = policy or self.default_policy
+        return AnchorMemory.start(latent, null_text, image, geometry, policy, kv_cache, self.vae.latent_space)
 
     @torch.no_grad()
     def turn(
@@ -171,93 +182,98 @@ class AnchorEditPipeline:
         instruction: str,
         seed: int = 0,
         steps: int | None = None,
-        guidance: float | None = None,
+        cfg: float | None = None,
         mask: Tensor | None = None,
         sampler: str | None = None,
         on_step: OnStep | None = None,
+        kv_cache: KVCacheConfig | None = None,
     ) -> AnchorMemory:
-        """The memory with one more turn; `memory` itself stays.
+        """Return the memory with one more turn; `memory` itself stays.
 
-        An empty instruction is a null edit: the image is made again as it is. `mask` [1, H, W] at the input's
-        size limits the edit to where it is above 0. Steps, guidance and sampler ("renoise" or "euler") are the
-        checkpoint's if not given.
+        An empty instruction is a null edit: the image is generated again as it is. `mask` [1, H, W] at the input's
+        size limits the edit to where it is above 0. steps, cfg and sampler ("renoise" or "euler") are the
+        checkpoint's if not given. `kv_cache` replaces the session's for this run and is not kept.
         """
-        (turn,) = self._sampled(memory, instruction, [seed], steps, guidance, mask, sampler, on_step)
-        return self.reader.commit(memory, turn)
+        (turn,) = self._sample_turns(memory, instruction, [seed], steps, cfg, mask, sampler, on_step, kv_cache)
+        return self.kv_cache.commit(memory, turn, kv_cache)
 
     @torch.no_grad()
-    def variants(
+    def variations(
         self,
         memory: AnchorMemory,
         instruction: str,
         seed: int = 0,
         count: int = 4,
         steps: int | None = None,
-        guidance: float | None = None,
+        cfg: float | None = None,
         mask: Tensor | None = None,
         sampler: str | None = None,
         on_step: OnStep | None = None,
-        at_once: bool = True,
+        kv_cache: KVCacheConfig | None = None,
+        batched: bool = True,
     ) -> tuple[AnchorMemory, ...]:
-        """`count` candidates for the next turn, each a memory to go on with; other arguments as in `turn`.
+        """Return `count` candidates for the next turn, each a memory to go on with; other arguments as in `turn`.
 
-        The first one is what `turn` makes of the seed, up to rounding, the others have the seeds of `variant_seeds`;
-        each names its own. They are sampled as one batch, or with `at_once` False one after the other, which takes
-        less memory. A candidate is read into the memory's keys and values when a turn goes on from it. `on_step`
-        is shown the first of a batch.
+        The first one is what `turn` gives for the seed, up to rounding, the others have the seeds of
+        `variation_seeds`; each names its own. They are sampled as one batch, or with `batched` False one after the
+        other, which takes less memory. A candidate's K/V are computed when a turn goes on from it. `on_step` is shown
+        the first of a batch.
         """
-        seeds = variant_seeds(operator.index(seed), operator.index(count))
-        batches = [seeds] if at_once else [[each] for each in seeds]
+        seeds = variation_seeds(operator.index(seed), operator.index(count))
+        batches = [seeds] if batched else [[each] for each in seeds]
         mask = None if mask is None else mask.float().cpu()  # once: the candidates share it
-        options = (steps, guidance, mask, sampler, on_step)
-        turns = [turn for batch in batches for turn in self._sampled(memory, instruction, batch, *options)]
-        return tuple(memory.commit(turn, self.reader.identity) for turn in turns)
+        options = (steps, cfg, mask, sampler, on_step, kv_cache)
+        turns = [turn for batch in batches for turn in self._sample_turns(memory, instruction, batch, *options)]
+        return tuple(memory.commit(turn, self.kv_cache.identity) for turn in turns)
 
-    def _sampled(
+    def _sample_turns(
         self,
         memory: AnchorMemory,
         instruction: str,
         seeds: Sequence[int],
         steps: int | None,
-        guidance: float | None,
+        cfg: float | None,
         mask: Tensor | None,
         sampler: str | None,
         on_step: OnStep | None,
+        kv_cache: KVCacheConfig | None,
     ) -> list[Turn]:
-        """The next turn by each of the seeds, sampled as one batch."""
+        """Sample the next turn by each of the seeds, as one batch."""
         self.check_vae(memory)
-        self.check_model(memory)
+        self.check_backbone(memory)
         instruction = _checked_text(instruction.strip())
-        options = {"guidance": None if guidance is None else float(guidance), "sampler": sampler}
+        options = {"cfg": None if cfg is None else float(cfg), "sampler": sampler}
         edit = replace(self.edit, **{name: value for name, value in options.items() if value is not None})
         edit = with_steps(edit, steps)
         seeds = [operator.index(seed) for seed in seeds]  # numpy's integers would not go into a session file
         mask = None if mask is None else mask.float().cpu()
         constraint = None if mask is None else memory.mask_constraint(mask)
         text = self.text_encoder.encode([instruction])[0].cpu()
-        predict = self._predictor(text, *self.reader.visible(memory, text))
+        denoiser = self.backbone.denoiser(text, *self.kv_cache.gather(memory, text, kv_cache))
         if edit.cfg != 1:
-            predict = guided(predict, self._unconditional(memory, text), edit.cfg)
+            denoiser = guided(denoiser, self._unconditional(memory, text, kv_cache), edit.cfg)
         shape = memory.turns[-1].latent.shape
         first = None if on_step is None else lambda step, total, x0: on_step(step, total, x0[0])
-        latents = sample(predict, shape, edit, seeds, len(memory), first, constraint, self.device)
+        latents = sample(denoiser, shape, edit, seeds, len(memory), first, constraint, self.device)
         if not latents.isfinite().all():
             raise AnchorEditError(
-                f"turn {len(memory)} came out as NaN or infinite (guidance {edit.cfg:g}, "
-                f"{next(self.transformer.parameters()).dtype})",
-                "Lower the guidance, use float32, or check the weights",
+                f"turn {len(memory)} came out as NaN or infinite (cfg {edit.cfg:g})",
+                "Lower cfg, run the model in float32, or check the weights",
             )
-        settings = {"sampler": edit.sampler, "guidance": edit.cfg}
-        settings |= {"steps": list(edit.timesteps)} if edit.sampler == "renoise" else {"num_steps": edit.num_steps}
+        settings = {"sampler": edit.sampler, "cfg": edit.cfg}
+        if SAMPLERS[edit.sampler].draws_noise_each_step:
+            settings["timesteps"] = list(edit.timesteps)
+        else:
+            settings["num_steps"] = len(schedule_of(edit).times)
         return [
             Turn(latent, instruction, text, seed, settings, mask) for latent, seed in zip(latents, seeds, strict=True)
         ]
 
     @torch.no_grad()
     def image(self, memory: AnchorMemory, turn: int | None = None, before: Tensor | None = None) -> Tensor:
-        """The image [3, H, W] of a turn (default: the newest) at the input's own size; turn 0 is the source itself.
+        """Return the image [3, H, W] of a turn (default: the newest) at the input's own size; turn 0 is the source.
 
-        A masked turn is put into the image `before` it, which is made again if it is not given.
+        A masked turn is composited over the image `before` it, which is decoded too if it is not given.
         """
         turn = memory.last if turn is None else turn
         if turn == 0:
@@ -282,7 +298,7 @@ class AnchorEditPipeline:
         policy: MemoryPolicy | None = None,
         mask: Tensor | None = None,
     ) -> AnchorEditOutput:
-        """Edits an image, or goes on with a memory, one instruction after the other; arguments as in `turn`."""
+        """Edit an image, or go on with a memory, one instruction after the other; arguments as in `turn`."""
         from tqdm.auto import tqdm
 
         instructions = [instructions] if isinstance(instructions, str) else list(instructions)
@@ -293,65 +309,40 @@ class AnchorEditPipeline:
             images.append(self.image(memory, before=images[-1]))
         return AnchorEditOutput(images, memory)
 
-    # ---------------------------------------------------------------- parts of a turn
-
-    def _context(self, text: Tensor, rows: int | None = None) -> TextContext:
-        """Text keys and values; a turn asks for the same text when it samples and when it commits."""
-        for known, known_rows, context in self._contexts:
-            if known_rows == rows and torch.equal(known, text):
-                return context
-        lengths = None if rows is None else torch.tensor([rows])
-        context = self.transformer.embed_text(text.to(self.device)[None, None], lengths)
-        self._contexts.append((text, rows, context))
-        return context
-
-    def _unconditional(self, memory: AnchorMemory, text: Tensor) -> PredictFlow:
-        """The null text's branch of guidance; both branches read the same history unless the checkpoint says not."""
+    def _unconditional(self, memory: AnchorMemory, text: Tensor, kv_cache: KVCacheConfig | None) -> Denoiser:
+        """Return the null prompt's branch of guidance; both see the same K/V unless the checkpoint says not."""
         null = memory.turns[0].text
         if self.edit.negative_history:
-            return self._predictor(null, *self._null_reader.visible(memory.with_prompt(null), null))
-        return self._predictor(null, *self.reader.visible(memory, text))
+            seen = self._negative_kv_cache.gather(memory.with_prompt(null), null, kv_cache)
+        else:
+            seen = self.kv_cache.gather(memory, text, kv_cache)
+        return self.backbone.denoiser(null, *seen)
 
-    def _read_frame(
-        self, latent: Tensor, text: Tensor, rows: int | None, view: FrameView, blocks: tuple[FrameKV, ...]
-    ) -> FrameKV:
-        latent = latent.to(self.device)[None, :, None]
-        block, _ = self.transformer.read(latent, self._context(text, rows), view, self.edit.temporal_stride, blocks)
-        return block
+    # ---------------------------------------------------------------- checks
 
-    def _predictor(self, text: Tensor, view: FrameView, blocks: tuple[FrameKV, ...]) -> PredictFlow:
-        context = self._context(text)
-
-        def predict(x: Tensor, time: float) -> Tensor:
-            times = torch.full((len(x), 1), time, device=x.device)
-            flow = self.transformer(x[:, :, None], times, context, (view,), self.edit.temporal_stride, blocks)
-            return flow[:, :, 0].float()
-
-        return predict
-
-    def check_model(self, memory: AnchorMemory) -> None:
-        """Refuses a session whose latents or texts the transformer cannot read."""
-        config, latent = self.transformer.config, memory.turns[0].latent
+    def check_backbone(self, memory: AnchorMemory) -> None:
+        """Refuse a session whose latents or texts the backbone does not take."""
+        config, latent = self.backbone.config, memory.turns[0].latent
         if latent.shape[0] != config.in_channels:
             raise AnchorEditError(
-                f"the session's latents have {latent.shape[0]} channels, the model takes {config.in_channels}",
+                f"the session's latents must have the model's {config.in_channels} channels, got {latent.shape[0]}",
                 "Use the model it was started with",
             )
-        if any(side % patch for side, patch in zip(latent.shape[1:], config.patch_size[1:])):
+        if any(side % patch for side, patch in zip(latent.shape[1:], config.patch_size[1:], strict=True)):
             raise AnchorEditError(
-                f"the session's latents are {list(latent.shape)}, which the model cannot cut into patches of "
-                f"{list(config.patch_size[1:])}",
+                f"the session's latents must divide into the model's patches of {list(config.patch_size[1:])}, got "
+                f"{list(latent.shape)}",
                 "Start the session with this model",
             )
         widths = {turn.text.shape[-1] for turn in memory.turns} - {config.text_dim}
         if widths:
             raise AnchorEditError(
-                f"the session's text is {widths.pop()} wide, the model takes {config.text_dim}",
+                f"the session's text must be as wide as the model's {config.text_dim}, got {widths.pop()}",
                 "Use the model and text encoder it was started with",
             )
 
     def check_vae(self, memory: AnchorMemory) -> None:
-        """Refuses a session that another VAE made."""
+        """Refuse a session that another VAE made."""
         geometry, latent = memory.geometry, memory.turns[0].latent
         factor = self.vae.spatial_factor
         expected = (self.vae.latent_channels, geometry.work_height // factor, geometry.work_width // factor)
@@ -360,36 +351,17 @@ class AnchorEditPipeline:
                 f"the session's latents are {list(latent.shape)}, the VAE makes {list(expected)} of its image",
                 "Use the model it was started with, VAE included",
             )
-        if memory.latent_space and memory.latent_space != self._latent_space():
+        if memory.latent_space and memory.latent_space != self.vae.latent_space:
             raise AnchorEditError(
                 "the session's latents are from another VAE than this one",
                 "Use the model it was started with, VAE included",
             )
 
-    def _latent_space(self) -> str:
-        """What tells one VAE's latents from another's: their channels and statistics."""
-        config = self.vae.model.config
-        return latent_space(self.vae.latent_channels, config.latents_mean, config.latents_std)
-
-
-def latent_space(channels: int, mean: Sequence[float], std: Sequence[float]) -> str:
-    """The fingerprint of the latents that a VAE with these statistics makes."""
-    return hashlib.sha256(json.dumps([channels, list(mean), list(std)]).encode()).hexdigest()[:16]
-
 
 def _checked_text(instruction: str) -> str:
-    """Refuses halves of characters, as a shell or JSON in a wrong encoding leaves them: no file can hold them."""
+    """Refuse halves of characters, as a shell or JSON in a wrong encoding leaves them: no file can hold them."""
     try:
         instruction.encode()
     except UnicodeEncodeError:
-        raise AnchorEditError(f"instruction {instruction!r:.80} is no valid text", "Give it in UTF-8") from None
+        raise AnchorEditError(f"instruction {instruction!r:.80} is not valid text", "Give it in UTF-8") from None
     return instruction
-
-
-def _bundled_parts(weights: Path) -> Path:
-    """The bundled VAE and text encoder serve weights of the bundled model's size, and no others."""
-    if read_checkpoint(weights).transformer_config == TransformerConfig.named("tiny"):
-        return TINY
-    raise AnchorEditError(
-        f"'{weights}' has no folders vae and text_encoder with it", "Put Wan 2.1's there, as diffusers stores them"
-    )

@@ -30,10 +30,12 @@ from anchoredit_model.config import MemoryPolicy
 from anchoredit_model.errors import AnchorEditError
 from anchoredit_model.memory.anchor_memory import Turn
 from anchoredit_model.memory.visibility import bidirectional_views
+from anchoredit_model.networks.backbone import TransformerBackbone
+from anchoredit_model.networks.full_sequence import sequence_denoiser
 from anchoredit_model.pipeline import TINY, AnchorEditPipeline
-from anchoredit_model.sampling import PredictFlow, guided, sample, with_steps
+from anchoredit_model.samplers import Denoiser, guided
+from anchoredit_model.sampling import sample, with_steps
 from studio.render import render
-from train.stages.forcing import sequence_predictor
 
 from .protocols import Trial
 
@@ -92,9 +94,9 @@ class PipelineEditor(Editor):
 
     @property
     def settings(self) -> dict[str, Any]:
-        weight = next(self.pipeline.transformer.parameters())
+        weight = next(self.pipeline.backbone.transformer.parameters())
         return {
-            "model": self.pipeline.fingerprint[:16],
+            "model": self.pipeline.backbone.identity[:16],
             "policy": self.policy.to_json(),
             "steps": self.steps,
             "guidance": self.guidance,
@@ -131,13 +133,15 @@ class BidirectionalEditor(PipelineEditor):
         self._memory = memory.commit(Turn(latent, instruction, text))
         return pipeline.image(self._memory)
 
-    def _predictor(self, text: Tensor) -> PredictFlow:
+    def _predictor(self, text: Tensor) -> Denoiser:
         pipeline, memory = self.pipeline, self._memory
         seen = [memory.turns[frame] for frame in memory.view().frames]
         history = torch.stack([turn.latent for turn in seen])[None].to(pipeline.device)  # [1, n, C, h, w]
         texts = pad_sequence([*(turn.text for turn in seen), text.cpu()], batch_first=True)[None].to(pipeline.device)
         views = bidirectional_views(len(seen) + 1)
-        sequence = sequence_predictor(pipeline.transformer, history, texts, views, pipeline.edit.temporal_stride)
+        sequence = sequence_denoiser(
+            pipeline.backbone.transformer, history, texts, views, pipeline.edit.temporal_stride
+        )
 
         def predict(x: Tensor, time: float) -> Tensor:
             with torch.no_grad():
@@ -243,7 +247,8 @@ def _pipeline(options: EditorOptions) -> AnchorEditPipeline:
     if options.slots is None:
         return pipeline
     edit = replace(pipeline.edit, slot_mode=options.slots)
-    return AnchorEditPipeline(pipeline.transformer, pipeline.vae, pipeline.text_encoder, edit)
+    backbone = TransformerBackbone(pipeline.backbone.transformer, edit)
+    return AnchorEditPipeline(backbone, pipeline.vae, pipeline.text_encoder)
 
 
 def _remembering(options: EditorOptions, suite: Suite) -> Editor:

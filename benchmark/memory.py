@@ -17,7 +17,7 @@ from collections.abc import Iterator
 import torch
 
 from anchoredit_model.config import MemoryPolicy, TransformerConfig
-from anchoredit_model.memory.kv_size import memory_cost
+from anchoredit_model.memory.kv_size import kv_size
 from anchoredit_model.networks.transformer import CausalWanTransformer
 
 SIZES = ("1.3B", "14B")
@@ -46,7 +46,7 @@ def rows(config: TransformerConfig, policy: MemoryPolicy, height: int, width: in
     for weights, itemsize in _WEIGHTS.items():
         held = matrices * itemsize + 2 * others
         for dtype, bytes_each in _KEYS.items():
-            visible = memory_cost(config, policy, height, width, bytes_each).visible
+            visible = kv_size(config, policy, height, width, bytes_each).visible
             work = _working(config, policy, height, width)
             for place in ("vram", "ram"):
                 here = visible if place == "vram" else visible * _LAYERS_AHEAD // config.num_layers
@@ -63,7 +63,7 @@ def _count(config: TransformerConfig) -> tuple[int, int]:
 
 def _working(config: TransformerConfig, policy: MemoryPolicy, height: int, width: int) -> int:
     """Bytes of one block's largest tensors, in bfloat16 but for the residual stream."""
-    one = memory_cost(config, MemoryPolicy(0, 1), height, width, 2).per_turn // config.num_layers  # keys and values
+    one = kv_size(config, MemoryPolicy(0, 1), height, width, 2).per_turn // config.num_layers  # keys and values
     tokens = one // (2 * 2 * config.dim)
     seen = policy.anchor_frames + policy.window + 1
     return 4 * tokens * config.dim + 2 * tokens * config.ffn_dim + 2 * tokens * config.dim + 2 * seen * one

@@ -34,8 +34,8 @@ from torch import Tensor
 
 from anchoredit_model.config import TransformerConfig
 from anchoredit_model.errors import AnchorEditError
+from anchoredit_model.memory.frame_kv import FrameKV
 from anchoredit_model.memory.visibility import FrameView
-from anchoredit_model.networks.transformer import FrameKV
 
 PACK = Path(__file__).resolve().parents[1]
 STRIDE = 4  # of slots in time; the cost does not depend on it

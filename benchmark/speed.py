@@ -74,7 +74,7 @@ def main(argv: list[str]) -> int:
 
 def _frame_bytes(pipeline: AnchorEditPipeline, memory) -> int:
     """Keys and values of one frame, counted from the model's sizes: 2 * layers * tokens * width * bytes."""
-    config = pipeline.transformer.config
+    config = pipeline.backbone.transformer.config
     height, width = memory.turns[0].latent.shape[-2:]
     tokens = height // config.patch_size[1] * (width // config.patch_size[2])
-    return 2 * config.num_layers * tokens * config.dim * next(pipeline.transformer.parameters()).element_size()
+    return 2 * config.num_layers * tokens * config.dim * next(pipeline.backbone.transformer.parameters()).element_size()

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ..anchoredit_model.config import EditConfig
 from ..anchoredit_model.memory.anchor_memory import AnchorMemory, Turn
-from ..anchoredit_model.sampling import draws, shifted_sigmas, turn_generator
+from ..anchoredit_model.samplers import shifted_sigmas
+from ..anchoredit_model.sampling import turn_generator, turn_noise
 from .base import CATEGORY, AnchorEditNode, MemorySocket, mask_input, remedies_first, seed_input, to_mask
 from .editors.causal_wan import HostPipeline, Runtime
 from .host.attention import MemoryAttention
@@ -135,7 +136,7 @@ class TurnNoise:
     def drawn(self, like: Tensor):
         """All draws of the turn, each of the shape [1, C, 1, h, w] of `like`."""
         shape = like[0, :, 0].shape
-        return (noise[None, :, None] for noise in draws(shape, turn_generator(self.seed, self.turn)))
+        return (noise[None, :, None] for noise in turn_noise(shape, turn_generator(self.seed, self.turn)))
 
 
 class TurnSampler:

@@ -9,7 +9,7 @@ from ..anchoredit_model.config import EditConfig
 from ..anchoredit_model.errors import AnchorEditError
 from ..anchoredit_model.images import load_image
 from ..anchoredit_model.pipeline import TINY
-from ..anchoredit_model.sampling import in_words, with_steps
+from ..anchoredit_model.sampling import describe_sampling, with_steps
 from .base import CATEGORY, AnchorEditNode, remedies_first, to_host_image
 from .host.edit_metadata import ModelFacts, model_facts, with_facts
 from .host.model import load_bundled, load_model, model_files, model_path, say
@@ -61,7 +61,7 @@ class LoadModel(AnchorEditNode):
         edit = _changed(facts.edit, steps, chosen)
         if not facts.trained:
             say(
-                f"The file does not say how it edits. It is sampled as plain Wan 2.1: {in_words(edit)}.",
+                f"The file does not say how it edits. It is sampled as plain Wan 2.1: {describe_sampling(edit)}.",
                 cls.hidden.unique_id,
             )
         # a file that says nothing leaves the MODEL as it is, so that the shift of a later node counts

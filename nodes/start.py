@@ -6,7 +6,7 @@ from comfy_api.latest import io
 from ..anchoredit_model.config import HISTORIES, KV_DTYPES, PLACES, MemoryPolicy, TransformerConfig
 from ..anchoredit_model.geometry import fit
 from ..anchoredit_model.memory.anchor_memory import AnchorMemory
-from ..anchoredit_model.memory.kv_size import memory_cost, size_in_words
+from ..anchoredit_model.memory.kv_size import format_bytes, kv_size
 from .base import CATEGORY, AnchorEditNode, MemorySocket, PolicySocket, from_host_image, to_host_image
 from .editors.causal_wan import HostPipeline
 from .host.model import say
@@ -135,22 +135,22 @@ class Policy(AnchorEditNode):
         if model is None:
             itemsize = 2 if policy.kv_dtype == "auto" else getattr(torch, policy.kv_dtype).itemsize
             sizes = {name: TransformerConfig.named(name) for name in ("1.3B", "14B")}
-            costs = {name: memory_cost(size, policy, 1024, 1024, itemsize) for name, size in sizes.items()}
-            words = [f"Wan {name}: {cost.in_words('memory')}" for name, cost in costs.items()]
+            costs = {name: kv_size(size, policy, 1024, 1024, itemsize) for name, size in sizes.items()}
+            words = [f"Wan {name}: {cost.describe_sampling('memory')}" for name, cost in costs.items()]
             return f"At 1024x1024, bytes per number {itemsize}. {'; '.join(words)}. Connect a model to count its own."
         transformer = HostPipeline(cls.runtime, model=model).transformer
         edit = transformer.edit
         height, width = (edit.resolution, edit.resolution) if image is None else image.shape[1:3]
         work = fit(height, width, edit.resolution, edit.resolution_step, edit.max_aspect_ratio)
         itemsize = transformer.itemsize if policy.kv_dtype == "auto" else getattr(torch, policy.kv_dtype).itemsize
-        cost = memory_cost(transformer.config, policy, work.work_height, work.work_width, itemsize)
+        cost = kv_size(transformer.config, policy, work.work_height, work.work_width, itemsize)
         place = (
             "main memory"
             if policy.place == "ram" or (policy.place == "auto" and cost.visible > transformer.share)
             else "VRAM"
         )
-        weights = size_in_words(transformer.patcher.model_size())
-        return f"At {work.work_width}x{work.work_height}: {cost.in_words(place)}, beside {weights} of weights."
+        weights = format_bytes(transformer.patcher.model_size())
+        return f"At {work.work_width}x{work.work_height}: {cost.describe_sampling(place)}, beside {weights} of weights."
 
 
 class Rewind(AnchorEditNode):

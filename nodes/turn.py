@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ..anchoredit_model.config import EditConfig
 from ..anchoredit_model.errors import AnchorEditError
 from ..anchoredit_model.memory.anchor_memory import AnchorMemory
-from ..anchoredit_model.sampling import in_words, step_count, with_steps
+from ..anchoredit_model.sampling import describe_sampling, step_count, with_steps
 from .base import CATEGORY, AnchorEditNode, MemorySocket, mask_input, seed_input, to_host_image, to_mask
 from .editors.causal_wan import HostPipeline
 from .host.model import new_graph, on_step, say
@@ -66,7 +66,7 @@ def remark(pipeline: HostPipeline, edit: EditConfig, instruction: str, guidance:
     """What an artist should know about the edit that is about to be made; "" if there is nothing."""
     remarks = [] if instruction.strip() else [_NULL_EDIT]
     if not pipeline.transformer.trained:
-        sampled = in_words(replace(edit, cfg=guidance or edit.cfg))
+        sampled = describe_sampling(replace(edit, cfg=guidance or edit.cfg))
         remarks.append(f"{_NOT_TRAINED} Sampled with {sampled}.")
     return "\n".join(remarks)
 

@@ -44,6 +44,7 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers import UMT5Config, UMT5EncoderModel
 
     from anchoredit_model.config import EditConfig, TransformerConfig
+    from anchoredit_model.networks.backbone import TransformerBackbone
     from anchoredit_model.networks.text_encoder import TextEncoder
     from anchoredit_model.networks.transformer import CausalWanTransformer
     from anchoredit_model.networks.vae import ImageVAE
@@ -66,10 +67,12 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     encoder = UMT5Config(vocab_size=320, d_model=16, d_kv=8, num_heads=2, d_ff=32, num_layers=1, dropout_rate=0.0)
     sizes = TransformerConfig(dim=128, ffn_dim=128, num_heads=1, num_layers=2, text_dim=32)
     pipeline = AnchorEditPipeline(
-        CausalWanTransformer(sizes),
+        TransformerBackbone(
+            CausalWanTransformer(sizes),
+            EditConfig(resolution=64, resolution_step=64, max_aspect_ratio=1.0, max_turns=4),
+        ),
         ImageVAE(AutoencoderKLWan(base_dim=8)),
         TextEncoder(UMT5EncoderModel(encoder), vocabulary.getvalue(), text_dim=32),
-        EditConfig(resolution=64, resolution_step=64, max_aspect_ratio=1.0, max_turns=4),
     )
     folder = tmp_path_factory.mktemp("small") / "model"
     pipeline.save_pretrained(folder)

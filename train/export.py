@@ -22,6 +22,7 @@ from torch import Tensor
 
 from anchoredit_model.checkpoint.layout import load_transformer, save_checkpoint
 from anchoredit_model.errors import AnchorEditError
+from anchoredit_model.networks.backbone import TransformerBackbone
 from anchoredit_model.networks.text_encoder import TextEncoder
 from anchoredit_model.networks.transformer import CausalWanTransformer
 from anchoredit_model.networks.vae import ImageVAE
@@ -50,7 +51,7 @@ def run(config: Config, out: Path) -> None:
         shutil.copyfile(path.parent / LORA, out / LORA)
     encoder = TextEncoder.from_pretrained(curriculum.text_folder(), text_dim=transformer.config.text_dim)
     vae = ImageVAE.from_pretrained(curriculum.vae_folder())
-    AnchorEditPipeline(transformer, vae, encoder, edit).save_pretrained(out / FOLDER, dtype)
+    AnchorEditPipeline(TransformerBackbone(transformer, edit), vae, encoder).save_pretrained(out / FOLDER, dtype)
     write_preview(out / FOLDER / "vae", vae)
     size = sum(file.stat().st_size for file in (out / FOLDER).rglob("*") if file.is_file())
     print(f"{path} -> {out / FILE}, {out / FOLDER} ({size / 1e6:.1f} MB)")

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from ..config import EditConfig
 from ..errors import AnchorEditError
-from ..pipeline import TINY, latent_space
+from ..networks.vae import latent_space_id
+from ..pipeline import TINY
 from .layout import read_checkpoint
 
 _RESNET = {"norm1": "residual.0", "conv1": "residual.2", "norm2": "residual.3", "conv2": "residual.6"}
@@ -65,7 +66,7 @@ def read_bundled(mean: Tensor, std: Tensor, folder: Path = TINY) -> BundledModel
         edit=checkpoint.edit_config or EditConfig(),
         vae=with_statistics(vae, own_mean, own_std, mean, std),
         vae_width=vae_config["base_dim"],
-        latent_space=latent_space(vae_config["z_dim"], vae_config["latents_mean"], vae_config["latents_std"]),
+        latent_space=latent_space_id(vae_config["z_dim"], vae_config["latents_mean"], vae_config["latents_std"]),
         preview_factors=preview["factors"],
         preview_offset=preview["offset"],
         text_encoder=_float32(load_file(folder / "text_encoder" / "model.safetensors")),

@@ -1,4 +1,4 @@
-"""What a turn costs in memory, counted before it is made."""
+"""How many bytes the K/V of visible turns take, counted before a turn is made."""
 
 from __future__ import annotations
 
@@ -8,36 +8,34 @@ from ..config import MemoryPolicy, TransformerConfig
 
 
 @dataclass(frozen=True)
-class MemoryCost:
-    """Bytes of one turn's keys and values, and how many turns are visible at most."""
+class KVSize:
+    """Hold the bytes of one turn's K/V, and how many turns are visible at most."""
 
     per_turn: int
     turns: int
 
     @property
     def visible(self) -> int:
-        """Bytes that the next turn sees once the session is that long."""
+        """Count the bytes that the next turn sees once the session is that long."""
         return self.per_turn * self.turns
 
-    def in_words(self, place: str) -> str:
+    def describe(self, where: str) -> str:
+        """Say in one line how much lies where."""
         turns = f"{self.turns} visible turns" if self.turns != 1 else "1 visible turn"
-        each = size_in_words(self.per_turn)
-        return f"{size_in_words(self.visible)} of keys and values in {place} ({turns} of {each})"
+        return f"{format_bytes(self.visible)} of K/V in {where} ({turns} of {format_bytes(self.per_turn)})"
 
 
-def memory_cost(
+def kv_size(
     model: TransformerConfig, policy: MemoryPolicy, height: int, width: int, itemsize: int, spatial_factor: int = 8
-) -> MemoryCost:
-    """Of a session at a work size in pixels, whose keys and values have `itemsize` bytes per number."""
+) -> KVSize:
+    """Count the K/V of a session edited at a size in pixels, with `itemsize` bytes per number."""
     rows, columns = (
         side // (spatial_factor * patch) for side, patch in zip((height, width), model.patch_size[1:], strict=True)
     )
-    return MemoryCost(
-        2 * model.num_layers * rows * columns * model.dim * itemsize, policy.anchor_frames + policy.window
-    )
+    return KVSize(2 * model.num_layers * rows * columns * model.dim * itemsize, policy.anchor_frames + policy.window)
 
 
-def size_in_words(nbytes: float) -> str:
-    """Three digits, in GB or, if that is little, in MB (powers of ten)."""
+def format_bytes(nbytes: float) -> str:
+    """Format bytes with three digits, in GB or, below 0.1 GB, in MB (powers of ten)."""
     amount, unit = (nbytes / 1e9, "GB") if nbytes >= 1e8 else (nbytes / 1e6, "MB")
     return f"{amount:.2f} {unit}" if amount < 10 else f"{amount:.1f} {unit}"

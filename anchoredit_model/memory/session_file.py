@@ -20,12 +20,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..atomic_write import atomic_write
-from ..config import MemoryPolicy
+from ..config import KVCacheConfig, MemoryPolicy
 from ..errors import AnchorEditError
 from ..geometry import Geometry
 from .anchor_memory import AnchorMemory, Turn
 
-VERSION = 1
+VERSION = 2
 _HEADER = "anchoredit_session"
 _BEGINNING = f'{{"__metadata__":{{"{_HEADER}"'.encode()  # of the JSON, behind its length, as safetensors writes it
 
@@ -38,6 +38,7 @@ def save_session(memory: AnchorMemory, path: str | Path) -> None:
     header = {
         "version": VERSION,
         "policy": memory.policy.to_json(),
+        "kv_cache": memory.kv_cache.to_json(),
         "geometry": memory.geometry.to_json(),
         "latent_space": memory.latent_space,
         "model": memory.model,
@@ -109,12 +110,17 @@ def _header(path: Path, metadata: dict[str, str]) -> dict:
         raise AnchorEditError(f"'{path}' is not a session file", "Choose one that AnchorEdit saved")
     try:
         header = json.loads(metadata[_HEADER])
-        version, known = header["version"], header["version"] <= VERSION
+        version = int(header["version"])
     except Exception as error:  # as above
         raise _damaged(path, error) from None
-    if not known:
+    if version > VERSION:
         raise AnchorEditError(
-            f"session file '{path}' has format {version}, this program reads up to {VERSION}", "Update AnchorEdit"
+            f"session file '{path}' has format {version}, this program reads {VERSION}", "Update AnchorEdit"
+        )
+    if version < VERSION:
+        raise AnchorEditError(
+            f"session file '{path}' has format {version} of a version before the first release",
+            "Make the session again: start from its image and give the instructions once more",
         )
     return header
 
@@ -152,8 +158,9 @@ def _memory(header: dict, tensors: dict[str, Tensor]) -> AnchorMemory:
         )
         for latent, text, entry in zip(latents.unbind(), texts, entries, strict=True)
     )
+    kv_cache = KVCacheConfig.from_json(header["kv_cache"])
     fingerprints = _typed(header["latent_space"], str), _typed(header["model"], str)
-    return AnchorMemory(turns, image, geometry, policy, *fingerprints)
+    return AnchorMemory(turns, image, geometry, policy, kv_cache, *fingerprints)
 
 
 def _typed(value, *types: type):

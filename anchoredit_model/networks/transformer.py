@@ -1,8 +1,8 @@
-"""Wan 2.1's text-to-video transformer, read frame by frame: each frame attends to itself and to earlier ones.
+"""Wan 2.1's text-to-video transformer with frame-causal attention.
 
-One module serves both uses. A whole sequence: every frame of [B, C, F, h, w] sees the frames its view lists,
-each by its own attention call, so no dense mask exists and no work is done for frames that are not seen. A
-cached turn: F = 1 and the visible frames come as `FrameKV`s of remembered keys and values.
+One module serves both uses. A whole sequence: every frame of [B, C, F, h, w] attends to the frames that its view
+lists, each by its own attention call, so no dense mask exists and no work is done for invisible frames. A cached
+turn: F = 1 and the visible frames come as `FrameKV`s.
 
 Weights are Wan's own, key for key (https://github.com/Wan-Video/Wan2.1, arXiv 2503.20314); the frame-causal
 use, one text per frame and the temporal stride are AnchorEdit's (https://github.com/xuhang07/AnchorEdit).
@@ -14,8 +14,7 @@ H heads, D = W / H, T text rows, E text width.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -23,60 +22,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..config import TransformerConfig
+from ..memory.frame_kv import FrameKV
 from ..memory.visibility import FrameView, sequence_views
 from .rope import rotate, spatial_tables, temporal_tables
 
 
 @dataclass(frozen=True, eq=False)
-class FrameKV:
-    """Keys and values of one remembered frame, a pair [1, L, H, D] per layer; keys normed, turned in space only.
-
-    They may be kept in another dtype and place than the model works in; attention brings them back as it reads.
-    `rounding` is the relative error (root mean square) that another dtype has cost, 0 where nothing was rounded.
-    """
-
-    keys: tuple[Tensor, ...]
-    values: tuple[Tensor, ...]
-    rounding: float = 0.0
-
-    @property
-    def nbytes(self) -> int:
-        return sum(tensor.nbytes for tensor in (*self.keys, *self.values))
-
-    @property
-    def device(self) -> torch.device:
-        return self.keys[0].device
-
-    def to(self, device: torch.device | str, pinned: bool = False) -> FrameKV:
-        """The same block there; itself if it is there already. `pinned` main memory is copied while a GPU computes."""
-        device = torch.device(device)
-        if device == self.device:
-            return self
-        return self._each(lambda tensor: _pinned(tensor.to(device)) if pinned else tensor.to(device), self.rounding)
-
-    def rounded(self, dtype: torch.dtype | None) -> FrameKV:
-        """The same block in `dtype`; itself if it is in that, or for None."""
-        before = self.keys[0].dtype
-        if dtype in (None, before):
-            return self
-        most = torch.finfo(dtype).max
-        if torch.finfo(dtype).eps <= torch.finfo(before).eps:
-            return self._each(lambda tensor: tensor.to(dtype), self.rounding)
-        rounded = self._each(lambda tensor: tensor.clamp(-most, most).to(dtype), 0.0)  # float8 would make it NaN
-        pairs = zip((*rounded.keys, *rounded.values), (*self.keys, *self.values))
-        error, energy = (
-            torch.stack(sums).sum()
-            for sums in zip(*((((a.float() - b.float()) ** 2).sum(), (b.float() ** 2).sum()) for a, b in pairs))
-        )
-        return replace(rounded, rounding=math.hypot(self.rounding, (error / energy).sqrt().item()))
-
-    def _each(self, change: Callable[[Tensor], Tensor], rounding: float) -> FrameKV:
-        return FrameKV(tuple(map(change, self.keys)), tuple(map(change, self.values)), rounding)
-
-
-@dataclass(frozen=True, eq=False)
 class TextContext:
-    """Keys and values of the texts of B * F frames, a pair [B*F, T', H, D] per layer.
+    """Hold the cross-attention K/V of the texts of B * F frames, a pair [B*F, T', H, D] per layer.
 
     `bias` [B*F, 1, 1, T'] float32 is the logarithm of how often a row counts, or None where every row counts
     once: the many zero rows that pad a text are all alike, so one row stands for them.
@@ -89,10 +42,10 @@ class TextContext:
 
 @dataclass(frozen=True, eq=False)
 class EmbeddedText:
-    """Texts of B * F frames before any layer has read them: rows [B*F, T + 1, W], the last one standing for padding.
+    """Hold embedded texts of B * F frames before any layer projects them: rows [B*F, T + 1, W], the last for padding.
 
-    It stands for `repeats` rows, or counts by a `bias` as in `TextContext`. In training every layer reads it by
-    itself, so that its keys and values need not be kept between the layers' passes.
+    That one stands for `repeats` rows, or counts by a `bias` as in `TextContext`. In training every layer projects
+    the rows by itself, so that their K/V need not be kept between the layers' passes.
     """
 
     rows: Tensor
@@ -100,7 +53,7 @@ class EmbeddedText:
     bias: Tensor | None
 
     def key_value(self, attention: TextCrossAttention) -> tuple[Tensor, Tensor]:
-        """One layer's keys and values [B*F, T', H, D]."""
+        """Return one layer's keys and values [B*F, T', H, D]."""
         key, value = attention.key_value(self.rows)
         return (key, value) if self.repeats == 1 else (self._repeated(key), self._repeated(value))
 
@@ -108,16 +61,8 @@ class EmbeddedText:
         return torch.cat([x[:, :-1], x[:, -1:].expand(-1, self.repeats, -1, -1)], dim=1)
 
 
-def _pinned(tensor: Tensor) -> Tensor:
-    """The tensor in pinned memory if the machine grants any: it is scarce on some."""
-    try:
-        return tensor.pin_memory()
-    except RuntimeError:
-        return tensor
-
-
 class CausalWanTransformer(nn.Module):
-    """Predicts the flow (noise - clean) of every frame."""
+    """SequenceDenoiser the flow (noise - clean) of every frame."""
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
@@ -140,40 +85,41 @@ class CausalWanTransformer(nn.Module):
         text: Tensor | TextContext,
         views: tuple[FrameView, ...] | None = None,
         stride: int = 4,
-        memory: tuple[FrameKV, ...] | None = None,
+        past: tuple[FrameKV, ...] | None = None,
     ) -> Tensor:
-        """latents [B, C, F, h, w], timesteps [B, F] in 0..1000, text [B, F, T, E] -> flow [B, C, F, h, w].
+        """SequenceDenoiser the flow [B, C, F, h, w] of latents [B, C, F, h, w].
 
-        `views` says what every frame sees (default: all earlier frames of the sequence). With `memory`, F is 1
-        and `views` holds the one frame's view, whose `frames` are the blocks of `memory` in order.
+        timesteps [B, F] in 0..1000, text [B, F, T, E]. `views` says what every frame sees (default: all earlier
+        frames of the sequence). With `past`, F is 1 and `views` holds the one frame's view, whose `frames` are
+        those of `past` in order.
         """
-        flow, _ = self._run(latents, timesteps, text, views, stride, memory, remember=False)
+        flow, _ = self._run(latents, timesteps, text, views, stride, past, keep=False)
         return flow
 
     @torch.no_grad()
-    def read(
+    def encode_frame(
         self,
         latent: Tensor,
         text: Tensor | TextContext,
         view: FrameView | None = None,
         stride: int = 4,
-        memory: tuple[FrameKV, ...] = (),
+        past: tuple[FrameKV, ...] = (),
     ) -> tuple[FrameKV, Tensor]:
-        """Reads one clean frame [1, C, 1, h, w] at t = 0: what later turns remember of it, and the flow."""
-        still = torch.zeros(1, 1, device=latent.device)
+        """Encode one clean frame [1, C, 1, h, w] at t = 0 and return its K/V and the flow [1, C, 1, h, w]."""
+        clean = torch.zeros(1, 1, device=latent.device)
         view = view or FrameView((), (), 0)
-        flow, block = self._run(latent, still, text, (view,), stride, memory, remember=True)
-        return block, flow
+        flow, kv = self._run(latent, clean, text, (view,), stride, past, keep=True)
+        return kv, flow
 
     def embed_text(self, text: Tensor, lengths: Tensor | None = None, expand: bool | None = None) -> TextContext:
-        """Text keys and values of every layer, once for all steps of a turn. text [B, F, T, E].
+        """Project text [B, F, T, E] to the K/V of every layer, once for all steps of a turn.
 
         Every frame attends to `lengths` [F] rows (default: the config's `text_len`, 512); rows beyond T are zero
         and alike, so one row is projected for all of them. It then counts by a bias or, with `expand`, is repeated:
         the same sum, and what flash attention on a GPU (the default there) wants, which takes no bias.
         """
         embedded = self._embed(text, lengths, expand)
-        pairs = [block.read_text(embedded) for block in self.blocks]
+        pairs = [block.text_kv(embedded) for block in self.blocks]
         return TextContext(tuple(key for key, _ in pairs), tuple(value for _, value in pairs), embedded.bias)
 
     def _embed(self, text: Tensor, lengths: Tensor | None = None, expand: bool | None = None) -> EmbeddedText:
@@ -193,7 +139,7 @@ class CausalWanTransformer(nn.Module):
         return EmbeddedText(embedded, 1, bias if text.device.type == "cpu" else bias.to(embedded.dtype))
 
     def _row_counts(self, batch: int, frames: int, rows: int, lengths: Tensor | None, device) -> Tensor:
-        """How often each of T + 1 rows counts, [B*F, T + 1]."""
+        """Return how often each of T + 1 rows counts, [B*F, T + 1]."""
         if lengths is None:
             lengths = torch.full((frames,), self.config.text_len, device=device)
         lengths = lengths.to(device)[:, None]
@@ -201,49 +147,49 @@ class CausalWanTransformer(nn.Module):
         padding = (lengths - rows).clamp(min=0).float()
         return torch.cat([real, padding], dim=1).repeat(batch, 1)
 
-    def _run(self, latents, timesteps, text, views, stride, memory, remember) -> tuple[Tensor, FrameKV | None]:
+    def _run(self, latents, timesteps, text, views, stride, past, keep) -> tuple[Tensor, FrameKV | None]:
         batch, _, frames, height, width = latents.shape
         dtype = self.patch_embedding.weight.dtype
         patch_h, patch_w = self.config.patch_size[1:]
         rows, columns = height // patch_h, width // patch_w
         views = views or sequence_views(frames)
-        if len(views) != frames or (memory is not None and (frames != 1 or len(views[0].frames) != len(memory))):
-            raise ValueError(f"{len(views)} views for {frames} frames and {len(memory or ())} remembered blocks")
+        if len(views) != frames or (past is not None and (frames != 1 or len(views[0].frames) != len(past))):
+            raise ValueError(f"{len(views)} views for {frames} frames and the K/V of {len(past or ())}")
         text = text if isinstance(text, TextContext) else self._embed(text)
 
         # a sequence is embedded frame by frame, because the patch is one frame deep
         x = self.patch_embedding(latents.to(dtype))  # [B, W, F, h/2, w/2]
         x = x.flatten(3).permute(0, 2, 3, 1).contiguous()  # [B, F, L, W]
-        with torch.autocast(x.device.type, enabled=False):  # times bear no rounding, as in Wan's own code
+        with torch.autocast(x.device.type, enabled=False):  # times must not be rounded, as in Wan's own code
             time = sinusoid(timesteps, self.config.freq_dim).to(dtype)  # [B, F, 256]
             time = self.time_embedding(time)  # [B, F, W]
             modulation = self.time_projection(time).unflatten(-1, (6, -1)).float()  # [B, F, 6, W]
 
-        positions = Positions.of(self.config.head_dim, rows, columns, views, stride, memory is not None, x.device)
+        positions = Positions.of(self.config.head_dim, rows, columns, views, stride, past is not None, x.device)
         keys, values = [], []
         for index, block in enumerate(self.blocks):
-            past = [(seen.keys[index], seen.values[index]) for seen in memory or ()]
-            read = (text.keys[index], text.values[index]) if isinstance(text, TextContext) else text
-            arguments = (x, modulation, read, text.bias, positions, past)
+            seen = [(kv.keys[index], kv.values[index]) for kv in past or ()]
+            layer_text = (text.keys[index], text.values[index]) if isinstance(text, TextContext) else text
+            arguments = (x, modulation, layer_text, text.bias, positions, seen)
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 x, key, value = checkpoint(block, *arguments, use_reentrant=False)
             else:
                 x, key, value = block(*arguments)
-            if remember:
+            if keep:
                 keys.append(key[:, 0])
                 values.append(value[:, 0])
         x = self.head(x, time)  # [B, F, L, C*4]
         x = x.unflatten(2, (rows, columns)).unflatten(-1, (patch_h, patch_w, -1))  # [B, F, h/2, w/2, 2, 2, C]
         flow = x.permute(0, 6, 1, 2, 4, 3, 5).reshape(batch, -1, frames, height, width)
-        return flow, FrameKV(tuple(keys), tuple(values)) if remember else None
+        return flow, FrameKV(tuple(keys), tuple(values)) if keep else None
 
 
 @dataclass(frozen=True)
 class Positions:
-    """Rotary tables of one forward.
+    """Hold the rotary tables of one forward.
 
-    Each frame is turned to its own slot once (`base`); a view that numbers a seen frame otherwise turns its keys
-    by the difference. Remembered keys, and the single frame that reads them, stand at temporal position 0.
+    Each frame is rotated to its own slot once (`base`); a view that gives a visible frame another slot rotates its
+    keys by the difference. Cached keys, and the single frame that attends to them, have temporal position 0.
     """
 
     cos: Tensor  # [F, L, D/2]
@@ -251,7 +197,7 @@ class Positions:
     views: tuple[FrameView, ...]
     base: tuple[int, ...]
     cached: bool
-    turns: dict[int, tuple[Tensor, Tensor]]  # distance in slots -> temporal cos, sin [time/2]
+    rotations: dict[int, tuple[Tensor, Tensor]]  # distance in slots -> temporal cos, sin [time/2]
 
     @classmethod
     def of(cls, head_dim, rows, columns, views, stride, cached, device) -> Positions:
@@ -261,29 +207,32 @@ class Positions:
         pairs = time_cos.shape[-1]
         cos, sin = cos.repeat(len(base), 1, 1), sin.repeat(len(base), 1, 1)
         cos[..., :pairs], sin[..., :pairs] = time_cos[:, None], time_sin[:, None]
-        shifts = {
-            cls._shift(view, index, number, base, cached)
+        distances = {
+            cls._distance(view, index, number, base, cached)
             for number, view in enumerate(views)
             for index in range(len(view.frames))
         }
-        turns = {
-            shift: temporal_tables(head_dim, torch.tensor([shift * stride], device=device)) for shift in shifts if shift
+        tables = {
+            distance: temporal_tables(head_dim, torch.tensor([distance * stride], device=device))
+            for distance in distances
+            if distance
         }
-        return cls(cos, sin, views, base, cached, {shift: (c[0], s[0]) for shift, (c, s) in turns.items()})
+        return cls(cos, sin, views, base, cached, {distance: (c[0], s[0]) for distance, (c, s) in tables.items()})
 
     @staticmethod
-    def _shift(view: FrameView, index: int, number: int, base: tuple[int, ...], cached: bool) -> int:
-        stands_at = 0 if cached else base[view.frames[index]] - base[number]
-        return view.distances[index] - stands_at
+    def _distance(view: FrameView, index: int, number: int, base: tuple[int, ...], cached: bool) -> int:
+        """Return by how many slots the keys of a visible frame still have to be rotated."""
+        rotated = 0 if cached else base[view.frames[index]] - base[number]
+        return view.distances[index] - rotated
 
-    def turn(self, key: Tensor, number: int, index: int) -> Tensor:
-        """Keys [B, L, H, D] of the index-th frame that frame `number` sees, at the place where it sees them."""
-        shift = self._shift(self.views[number], index, number, self.base, self.cached)
-        return rotate(key, *self.turns[shift]) if shift else key
+    def rotate_key(self, key: Tensor, number: int, index: int) -> Tensor:
+        """Rotate keys [B, L, H, D] of the index-th frame that frame `number` sees to the slot it has in that view."""
+        distance = self._distance(self.views[number], index, number, self.base, self.cached)
+        return rotate(key, *self.rotations[distance]) if distance else key
 
 
 class WanBlock(nn.Module):
-    """Self-attention, cross-attention to the frame's text, feed-forward; six modulation vectors per frame."""
+    """Apply self-attention, cross-attention to the frame's text and feed-forward; six modulation vectors per frame."""
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
@@ -299,9 +248,9 @@ class WanBlock(nn.Module):
         self.modulation = nn.Parameter(torch.randn(1, 6, width) / width**0.5)
 
     def forward(self, x, modulation, text, text_bias, positions: Positions, past):
-        """x [B, F, L, W] -> x, and the frames' own keys and values [B, F, L, H, D].
+        """Map x [B, F, L, W] to x and the frames' own keys and values [B, F, L, H, D].
 
-        `text` is an `EmbeddedText`, or the keys and values that `read_text` made of one.
+        `text` is an `EmbeddedText`, or this layer's K/V that `text_kv` made of one.
         """
         shift1, scale1, gate1, shift2, scale2, gate2 = (modulation + self.modulation.float()).unbind(2)  # [B, F, W]
         y, key, value = self.self_attn(_modulate(self.norm1(x), shift1, scale1), positions, past)
@@ -311,13 +260,13 @@ class WanBlock(nn.Module):
         y = self.ffn(_modulate(self.norm2(x), shift2, scale2))
         return (x + y * gate2[:, :, None]).to(x.dtype), key, value
 
-    def read_text(self, text: EmbeddedText) -> tuple[Tensor, Tensor]:
-        """This layer's keys and values of the texts [B*F, T', H, D]."""
+    def text_kv(self, text: EmbeddedText) -> tuple[Tensor, Tensor]:
+        """Return this layer's keys and values of the texts [B*F, T', H, D]."""
         return text.key_value(self.cross_attn)
 
 
 class _Projections(nn.Module):
-    """q, k, v, o and the RMS norms of q and k over the whole width, before it is split into heads."""
+    """Hold q, k, v, o and the RMS norms of q and k over the whole width, before it is split into heads."""
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
@@ -332,7 +281,7 @@ class _Projections(nn.Module):
 
 class CausalSelfAttention(_Projections):
     def forward(self, x: Tensor, positions: Positions, past: list[tuple[Tensor, Tensor]]):
-        """x [B, F, L, W]; `past` pairs [1, L, H, D] of the frames that the single frame of x remembers."""
+        """Attend over x [B, F, L, W]; `past` are the cached pairs [1, L, H, D] that a single frame sees."""
         cos, sin = positions.cos[None, :, :, None], positions.sin[None, :, :, None]  # [1, F, L, 1, D/2]
         query = rotate(self.heads(self.norm_q(self.q(x))), cos, sin)  # [B, F, L, H, D]
         key = rotate(self.heads(self.norm_k(self.k(x))), cos, sin)
@@ -344,11 +293,11 @@ class CausalSelfAttention(_Projections):
         return self.o(torch.stack(out, dim=1).flatten(3)), key, value
 
     def _visible(self, number: int, key: Tensor, value: Tensor, positions: Positions, past) -> tuple[Tensor, Tensor]:
-        """Keys and values [B, n*L, H, D] of all frames that frame `number` sees, itself last."""
+        """Gather keys and values [B, n*L, H, D] of all frames that frame `number` sees, itself last."""
         view = positions.views[number]
         if not past:
             past = [(key[:, frame], value[:, frame]) for frame in view.frames]
-        keys = [positions.turn(k.to(key), number, index) for index, (k, _) in enumerate(past)]
+        keys = [positions.rotate_key(k.to(key), number, index) for index, (k, _) in enumerate(past)]
         keys = [*(k.expand(key.shape[0], -1, -1, -1) for k in keys), key[:, number]]
         values = [*(v.to(value).expand(key.shape[0], -1, -1, -1) for _, v in past), value[:, number]]
         return torch.cat(keys, dim=1), torch.cat(values, dim=1)
@@ -356,7 +305,7 @@ class CausalSelfAttention(_Projections):
 
 class TextCrossAttention(_Projections):
     def key_value(self, text: Tensor) -> tuple[Tensor, Tensor]:
-        """Embedded text [B*F, T, W] -> keys and values [B*F, T, H, D]."""
+        """Map embedded text [B*F, T, W] to keys and values [B*F, T, H, D]."""
         return self.heads(self.norm_k(self.k(text))), self.heads(self.v(text))
 
     def forward(self, x: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
@@ -367,7 +316,7 @@ class TextCrossAttention(_Projections):
 
 
 class Head(nn.Module):
-    """Last norm, modulated from the un-projected time embedding, and the map to patches."""
+    """Apply the last norm, modulated from the un-projected time embedding, and the map to patches."""
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
@@ -376,13 +325,13 @@ class Head(nn.Module):
         self.modulation = nn.Parameter(torch.randn(1, 2, config.dim) / config.dim**0.5)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        """x [B, F, L, W], time [B, F, W]."""
+        """Map x [B, F, L, W] with time [B, F, W] to patches [B, F, L, C*4]."""
         shift, scale = (self.modulation.float() + time[:, :, None].float()).unbind(2)
         return self.head(_modulate(self.norm(x), shift, scale).to(x.dtype))
 
 
 def sinusoid(timesteps: Tensor, dim: int) -> Tensor:
-    """Sinusoidal embedding [..., dim] of times in 0..1000, cosines first; float64 inside, float32 out."""
+    """Return the sinusoidal embedding [..., dim] of times in 0..1000, cosines first; float64 inside, float32 out."""
     half = dim // 2
     frequencies = 10000.0 ** (-torch.arange(half, dtype=torch.float64, device=timesteps.device) / half)
     angles = timesteps.double()[..., None] * frequencies
@@ -390,12 +339,12 @@ def sinusoid(timesteps: Tensor, dim: int) -> Tensor:
 
 
 def _modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """x [B, F, L, W] with shift and scale [B, F, W], in float32 and back."""
+    """Modulate x [B, F, L, W] by shift and scale [B, F, W], in float32 and back."""
     return (x * (1 + scale[:, :, None]) + shift[:, :, None]).to(x.dtype)
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Scaled dot-product attention over [B, L, H, D]."""
+    """Compute scaled dot-product attention over [B, L, H, D]."""
     out = F.scaled_dot_product_attention(
         query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), attn_mask=bias
     )

@@ -10,7 +10,9 @@ https://huggingface.co/docs/diffusers/api/models/autoencoder_kl_wan
 Shapes: B batch, C channels, H and W height and width in pixels, h = H / 8 and w = W / 8 in latents.
 """
 
+import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -100,6 +102,12 @@ class ImageVAE:
 
     def __init__(self, model: "AutoencoderKLWan"):
         self.model = to_image_convolutions(model).eval()
+
+    @property
+    def latent_space(self) -> str:
+        """Name the latents: those of another space must not be decoded."""
+        config = self.model.config
+        return latent_space_id(self.latent_channels, config.latents_mean, config.latents_std)
 
     @classmethod
     def from_pretrained(
@@ -228,3 +236,8 @@ def encode_moments(model: "AutoencoderKLWan", frames: Tensor) -> Tensor:
 def decode_frames(model: "AutoencoderKLWan", latents: Tensor) -> Tensor:
     """Raw latents [B, C, 1, h, w] -> frames [B, 3, 1, H, W], about -1..1."""
     return model.decoder(model.post_quant_conv(latents))
+
+
+def latent_space_id(channels: int, mean: Sequence[float], std: Sequence[float]) -> str:
+    """Hash what tells one VAE's latents from another's: their channels and statistics."""
+    return hashlib.sha256(json.dumps([channels, list(mean), list(std)]).encode()).hexdigest()[:16]

@@ -14,7 +14,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from ...anchoredit_model.memory.anchor_memory import AnchorMemory, KVCacheManager
+from ...anchoredit_model.memory.anchor_memory import AnchorMemory
+from ...anchoredit_model.memory.kv_cache import KVCacheManager
 from ...anchoredit_model.memory.kv_store import KVStore
 from ...anchoredit_model.pipeline import AnchorEditPipeline
 from ..host.model import HostModel, HostVAE, block_budget, on_read

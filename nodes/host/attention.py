@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from ...anchoredit_model.errors import AnchorEditError
+from ...anchoredit_model.memory.frame_kv import FrameKV
 from ...anchoredit_model.memory.visibility import FrameView
 from ...anchoredit_model.networks.rope import rotate, temporal_tables
-from ...anchoredit_model.networks.transformer import FrameKV
 from .kv_prefetch import LayerFeed, Pairs
 
 OVERRIDE = "optimized_attention_override"  # the host's name for a replacement of its attention call

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...anchoredit_model.networks.transformer import FrameKV
+from ...anchoredit_model.memory.frame_kv import FrameKV
 
 Pairs = list[tuple[Tensor, Tensor]]  # keys and values [1, L, H, D] of every visible frame
 

@@ -49,12 +49,12 @@ from ...anchoredit_model.checkpoint.comfyui import read_bundled
 from ...anchoredit_model.checkpoint.layout import LATENT_CHANNELS, outline, read_checkpoint
 from ...anchoredit_model.config import TransformerConfig
 from ...anchoredit_model.errors import AnchorEditError
+from ...anchoredit_model.memory.frame_kv import FrameKV
 from ...anchoredit_model.memory.kv_store import KVStore
 from ...anchoredit_model.memory.visibility import FrameView
 from ...anchoredit_model.networks.text_encoder import TEXT_DIM
-from ...anchoredit_model.networks.transformer import FrameKV
 from ...anchoredit_model.pipeline import latent_space
-from ...anchoredit_model.sampling import LatentConstraint
+from ...anchoredit_model.samplers import LatentConstraint
 from .attention import MemoryAttention
 from .edit_metadata import FACTS, ModelFacts, VAEFacts, model_facts, with_facts
 from .model_identity import Serials

@@ -522,7 +522,7 @@ def test_a_session_of_another_model(edit, refused, small_model, earlier, tmp_pat
     shutil.rmtree(model)
     shutil.copytree(small_model, model)
     pipeline = AnchorEditPipeline.from_pretrained(model)
-    pipeline.transformer.head.head.bias.data += 0.1
+    pipeline.backbone.transformer.head.head.bias.data += 0.1
     pipeline.save_pretrained(tmp_path / "tuned")
     code, _, err = edit(*asked, model=tmp_path / "tuned")
     assert code == 0 and len(err) == 1 and err[0].startswith("note: the session was made with another model")

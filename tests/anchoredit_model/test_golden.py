@@ -20,12 +20,13 @@ from safetensors.torch import load_file
 from anchoredit_model.checkpoint.keymap import to_wan_name
 from anchoredit_model.config import EditConfig, MemoryPolicy, TransformerConfig
 from anchoredit_model.geometry import Geometry, buckets, nearest_bucket
-from anchoredit_model.memory.anchor_memory import AnchorMemory, KVCacheManager, Turn
+from anchoredit_model.memory.anchor_memory import AnchorMemory, Turn
+from anchoredit_model.memory.kv_cache import KVCacheManager
 from anchoredit_model.memory.kv_store import KVStore
-from anchoredit_model.memory.visibility import bidirectional_views, sequence_views, view_of
+from anchoredit_model.memory.visibility import bidirectional_views, frame_view, sequence_views
 from anchoredit_model.networks.rope import rotate, temporal_tables
 from anchoredit_model.networks.transformer import CausalWanTransformer
-from anchoredit_model.sampling import guided, nearest_sigma, renoise, shifted_sigmas
+from anchoredit_model.samplers import guided, nearest_sigma, renoise, shifted_sigmas
 
 FORWARD = 2e-5  # absolute, one forward in float32
 ROLLOUT = 1e-4  # absolute, after six turns
@@ -183,19 +184,19 @@ def check_cached_row(model: CausalWanTransformer, data: dict[str, torch.Tensor],
 
     blocks = []
     first = latent(data["first"])
-    block, flow = model.read(first, texts[None, None, 0], stride=stride)
+    block, flow = model.encode_frame(first, texts[None, None, 0], stride=stride)
     check("prefill_", flow, first, 0.0, ...)
     blocks.append(block)
     for turn in range(turns):
         context = model.embed_text(texts[None, None, turn])
-        view = view_of(turn + 1, policy, "absolute")
+        view = frame_view(turn + 1, policy, "absolute")
         seen = tuple(blocks[frame] for frame in view.frames)
         for step, time in enumerate(data["steps"].tolist()):
             noisy = latent(data["noisy"][turn, step])
             flow = model(noisy, torch.full((1, 1), time), context, (view,), stride, seen)
             check("", flow, noisy, time, turn, step)
         clean = latent(data["clean"][turn])
-        block, flow = model.read(clean, context, view, stride, seen)
+        block, flow = model.encode_frame(clean, context, view, stride, seen)
         check("writeback_", flow, clean, 0.0, turn)
         blocks.append(block)
 
@@ -234,7 +235,7 @@ def check_rollout_row(model: CausalWanTransformer, data: dict[str, torch.Tensor]
     prompts, negative = data["prompt_valid"], data["neg_valid"]
 
     def read(latent, text, rows, view, blocks):
-        return model.read(latent[None, :, None], text[None, None], view, edit.temporal_stride, blocks)[0]
+        return model.encode_frame(latent[None, :, None], text[None, None], view, edit.temporal_stride, blocks)[0]
 
     def predictor(memory, text):
         view, blocks = reader.visible(memory, text)

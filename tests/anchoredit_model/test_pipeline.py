@@ -11,8 +11,9 @@ import torch
 from anchoredit_model.config import MemoryPolicy
 from anchoredit_model.errors import AnchorEditError
 from anchoredit_model.images import to_pil, to_tensor
+from anchoredit_model.networks.backbone import TransformerBackbone
 from anchoredit_model.pipeline import AnchorEditPipeline
-from anchoredit_model.sampling import variant_seeds
+from anchoredit_model.sampling import variation_seeds
 
 WORDS = ["make it red", "add a star", "move it left", "make it blue", "add a boat", "remove the star"]
 
@@ -25,7 +26,9 @@ def pipeline(small_model) -> AnchorEditPipeline:
 def with_edit(pipeline: AnchorEditPipeline, **options) -> AnchorEditPipeline:
     """The same model as a checkpoint with other edit settings, and a store of its own."""
     return AnchorEditPipeline(
-        pipeline.transformer, pipeline.vae, pipeline.text_encoder, replace(pipeline.edit, **options)
+        TransformerBackbone(pipeline.backbone.transformer, replace(pipeline.edit, **options)),
+        pipeline.vae,
+        pipeline.text_encoder,
     )
 
 
@@ -53,13 +56,13 @@ def same(left, right) -> bool:
 def forwards(pipeline, monkeypatch) -> list[int]:
     """One entry per forward of the transformer from now on: how many remembered frames it saw."""
     counted = []
-    run = pipeline.transformer._run
+    run = pipeline.backbone.transformer._run
 
     def counting(latents, timesteps, text, views, stride, memory, remember):
         counted.append(len(memory or ()))
         return run(latents, timesteps, text, views, stride, memory, remember)
 
-    monkeypatch.setattr(pipeline.transformer, "_run", counting)
+    monkeypatch.setattr(pipeline.backbone.transformer, "_run", counting)
     return counted
 
 
@@ -69,8 +72,8 @@ def forwards(pipeline, monkeypatch) -> list[int]:
 def test_a_saved_model_edits_bit_for_bit_alike(pipeline, tmp_path):
     pipeline.save_pretrained(tmp_path / "again")
     again = AnchorEditPipeline.from_pretrained(tmp_path / "again")
-    assert again.fingerprint == pipeline.fingerprint and again.edit == pipeline.edit
-    left, right = (chain(each, each.start(photo()), WORDS[:3], guidance=2) for each in (pipeline, again))
+    assert again.backbone.identity == pipeline.backbone.identity and again.edit == pipeline.edit
+    left, right = (chain(each, each.start(photo()), WORDS[:3], cfg=2) for each in (pipeline, again))
     assert all(map(torch.equal, images(pipeline, left), images(again, right)))
     assert left.model == right.model
     files = {file.name for file in (tmp_path / "again").rglob("*") if file.is_file()}
@@ -129,8 +132,8 @@ def test_published_guidance_keeps_a_second_history(pipeline):
     twice._null_reader.read_frame = lambda *arguments: reads.append(1) or read(*arguments)
     memory = plain = pipeline.start(photo())
     for number, words in enumerate(WORDS[:3]):
-        memory = twice.turn(memory, words, steps=1, guidance=2)
-        plain = pipeline.turn(plain, words, steps=1, guidance=2)
+        memory = twice.turn(memory, words, steps=1, cfg=2)
+        plain = pipeline.turn(plain, words, steps=1, cfg=2)
         assert len(reads) == number + 1
     assert not same(memory, plain)
 
@@ -150,7 +153,7 @@ def test_images_have_the_inputs_size(pipeline, height, width):
 
 
 def test_another_area_is_worked_at(pipeline):
-    memory = pipeline.start(photo(32, 48), area=128)
+    memory = pipeline.start(photo(32, 48), resolution=128)
     assert memory.turns[0].latent.shape == (16, 16, 16)
     memory = pipeline.turn(memory, WORDS[0], steps=1)
     assert pipeline.image(memory).shape == (3, 32, 48)
@@ -215,13 +218,13 @@ def test_an_unmasked_turn_after_a_masked_one_is_free(pipeline):
 def test_variants_are_the_turns_of_their_seeds(pipeline, forwards, options):
     """One batch, from one memory, whose keys and values and text have a batch of one."""
     base = chain(pipeline, pipeline.start(photo()), WORDS[:2], seed=5)
-    pipeline.reader.visible(base, base.turns[0].text)
+    pipeline.kv_cache.gather(base, base.turns[0].text)
     forwards.clear()
-    batch = pipeline.variants(base, WORDS[2], 5, 3, **options)
+    batch = pipeline.variations(base, WORDS[2], 5, 3, **options)
     assert len(forwards) == options.get("steps", 4) * (2 if "guidance" in options else 1)  # not once more to commit
-    apart = pipeline.variants(base, WORDS[2], 5, 3, at_once=False, **options)
+    apart = pipeline.variations(base, WORDS[2], 5, 3, batched=False, **options)
     seeds = [candidate.turns[-1].seed for candidate in batch]
-    assert seeds == variant_seeds(5, 3) and seeds[0] == 5
+    assert seeds == variation_seeds(5, 3) and seeds[0] == 5
     for each, alone, seed in zip(batch, apart, seeds, strict=True):
         turn = pipeline.turn(base, WORDS[2], seed, **options)
         torch.testing.assert_close(each.turns[-1].latent, turn.turns[-1].latent, atol=1e-5, rtol=0)
@@ -237,7 +240,7 @@ def test_masked_variants_keep_what_is_outside(pipeline):
     source, mask = photo(40, 56), torch.zeros(1, 40, 56)
     mask[:, 9:21, 30:50] = 1
     start, shown = pipeline.start(source), []
-    for candidate in pipeline.variants(start, WORDS[0], count=3, mask=mask, on_step=lambda *step: shown.append(step)):
+    for candidate in pipeline.variations(start, WORDS[0], count=3, mask=mask, on_step=lambda *step: shown.append(step)):
         assert candidate.turns[-1].mask is mask
         image = pipeline.image(candidate)
         assert torch.equal(image[:, mask[0] == 0], source[:, mask[0] == 0]) and not torch.equal(image, source)
@@ -252,7 +255,7 @@ def test_a_null_edit(pipeline):
     empty, blank = (pipeline.turn(start, words, seed=4) for words in ("", " \n\t "))
     assert same(empty, blank) and empty.turns[1].instruction == blank.turns[1].instruction == ""
     assert torch.equal(empty.turns[1].text, start.turns[0].text)
-    guided = pipeline.turn(start, "", seed=4, guidance=3)  # nothing to guide towards
+    guided = pipeline.turn(start, "", seed=4, cfg=3)  # nothing to guide towards
     torch.testing.assert_close(guided.turns[1].latent, empty.turns[1].latent)
 
 
@@ -268,7 +271,7 @@ def test_steps_and_guidance_replace_the_checkpoints(pipeline, forwards):
         ("reversed", {"guidance": -1}, [1000, 750, 500, 250], 8),
     ):
         # forgets the turn before's own block, so that every commit is one forward
-        pipeline.reader.visible(start, start.turns[0].text)
+        pipeline.kv_cache.gather(start, start.turns[0].text)
         forwards.clear()
         done = []
         made[name] = pipeline.turn(
@@ -288,7 +291,7 @@ def test_an_undistilled_checkpoint_uses_euler(pipeline, forwards):
     assert memory.turns[1].settings == {"sampler": "euler", "guidance": 2.0, "num_steps": 5}
     assert len(forwards) == 1 + 2 * 5 + 1
     assert same(memory, euler.turn(start, WORDS[0], seed=1))
-    assert not same(memory, pipeline.turn(start, WORDS[0], seed=1, guidance=2))
+    assert not same(memory, pipeline.turn(start, WORDS[0], seed=1, cfg=2))
     fewer = euler.turn(start, WORDS[0], seed=1, steps=3)
     assert fewer.turns[1].settings["num_steps"] == 3 and not same(fewer, memory)
 
@@ -348,8 +351,10 @@ def test_default_policy_is_what_the_model_was_trained_on(pipeline):
 def test_six_turns_cost_the_same_and_remember_what_is_seen(small_model, monkeypatch):
     pipeline = AnchorEditPipeline.from_pretrained(small_model)
     memory = pipeline.start(photo(), MemoryPolicy(anchor_frames=1, window=2))
-    calls, run = [], pipeline.transformer._run
-    monkeypatch.setattr(pipeline.transformer, "_run", lambda *args, **kwargs: calls.append(1) or run(*args, **kwargs))
+    calls, run = [], pipeline.backbone.transformer._run
+    monkeypatch.setattr(
+        pipeline.backbone.transformer, "_run", lambda *args, **kwargs: calls.append(1) or run(*args, **kwargs)
+    )
     per_turn, frame = [], None
     for words in WORDS:
         calls.clear()
@@ -360,7 +365,7 @@ def test_six_turns_cost_the_same_and_remember_what_is_seen(small_model, monkeypa
         frame = frame or pipeline.store.nbytes // len(seen)
         assert pipeline.store.nbytes == len(seen) * frame
         calls.clear()
-        _, blocks = pipeline.reader.visible(memory, memory.turns[0].text)
+        _, blocks = pipeline.kv_cache.gather(memory, memory.turns[0].text)
         assert not calls and len(blocks) == len(seen)  # just the blocks that the next turn sees
     assert per_turn == [6, 5, 5, 5, 5, 5]  # the anchor once, then four steps and a commit
 
@@ -399,7 +404,7 @@ def test_sessions_of_other_models_are_refused(pipeline, small_model):
 def test_a_model_that_blows_up_makes_no_turn(pipeline):
     memory = pipeline.start(photo())
     with pytest.raises(AnchorEditError, match=r"turn 1 came out as NaN or infinite \(guidance 1e\+38, torch.float32\)"):
-        pipeline.turn(memory, WORDS[0], guidance=1e38)
+        pipeline.turn(memory, WORDS[0], cfg=1e38)
     broken = replace(memory, turns=(replace(memory.turns[0], latent=memory.turns[0].latent * float("nan")),))
     with pytest.raises(AnchorEditError, match="turn 1 came out as NaN"):
         pipeline.turn(broken, WORDS[0])

@@ -10,18 +10,8 @@ import torch
 
 from anchoredit_model.config import EditConfig
 from anchoredit_model.errors import AnchorEditError
-from anchoredit_model.sampling import (
-    draws,
-    euler,
-    guided,
-    nearest_sigma,
-    renoise,
-    sample,
-    shifted_sigmas,
-    turn_generator,
-    variant_seeds,
-    with_steps,
-)
+from anchoredit_model.samplers import euler, guided, nearest_sigma, renoise, shifted_sigmas
+from anchoredit_model.sampling import sample, turn_generator, turn_noise, variation_seeds, with_steps
 
 SHAPE = (16, 4, 6)
 TIMES = (1000, 750, 500, 250)
@@ -46,7 +36,7 @@ def noises(count: int, seed: int = 3, turn: int = 1) -> list[torch.Tensor]:
 
 
 def noise(seed: int = 3, turn: int = 1):
-    return draws(SHAPE, turn_generator(seed, turn))
+    return turn_noise(SHAPE, turn_generator(seed, turn))
 
 
 # ---------------------------------------------------------------- noise
@@ -74,14 +64,14 @@ def test_turns_and_seeds_draw_apart():
 
 
 def test_seeds_of_variants():
-    assert variant_seeds(7, 4) == [7, 277212384312085, 159326870150411, 171839463784024]
-    assert variant_seeds(7, 9)[:4] == variant_seeds(7, 4)
-    seeds = [seed for turn in range(40) for seed in variant_seeds(turn, 16)]
+    assert variation_seeds(7, 4) == [7, 277212384312085, 159326870150411, 171839463784024]
+    assert variation_seeds(7, 9)[:4] == variation_seeds(7, 4)
+    seeds = [seed for turn in range(40) for seed in variation_seeds(turn, 16)]
     assert len(set(seeds)) == len(seeds)
     assert all(0 <= seed < 2**53 for seed in seeds)  # what a browser's number holds exactly
     for count in (0, -1):
         with pytest.raises(AnchorEditError, match=f"{count} candidates"):
-            variant_seeds(7, count)
+            variation_seeds(7, count)
 
 
 # ---------------------------------------------------------------- re-noising and Euler

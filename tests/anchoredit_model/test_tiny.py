@@ -23,7 +23,7 @@ def pipeline() -> AnchorEditPipeline:
 
 def test_it_is_small_and_made_for_comfyui(pipeline):
     assert sum(file.stat().st_size for file in TINY.rglob("*") if file.is_file()) <= 40e6
-    sizes = pipeline.transformer.config
+    sizes = pipeline.backbone.transformer.config
     assert sizes == TransformerConfig.named("tiny") and sizes.head_dim == 128 and sizes.text_dim == 4096
     with safe_open(TINY / "transformer" / "model.safetensors", framework="pt") as file:
         assert "head.modulation" in file.keys()

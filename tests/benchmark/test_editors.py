@@ -58,7 +58,7 @@ def test_pipeline_is_our_pipeline_under_the_policy_asked_for(small_model, trial,
         memory = pipeline.turn(memory, texts[4], 4, 1)
         assert torch.equal(pipeline.image(memory), image)
     assert editor.settings["policy"] == MemoryPolicy(1, 1, "refresh").to_json()
-    assert editor.settings["model"] == pipeline.fingerprint[:16] and editor.settings["steps"] == 1
+    assert editor.settings["model"] == pipeline.backbone.identity[:16] and editor.settings["steps"] == 1
     assert editor.cache_bytes == pipeline.store.nbytes > 0
     assert all(map(torch.equal, made, images(editor, trial, source)))  # a second session starts afresh
 

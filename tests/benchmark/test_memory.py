@@ -14,8 +14,10 @@ GIB = 2**30
 
 def test_the_bundled_model_holds_what_is_counted():
     pipeline = AnchorEditPipeline.from_pretrained()
-    counted = next(rows(pipeline.transformer.config, MemoryPolicy(), 128, 128))
-    assert 2 * counted[1] == sum(weight.nbytes for weight in pipeline.transformer.parameters())  # it is in float32
+    counted = next(rows(pipeline.backbone.transformer.config, MemoryPolicy(), 128, 128))
+    assert 2 * counted[1] == sum(
+        weight.nbytes for weight in pipeline.backbone.transformer.parameters()
+    )  # it is in float32
 
 
 @pytest.mark.parametrize(

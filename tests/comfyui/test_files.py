@@ -137,7 +137,7 @@ def test_widgets_replace_what_the_file_says_and_travel_through_a_lora(host, imag
     assert not [line for _, line in run.texts if "trained" in line]  # a published file says how it edits
     pipeline = AnchorEditPipeline.from_pretrained(folder / "published.pt")
     pipeline = AnchorEditPipeline(
-        pipeline.transformer,
+        pipeline.backbone.transformer,
         pipeline.vae,
         pipeline.text_encoder,
         replace(pipeline.edit, num_steps=3, temporal_stride=2, resolution=128, max_turns=3, **chosen),

@@ -3,7 +3,7 @@
 import torch
 from comfyui_graphs import LINES, NETWORKS, base_graph, mask, node, probe, read, succeed, turn
 
-from anchoredit_model.sampling import variant_seeds
+from anchoredit_model.sampling import variation_seeds
 
 COUNT = 3
 
@@ -28,7 +28,7 @@ def ran(run) -> set[str]:
 
 def test_candidates_are_turns_and_picking_samples_nothing(host, image_file):
     graph = variants_graph("one", guidance=2.0)
-    for number, seed in enumerate(variant_seeds(7, COUNT), 1):
+    for number, seed in enumerate(variation_seeds(7, COUNT), 1):
         graph[f"alone{number}"] = turn(["turn1", 0], LINES[2], seed=seed, guidance=2.0)
         graph[f"on{number}"] = turn([f"alone{number}", 0], LINES[1])
         graph[f"probe{number}"] = probe(f"alone{number}", memory=[f"on{number}", 0], image=[f"alone{number}", 1])

@@ -17,8 +17,8 @@ from anchoredit_model.memory.visibility import bidirectional_views
 from ..data.source import Batch
 from ..networks import Network
 from .degrade import degrade
-from .forcing import sequence_predictor, turns_predictor
-from .losses import Predict, add_noise, flow_matching_loss, frame_weights, regression_loss, turn_weights
+from .forcing import sequence_denoiser, turns_denoiser
+from .losses import SequenceDenoiser, add_noise, flow_matching_loss, frame_weights, regression_loss, turn_weights
 from .pretrain import change_weight, without
 from .rollout import (
     last_step_x0,
@@ -68,7 +68,7 @@ class Causal(Stage):
             else:
                 history = replace_frames(latents, self._one_pass(batch, draws), replaced)[:, :-1]
         history = self._damaged(history, draws)
-        predict = turns_predictor(self.main.forward, history, batch.text, slots=self.slots, stride=self.stride)
+        predict = turns_denoiser(self.main.forward, history, batch.text, slots=self.slots, stride=self.stride)
         weights = turn_weights(turns, settings.turn_weight)[None]
         emphasis = change_weight(target, latents[:, :-1], settings.change_weight)
         if settings.own_steps and draws.chance(settings.own_steps):
@@ -79,7 +79,7 @@ class Causal(Stage):
         return flow_matching_loss(flow, target, noise, weights, emphasis)
 
     def _after_own_steps(
-        self, predict: Predict, target: Tensor, weights: Tensor, emphasis: Tensor | None, draws: Draws
+        self, predict: SequenceDenoiser, target: Tensor, weights: Tensor, emphasis: Tensor | None, draws: Draws
     ) -> Tensor:
         """The sampler stopped at one of its steps; divided by its noise level, so that late steps learn as well."""
         times = self.settings.times
@@ -92,14 +92,14 @@ class Causal(Stage):
         settings, latents = self.settings, batch.latents
         times = forcing_times(*latents.shape[:2], settings.times, draws.own, settings.clean_history)
         sigma, noise = sigma_of(times), draws.noise(latents.shape)
-        predict = sequence_predictor(self.main.forward, latents[:, :0], batch.text, stride=self.stride)
+        predict = sequence_denoiser(self.main.forward, latents[:, :0], batch.text, stride=self.stride)
         shown, replaced = latents, None
         if form != "none":
             replaced = self._replaced(batch, draws, progress)
             if form == "cached":
                 shown = torch.cat([self._roll_out(batch, replaced, draws), latents[:, -1:]], dim=1)
             else:
-                bare = sequence_predictor(self.main.module, latents[:, :0], batch.text, stride=self.stride)
+                bare = sequence_denoiser(self.main.module, latents[:, :0], batch.text, stride=self.stride)
                 shown = replace_frames(latents, one_pass(bare, latents, noise, times, sigma), replaced)
         shown = self._damaged(shown, draws)
         flow = predict(add_noise(shown, noise, sigma), times)
@@ -116,7 +116,7 @@ class Causal(Stage):
         sigma, noise = sigma_of(times), draws.noise(target.shape)
         views = bidirectional_views(batch.latents.shape[1])
         damaged = self._damaged(history, draws)
-        predict = sequence_predictor(self.main.forward, damaged, batch.text, views, self.stride)
+        predict = sequence_denoiser(self.main.forward, damaged, batch.text, views, self.stride)
         flow = predict(add_noise(target, noise, sigma), times)
         emphasis = change_weight(target, history[:, -1:], settings.change_weight)
         return flow_matching_loss(flow, target, noise, emphasis=emphasis)
@@ -145,7 +145,7 @@ class Causal(Stage):
         """Frames [B, T + 1, C, h, w] as one prediction from the noisy truth makes them; the anchor as it is."""
         target = batch.latents[:, 1:]
         times = sample_times(target.shape[:2], self.settings.times, draws.own)
-        predict = turns_predictor(
+        predict = turns_denoiser(
             self.main.module, batch.latents[:, :-1], batch.text, slots=self.slots, stride=self.stride
         )
         made = one_pass(predict, target, draws.noise(target.shape), times, sigma_of(times))

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from anchoredit_model.config import EditConfig
-from anchoredit_model.sampling import guided
+from anchoredit_model.samplers import guided
 
 from ..data.source import Batch
 from ..networks import Network
-from .forcing import forcing_views, sequence_predictor, turns_predictor
-from .losses import Predict, consistency_loss, critic_loss, generator_loss
+from .forcing import forcing_views, sequence_denoiser, turns_denoiser
+from .losses import SequenceDenoiser, consistency_loss, critic_loss, generator_loss
 from .pretrain import change_weight
 from .rollout import SessionCache, last_step_x0, own_history, rollout, sample_replaced
 from .stage import Draws, Stage, StageParts
@@ -47,12 +47,12 @@ class Consistency(Stage):
         before, target, text = batch.latents[:, :-1], batch.latents[:, 1:], batch.text
         history = self._own(batch, draws) if draws.chance(settings.rollout_share) and target.shape[1] > 1 else before
 
-        def turns(model: nn.Module) -> Predict:
-            return turns_predictor(model, history, text, slots=self.slots, stride=self.stride)
+        def turns(model: nn.Module) -> SequenceDenoiser:
+            return turns_denoiser(model, history, text, slots=self.slots, stride=self.stride)
 
         null = text[:, :1].expand_as(text[:, 1:])
         views = forcing_views(history.shape[1], slots=self.slots)
-        without_text = sequence_predictor(
+        without_text = sequence_denoiser(
             self.teacher.module, history, torch.cat([text[:, :-1], null], dim=1), views, self.stride
         )
         times = consistency_times(target.shape[:2], draws.own, settings.grid, settings.shift)
@@ -139,6 +139,6 @@ class Matching(Stage):
         noise = draws.noise((turns, len(self.edit.timesteps), *batch.latents[:, 0].shape))
         return cache, rollout(cache, batch.latents, batch.text, noise, self.edit)
 
-    def _score(self, model: nn.Module, history: Tensor, text: Tensor) -> Predict:
+    def _score(self, model: nn.Module, history: Tensor, text: Tensor) -> SequenceDenoiser:
         """A score of the frame behind a history, which is only looked at."""
-        return sequence_predictor(model, history, text, stride=self.stride)
+        return sequence_denoiser(model, history, text, stride=self.stride)

@@ -16,9 +16,7 @@ from torch import Tensor, nn
 
 from anchoredit_model.config import MemoryPolicy
 from anchoredit_model.memory.visibility import FrameView, sequence_views
-from anchoredit_model.networks.transformer import TextContext
-
-from .losses import Predict
+from anchoredit_model.networks.full_sequence import SequenceDenoiser, sequence_denoiser
 
 
 def frame_texts(null: Tensor, instructions: Tensor) -> Tensor:
@@ -37,38 +35,17 @@ def forcing_views(turns: int, policy: MemoryPolicy | None = None, slots: str = "
     return views[:-1] + views[1:]
 
 
-def sequence_predictor(
-    model: nn.Module,
-    history: Tensor,
-    text: Tensor | TextContext,
-    views: tuple[FrameView, ...] | None = None,
-    stride: int = 4,
-) -> Predict:
-    """The flow of noisy frames [B, n, C, h, w] behind a clean history [B, F - n, C, h, w] in one sequence.
-
-    text [B, F, rows, E]; without `views` every frame sees all before it. Nothing here stops the gradient.
-    """
-
-    def predict(noisy: Tensor, times: Tensor) -> Tensor:
-        sequence = torch.cat([history.to(noisy), noisy], dim=1)
-        still = torch.zeros(history.shape[:2], device=times.device)
-        flow = model(sequence.transpose(1, 2), torch.cat([still, times], dim=1), text, views, stride)
-        return flow.transpose(1, 2)[:, history.shape[1] :]
-
-    return predict
-
-
-def turns_predictor(
+def turns_denoiser(
     model: nn.Module,
     history: Tensor,
     text: Tensor,
     policy: MemoryPolicy | None = None,
     slots: str = "bounded",
     stride: int = 4,
-) -> Predict:
+) -> SequenceDenoiser:
     """The flow of all noisy turns 1..T [B, T, C, h, w] at once, behind the history of frames 0..T-1.
 
     text [B, T + 1, rows, E] is the session's, see `frame_texts`.
     """
     both = torch.cat([text[:, :-1], text[:, 1:]], dim=1)
-    return sequence_predictor(model, history, both, forcing_views(history.shape[1], policy, slots), stride)
+    return sequence_denoiser(model, history, both, forcing_views(history.shape[1], policy, slots), stride)

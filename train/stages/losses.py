@@ -5,7 +5,7 @@
 `consistency_loss`     stage 3a: the student's x0 agrees along the teacher's path
 `generator_loss`       stage 3b: distribution matching, with `critic_loss` for its fake score
 
-A model comes in as a `Predict`, which hides its history, its texts and how it is wrapped. Times (0..1000) and
+A model comes in as a `SequenceDenoiser`, which hides its history, its texts and how it is wrapped. Times (0..1000) and
 noise levels are given apart, in float32, though usually sigma = t / 1000. The stages are AnchorEdit's
 (https://github.com/xuhang07/AnchorEdit); the sources of the formulas stand with them.
 
@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # (noisy [B, F, C, h, w], times [B, F] in 0..1000) -> flow [B, F, C, h, w]
-Predict = Callable[[Tensor, Tensor], Tensor]
+SequenceDenoiser = Callable[[Tensor, Tensor], Tensor]
 
 _SMALLEST = 1e-6  # of anything that is divided by
 
@@ -76,9 +76,9 @@ def regression_loss(x0: Tensor, clean: Tensor, weights: Tensor | None = None, em
 
 
 def consistency_loss(
-    student: Predict,
-    average: Predict,
-    teacher: Predict,
+    student: SequenceDenoiser,
+    average: SequenceDenoiser,
+    teacher: SequenceDenoiser,
     clean: Tensor,
     noise: Tensor,
     times: tuple[Tensor, Tensor],
@@ -111,7 +111,9 @@ def distribution_gradient(x0: Tensor, x0_real: Tensor, x0_fake: Tensor) -> Tenso
     return torch.nan_to_num((x0_fake - x0_real) / scale, posinf=0.0, neginf=0.0)
 
 
-def generator_loss(x0: Tensor, real: Predict, fake: Predict, noise: Tensor, time: Tensor, sigma: Tensor) -> Tensor:
+def generator_loss(
+    x0: Tensor, real: SequenceDenoiser, fake: SequenceDenoiser, noise: Tensor, time: Tensor, sigma: Tensor
+) -> Tensor:
     """0.5 * MSE(x0, stopgrad(x0 - gradient)), whose derivative is `distribution_gradient` (per element).
 
     x0 [B, F, C, h, w] is the generator's, with gradient; both scores, the real one guided, see it with fresh
@@ -126,7 +128,7 @@ def generator_loss(x0: Tensor, real: Predict, fake: Predict, noise: Tensor, time
     return 0.5 * F.mse_loss(x0, target)
 
 
-def critic_loss(fake: Predict, x0: Tensor, noise: Tensor, time: Tensor, sigma: Tensor) -> Tensor:
+def critic_loss(fake: SequenceDenoiser, x0: Tensor, noise: Tensor, time: Tensor, sigma: Tensor) -> Tensor:
     """Flow matching of the fake score on what the generator makes, x0 [B, F, C, h, w] without its gradient."""
     x0 = x0.detach()
     return flow_matching_loss(fake(add_noise(x0, noise, sigma), time), x0, noise)

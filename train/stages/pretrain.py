@@ -16,7 +16,7 @@ from anchoredit_model.memory.visibility import sequence_views
 
 from ..data.source import Batch
 from ..networks import Network
-from .forcing import sequence_predictor
+from .forcing import sequence_denoiser
 from .losses import add_noise, flow_matching_loss
 from .stage import Draws, Stage, StageParts
 from .timesteps import sample_times, sigma_of
@@ -48,7 +48,7 @@ class Pretrain(Stage):
         times = sample_times(shape, settings.times, draws.own)
         sigma, noise = sigma_of(times), draws.noise(target.shape)
         views = sequence_views(batch.latents.shape[1], MemoryPolicy(1, 0))
-        predict = sequence_predictor(self.main.forward, source, text, views, self.stride)
+        predict = sequence_denoiser(self.main.forward, source, text, views, self.stride)
         flow = predict(add_noise(target, noise, sigma), times)
         return flow_matching_loss(flow, target, noise, emphasis=change_weight(target, source, settings.change_weight))
 

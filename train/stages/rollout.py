@@ -19,11 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from anchoredit_model.config import EditConfig, MemoryPolicy
-from anchoredit_model.memory.visibility import FrameView, sequence_views, view_of
-from anchoredit_model.networks.transformer import CausalWanTransformer, FrameKV, TextContext
-from anchoredit_model.sampling import PredictFlow, euler, guided, renoise, shifted_sigmas
+from anchoredit_model.memory.frame_kv import FrameKV
+from anchoredit_model.memory.visibility import FrameView, frame_view, sequence_views
+from anchoredit_model.networks.transformer import CausalWanTransformer, TextContext
+from anchoredit_model.samplers import Denoiser, euler, guided, renoise, shifted_sigmas
 
-from .losses import Predict, add_noise, x0_of
+from .losses import SequenceDenoiser, add_noise, x0_of
 
 
 class SessionCache:
@@ -58,13 +59,13 @@ class SessionCache:
     def read(self, latent: Tensor, text: Tensor | TextContext) -> None:
         """Remembers one more clean frame [B, C, h, w], whose text is [B, 1, rows, E]."""
         view, blocks = self._visible()
-        block, _ = self.model.read(latent[:, :, None], text, view, self.stride, blocks)
+        block, _ = self.model.encode_frame(latent[:, :, None], text, view, self.stride, blocks)
         self._blocks[self.frames] = block
         self.frames += 1
         seen = self._view().frames
         self._blocks = {frame: block for frame, block in self._blocks.items() if frame in seen}
 
-    def predictor(self, text: Tensor | TextContext) -> Predict:
+    def predictor(self, text: Tensor | TextContext) -> SequenceDenoiser:
         """The flow of the next frame [B, 1, C, h, w] under text [B, 1, rows, E], from what is remembered now."""
         view, blocks = self._visible()
 
@@ -77,7 +78,7 @@ class SessionCache:
     def _view(self) -> FrameView:
         if self.policy is None:
             return sequence_views(self.frames + 1, None, self.slots)[-1]
-        return view_of(self.frames, self.policy, self.slots)
+        return frame_view(self.frames, self.policy, self.slots)
 
     def _visible(self) -> tuple[FrameView, tuple[FrameKV, ...]]:
         view = self._view()
@@ -141,7 +142,7 @@ def own_history(
 
 
 def last_step_x0(
-    predict: Predict, noise: Tensor, step: int, times: Sequence[float], sigmas: Sequence[float] | None = None
+    predict: SequenceDenoiser, noise: Tensor, step: int, times: Sequence[float], sigmas: Sequence[float] | None = None
 ) -> Tensor:
     """The few-step sampler stopped at step 0, 1, ...: x0 [B, F, C, h, w] of that step, with the gradient of it alone.
 
@@ -159,7 +160,7 @@ def last_step_x0(
 
 
 @torch.no_grad()
-def one_pass(predict: Predict, clean: Tensor, noise: Tensor, times: Tensor, sigma: Tensor) -> Tensor:
+def one_pass(predict: SequenceDenoiser, clean: Tensor, noise: Tensor, times: Tensor, sigma: Tensor) -> Tensor:
     """The published, cheap stand-in for a rollout: x0 [B, F, C, h, w] by one prediction from the noisy truth."""
     noisy = add_noise(clean, noise, sigma)
     return x0_of(noisy, predict(noisy, times), sigma)
@@ -195,7 +196,7 @@ def turns_now(progress: float, first: int, last: int, end: float) -> int:
     return min(last, first + int((last - first) * ramp(progress, 0.0, end)))
 
 
-def _sample(predict: Predict, noise: Tensor, edit: EditConfig, sigmas: Sequence[float] | None) -> Tensor:
+def _sample(predict: SequenceDenoiser, noise: Tensor, edit: EditConfig, sigmas: Sequence[float] | None) -> Tensor:
     """x0 [B, F, C, h, w] from noise [S, B, F, C, h, w] by inference's samplers, which mind no leading dimensions."""
     flow = _at_one_time(predict)
     if edit.sampler == "renoise":
@@ -204,6 +205,6 @@ def _sample(predict: Predict, noise: Tensor, edit: EditConfig, sigmas: Sequence[
     return euler(flow, iter(noise), levels, device=noise.device)
 
 
-def _at_one_time(predict: Predict) -> PredictFlow:
+def _at_one_time(predict: SequenceDenoiser) -> Denoiser:
     """`predict` for samplers, which give all frames the same time, as a number."""
     return lambda noisy, time: predict(noisy, torch.full(noisy.shape[:2], float(time), device=noisy.device)).float()

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from anchoredit_model.errors import AnchorEditError
-from anchoredit_model.sampling import shifted_sigmas
+from anchoredit_model.samplers import shifted_sigmas
 
 NOISE = 1000  # the time of pure noise
 

@@ -10,10 +10,12 @@ import torch
 from anchoredit_model.config import EditConfig, MemoryPolicy, TransformerConfig
 from anchoredit_model.errors import AnchorEditError
 from anchoredit_model.geometry import fit_into
-from anchoredit_model.memory.anchor_memory import AnchorMemory, KVCacheManager, Turn
+from anchoredit_model.memory.anchor_memory import AnchorMemory, Turn
+from anchoredit_model.memory.frame_kv import FrameKV
+from anchoredit_model.memory.kv_cache import KVCacheManager
 from anchoredit_model.memory.kv_store import KVStore
-from anchoredit_model.memory.visibility import view_of
-from anchoredit_model.networks.transformer import CausalWanTransformer, FrameKV
+from anchoredit_model.memory.visibility import frame_view
+from anchoredit_model.networks.transformer import CausalWanTransformer
 
 SIZES = TransformerConfig(dim=64, ffn_dim=96, num_heads=2, num_layers=2, freq_dim=32, text_dim=24)
 EDIT = EditConfig()
@@ -28,7 +30,9 @@ class CountingReader(KVCacheManager):
 
     def read(self, latent, text, rows, view, blocks):
         self.forwards += 1
-        return self.model.read(latent[None, :, None], text[None, None], view, self.edit.temporal_stride, blocks)[0]
+        return self.model.encode_frame(
+            latent[None, :, None], text[None, None], view, self.edit.temporal_stride, blocks
+        )[0]
 
     def next_flow(self, memory):
         """The flow of a fixed noisy frame as the next turn would see it."""
@@ -82,7 +86,7 @@ def test_memories_share_turns_and_never_change():
 )
 def test_visible_frames_and_slots(anchor, window, turn_number, frames):
     policy = MemoryPolicy(anchor, window)
-    bounded, absolute = view_of(turn_number, policy), view_of(turn_number, policy, "absolute")
+    bounded, absolute = frame_view(turn_number, policy), frame_view(turn_number, policy, "absolute")
     assert bounded.frames == absolute.frames == frames
     assert bounded.slots == tuple(range(len(frames))) and bounded.slot == len(frames)
     assert absolute.slots == frames and absolute.slot == turn_number

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from anchoredit_model.config import MemoryPolicy, TransformerConfig
-from anchoredit_model.memory.kv_size import memory_cost
+from anchoredit_model.memory.kv_size import kv_size
 from anchoredit_model.pipeline import AnchorEditPipeline
 
 
@@ -17,11 +17,11 @@ def test_the_bundled_models_blocks_are_as_large_as_said(kv_dtype, itemsize):
     memory = pipeline.start(torch.rand(3, 128, 128, generator=torch.Generator().manual_seed(0)), policy)
     for words in ("make it red", "make it big", "make it blue"):
         memory = pipeline.turn(memory, words, steps=1)
-    cost = memory_cost(pipeline.transformer.config, policy, 128, 128, itemsize)
+    cost = kv_size(pipeline.backbone.transformer.config, policy, 128, 128, itemsize)
     assert pipeline.store.nbytes == cost.visible == 3 * cost.per_turn
 
 
 def test_wan_in_words():
-    cost = memory_cost(TransformerConfig.named("14B"), MemoryPolicy(), 1024, 1024, 2)
+    cost = kv_size(TransformerConfig.named("14B"), MemoryPolicy(), 1024, 1024, 2)
     assert cost.in_words("VRAM") == "16.8 GB of keys and values in VRAM (5 visible turns of 3.36 GB)"
-    assert memory_cost(TransformerConfig.named("1.3B"), MemoryPolicy(0, 1), 512, 1024, 1).per_turn == 188_743_680
+    assert kv_size(TransformerConfig.named("1.3B"), MemoryPolicy(0, 1), 512, 1024, 1).per_turn == 188_743_680

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+from anchoredit_model.memory.frame_kv import FrameKV
 from anchoredit_model.memory.kv_store import KVStore
-from anchoredit_model.networks.transformer import FrameKV
 
 BYTES = 2 * 3 * 4 * 5 * 4  # keys and values of one layer of `block`, float32
 

@@ -174,7 +174,7 @@ def test_a_loaded_session_goes_on_bit_for_bit(small_model, tmp_path):
     pipeline = AnchorEditPipeline.from_pretrained(small_model)
     memory = pipeline.start(image, MemoryPolicy(1, 1))
     for words in ("make it red", "add a star"):
-        memory = pipeline.turn(memory, words, np.int64(7), guidance=np.float32(2), mask=mask)
+        memory = pipeline.turn(memory, words, np.int64(7), cfg=np.float32(2), mask=mask)
         save_session(memory, tmp_path / "s.safetensors")
     one = pipeline.turn(memory, "move it left", 7)
 

@@ -7,7 +7,7 @@ import torch
 
 from anchoredit_model.checkpoint.keymap import to_wan_name
 from anchoredit_model.config import MemoryPolicy, TransformerConfig
-from anchoredit_model.memory.visibility import FrameView, bidirectional_views, sequence_views, view_of
+from anchoredit_model.memory.visibility import FrameView, bidirectional_views, frame_view, sequence_views
 from anchoredit_model.networks.transformer import CausalWanTransformer
 
 SIZES = TransformerConfig(dim=64, ffn_dim=96, num_heads=2, num_layers=3, freq_dim=32, text_dim=24)
@@ -81,7 +81,9 @@ def test_cached_turns_equal_the_sequence(model, policy, slots):
         for number in range(frames):
             view = views[number]
             seen = tuple(blocks[frame] for frame in view.frames)
-            block, flow = model.read(latents[:, :, number : number + 1], text[:, number : number + 1], view, 4, seen)
+            block, flow = model.encode_frame(
+                latents[:, :, number : number + 1], text[:, number : number + 1], view, 4, seen
+            )
             torch.testing.assert_close(flow, whole[:, :, number : number + 1], atol=1e-5, rtol=0)
             blocks.append(block)
 
@@ -94,16 +96,16 @@ def test_noisy_turn_on_a_cache_equals_the_sequence(model):
         blocks = []
         for number in range(3):
             one = slice(number, number + 1)
-            view = view_of(number, MemoryPolicy(0, 9))
-            blocks.append(model.read(latents[:, :, one], text[:, one], view, 4, tuple(blocks))[0])
+            view = frame_view(number, MemoryPolicy(0, 9))
+            blocks.append(model.encode_frame(latents[:, :, one], text[:, one], view, 4, tuple(blocks))[0])
         context = model.embed_text(text[:, 3:])
-        flow = model(latents[:, :, 3:], times[:, 3:], context, (view_of(3, MemoryPolicy(0, 9)),), 4, tuple(blocks))
+        flow = model(latents[:, :, 3:], times[:, 3:], context, (frame_view(3, MemoryPolicy(0, 9)),), 4, tuple(blocks))
         # batch rows may share blocks of batch 1, as the two branches of guidance do
         two = model(
             latents[:, :, 3:].repeat(2, 1, 1, 1, 1),
             times[:, 3:].repeat(2, 1),
             text[:, 3:].repeat(2, 1, 1, 1),
-            (view_of(3, MemoryPolicy(0, 9)),),
+            (frame_view(3, MemoryPolicy(0, 9)),),
             4,
             tuple(blocks),
         )

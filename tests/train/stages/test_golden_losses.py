@@ -22,10 +22,10 @@ from torch import Tensor
 
 from anchoredit_model.config import EditConfig, TransformerConfig
 from anchoredit_model.memory.visibility import bidirectional_views
+from anchoredit_model.networks.full_sequence import sequence_denoiser
 from anchoredit_model.networks.transformer import CausalWanTransformer, TextContext
-from anchoredit_model.sampling import guided, nearest_sigma, shifted_sigmas
+from anchoredit_model.samplers import guided, nearest_sigma, shifted_sigmas
 from train.stages.degrade import KINDS, Degradations, apply, draw
-from train.stages.forcing import sequence_predictor
 from train.stages.losses import (
     add_noise,
     consistency_loss,
@@ -163,7 +163,7 @@ def check_causal_forcing(golden: Golden):
 
     model, sigma = golden.model(), looked_up(times, facts["shift"])
     views = bidirectional_views(clean.shape[1]) if facts["model"]["bidirectional_self_attn"] else None
-    predict = sequence_predictor(model, clean[:, :0], first_row_only(model, golden.frame_texts()), views, STRIDE)
+    predict = sequence_denoiser(model, clean[:, :0], first_row_only(model, golden.frame_texts()), views, STRIDE)
     mixed = replace_frames(clean, one_pass(predict, clean, noise, times, sigma), replaced)
     torch.testing.assert_close(mixed, golden.data["sf_latents"], atol=2e-5, rtol=0)
     weights = frame_weights(clean.shape[1] - 1, training["turn_weight_alpha"], replaced)
@@ -290,7 +290,7 @@ def scores(golden: Golden, name: str, turn: int) -> tuple[CausalWanTransformer, 
     model, frames = golden.model(golden.facts[f"scale_{name}"]), golden.data["image_latents"].shape[1]
     nothing = golden.data["image_latents"][:, :0]
     texts = (golden.frame_texts(), golden.negative(frames))
-    whole = (sequence_predictor(model, nothing, first_row_only(model, text), stride=STRIDE) for text in texts)
+    whole = (sequence_denoiser(model, nothing, first_row_only(model, text), stride=STRIDE) for text in texts)
     return model, *(frame_of(predict, turn, frames) for predict in whole)
 
 

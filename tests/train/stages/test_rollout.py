@@ -12,8 +12,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from anchoredit_model.config import EditConfig, MemoryPolicy, TransformerConfig
 from anchoredit_model.networks.transformer import CausalWanTransformer
-from anchoredit_model.sampling import draws, renoise, turn_generator
-from train.stages.forcing import forcing_views, frame_texts, sequence_predictor, turns_predictor
+from anchoredit_model.samplers import renoise
+from anchoredit_model.sampling import turn_generator, turn_noise
+from train.stages.forcing import forcing_views, frame_texts, sequence_denoiser, turns_denoiser
 from train.stages.rollout import (
     SessionCache,
     last_step_x0,
@@ -46,7 +47,7 @@ def sessions(frames: int = TURNS + 1) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"sampler": "euler", "num_steps": 3, "shift": 3.0, "guidance": 2.0}],
+    [{}, {"sampler": "euler", "num_steps": 3, "shift": 3.0, "cfg": 2.0}],
     ids=["few steps", "Euler with guidance"],
 )
 def test_a_batch_rolls_out_as_the_pipeline_edits(small_model: Path, options: dict):
@@ -54,7 +55,8 @@ def test_a_batch_rolls_out_as_the_pipeline_edits(small_model: Path, options: dic
     from anchoredit_model.pipeline import AnchorEditPipeline
 
     pipeline = AnchorEditPipeline.from_pretrained(small_model)
-    pipeline.edit = edit = replace(pipeline.edit, **options)
+    pipeline.backbone.edit = edit = replace(pipeline.edit, **options)
+    pipeline.kv_cache.edit = edit
     images = torch.rand(SESSIONS, 3, 64, 64, generator=torch.Generator().manual_seed(2))
     instructions = [[f"make circle {turn} of {session} red" for turn in range(TURNS)] for session in range(SESSIONS)]
     expected = []
@@ -73,10 +75,10 @@ def test_a_batch_rolls_out_as_the_pipeline_edits(small_model: Path, options: dic
     noise = torch.empty(TURNS, count, SESSIONS, *expected.shape[2:])
     for turn in range(TURNS):
         for session in range(SESSIONS):
-            source = draws(expected.shape[2:], turn_generator(session, turn + 1))
+            source = turn_noise(expected.shape[2:], turn_generator(session, turn + 1))
             for step in range(count):
                 noise[turn, step, session] = next(source)
-    made = rollout(SessionCache(pipeline.transformer, SLIDING), expected[:, :1], text, noise, edit)
+    made = rollout(SessionCache(pipeline.backbone.transformer, SLIDING), expected[:, :1], text, noise, edit)
     torch.testing.assert_close(made, expected, atol=1e-4, rtol=0)
     assert (made[:, 1:] - made[:, :-1]).abs().amax(dim=(2, 3, 4)).min() > 0.1  # turns differ
 
@@ -90,7 +92,7 @@ def test_the_training_forward_is_the_cached_one(policy: MemoryPolicy | None, slo
     latents, text = sessions()
     noisy = torch.randn(SESSIONS, TURNS, 16, 4, 6)
     times = torch.rand(SESSIONS, TURNS) * 1000
-    together = turns_predictor(model, latents[:, :TURNS], text, policy, slots)(noisy, times)
+    together = turns_denoiser(model, latents[:, :TURNS], text, policy, slots)(noisy, times)
     cache = SessionCache(model, policy, slots)
     for turn in range(1, TURNS + 1):
         cache.read(latents[:, turn - 1], text[:, turn - 1 : turn])
@@ -113,20 +115,20 @@ def test_a_noisy_turn_sees_its_history_and_nothing_else():
     model = small_transformer()
     latents, text = sessions()
     noisy, times = torch.randn(SESSIONS, TURNS, 16, 4, 6), torch.full((SESSIONS, TURNS), 400.0)
-    before = turns_predictor(model, latents[:, :TURNS], text)(noisy, times)
+    before = turns_denoiser(model, latents[:, :TURNS], text)(noisy, times)
 
     def changed(after: Tensor) -> list[bool]:
         return [(before[:, turn] - after[:, turn]).abs().max().item() > 1e-6 for turn in range(TURNS)]
 
     other = noisy.clone()
     other[:, 2] += 1
-    assert changed(turns_predictor(model, latents[:, :TURNS], text)(other, times)) == [False, False, True, False, False]
+    assert changed(turns_denoiser(model, latents[:, :TURNS], text)(other, times)) == [False, False, True, False, False]
     other = latents[:, :TURNS].clone()
     other[:, 2] += 1  # frame 2 is history of turns 3, 4, 5
-    assert changed(turns_predictor(model, other, text)(noisy, times)) == [False, False, True, True, True]
+    assert changed(turns_denoiser(model, other, text)(noisy, times)) == [False, False, True, True, True]
     other = text.clone()
     other[:, 4] += 10  # turn 4's instruction: of its noisy frame, and of the history that turn 5 sees
-    assert changed(turns_predictor(model, latents[:, :TURNS], other)(noisy, times)) == [False, False, False, True, True]
+    assert changed(turns_denoiser(model, latents[:, :TURNS], other)(noisy, times)) == [False, False, False, True, True]
     assert len(forcing_views(TURNS)) == 2 * TURNS
 
 
@@ -150,7 +152,7 @@ def test_frames_that_are_not_replaced_stay_the_truth_and_are_looked_back_at():
     assert not torch.isclose(made[replaced], latents[replaced]).any(dim=1).all()
 
     history = made[:, :TURNS]  # its own frame 2 in session 1, the truth elsewhere
-    predict = sequence_predictor(model, history, text)
+    predict = sequence_denoiser(model, history, text)
     with torch.no_grad():
         last = renoise(
             lambda x, time: predict(x, torch.full((SESSIONS, 1), time)), iter(noise[-1, :, :, None]), edit.timesteps

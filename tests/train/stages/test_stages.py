@@ -20,7 +20,7 @@ from train.networks import CompiledGelu, initialise
 from train.stages.causal import Causal
 from train.stages.degrade import Degradations
 from train.stages.distill import Consistency, Matching
-from train.stages.forcing import turns_predictor
+from train.stages.forcing import turns_denoiser
 from train.stages.rollout import SessionCache, rollout
 from train.stages.stage import Draws
 from train.stages.timesteps import TimeSampling
@@ -174,9 +174,9 @@ def test_consistency_behind_what_the_student_made(monkeypatch, share, own):
 
     def spy(model, history, *args, **options):
         seen.append(history)
-        return turns_predictor(model, history, *args, **options)
+        return turns_denoiser(model, history, *args, **options)
 
-    monkeypatch.setattr("train.stages.distill.turns_predictor", spy)
+    monkeypatch.setattr("train.stages.distill.turns_denoiser", spy)
     settings = ConsistencySettings(steps=1, rollout=1.0, rollout_share=share)
     stage = stage_of(Consistency, settings, student=network(0))
     stage.teacher = network(1)
