@@ -20,9 +20,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .config import EditConfig, KVCacheConfig, MemoryPolicy
+from .config import EditConfig, KVCacheConfig, MemoryPolicy, TransformerConfig
+from .decoding import ImageCodec, check_vae, decode_turn
 from .errors import AnchorEditError
-from .geometry import composite, fit
+from .geometry import fit
 from .images import to_tensor
 from .memory.anchor_memory import AnchorMemory, Turn
 from .memory.kv_cache import KVCacheManager, OnEncode
@@ -32,23 +33,6 @@ from .samplers import SAMPLERS, Denoiser, OnStep, guided
 from .sampling import sample, schedule_of, variation_seeds, with_steps
 
 TINY = Path(__file__).parent / "tiny"
-_FEATHER = 1 / 64  # of the image's shorter side, inside a mask's edge
-
-
-class ImageCodec(Protocol):
-    """Map images [B, 3, H, W] in 0..1 to latents [B, C, h, w] as the backbone takes them, and back."""
-
-    spatial_factor: int
-    latent_channels: int
-
-    @property
-    def latent_space(self) -> str:
-        """Name the latents: those of another space must not be decoded."""
-        ...
-
-    def encode(self, images: Tensor) -> Tensor: ...
-
-    def decode(self, latents: Tensor) -> Tensor: ...
 
 
 class PromptEncoder(Protocol):
@@ -84,21 +68,9 @@ class AnchorEditPipeline:
         self.vae = vae
         self.text_encoder = text_encoder
         self.store = KVStore(budget=0) if store is None else store
-        self.kv_cache = self._kv_cache(self.store, on_encode)
-        self._negative_kv_cache = self._kv_cache(KVStore(budget=0), on_encode)
+        self.kv_cache = backbone_kv_cache(backbone, self.store, on_encode)
+        self._negative_kv_cache = backbone_kv_cache(backbone, KVStore(budget=0), on_encode)
         self._progress_bar: dict = {}
-
-    def _kv_cache(self, store: KVStore, on_encode: OnEncode | None) -> KVCacheManager:
-        backbone = self.backbone
-        return KVCacheManager(
-            backbone.encode_frame,
-            backbone.identity,
-            backbone.edit,
-            store,
-            backbone.device,
-            backbone.max_device_bytes,
-            on_encode,
-        )
 
     # ---------------------------------------------------------------- loading and saving
 
@@ -239,8 +211,8 @@ class AnchorEditPipeline:
         kv_cache: KVCacheConfig | None,
     ) -> list[Turn]:
         """Sample the next turn by each of the seeds, as one batch."""
-        self.check_vae(memory)
-        self.check_backbone(memory)
+        check_vae(self.vae, memory)
+        check_backbone(self.backbone.config, memory)
         instruction = _checked_text(instruction.strip())
         options = {"cfg": None if cfg is None else float(cfg), "sampler": sampler}
         edit = replace(self.edit, **{name: value for name, value in options.items() if value is not None})
@@ -275,18 +247,7 @@ class AnchorEditPipeline:
 
         A masked turn is composited over the image `before` it, which is decoded too if it is not given.
         """
-        turn = memory.last if turn is None else turn
-        if turn == 0:
-            return memory.image
-        self.check_vae(memory)
-        entry = memory.rewind(turn).turns[-1]
-        decoded = self.vae.decode(entry.latent[None]).cpu()
-        image = memory.geometry.from_work(decoded)[0]
-        if entry.mask is None:
-            return image
-        before = self.image(memory, turn - 1) if before is None else before
-        feather = max(1, round(_FEATHER * min(image.shape[-2:])))
-        return composite(image[None], before[None], entry.mask[None], feather)[0]
+        return decode_turn(self.vae, memory, turn, before)
 
     def __call__(
         self,
@@ -318,44 +279,40 @@ class AnchorEditPipeline:
             seen = self.kv_cache.gather(memory, text, kv_cache)
         return self.backbone.denoiser(null, *seen)
 
-    # ---------------------------------------------------------------- checks
 
-    def check_backbone(self, memory: AnchorMemory) -> None:
-        """Refuse a session whose latents or texts the backbone does not take."""
-        config, latent = self.backbone.config, memory.turns[0].latent
-        if latent.shape[0] != config.in_channels:
-            raise AnchorEditError(
-                f"the session's latents must have the model's {config.in_channels} channels, got {latent.shape[0]}",
-                "Use the model it was started with",
-            )
-        if any(side % patch for side, patch in zip(latent.shape[1:], config.patch_size[1:], strict=True)):
-            raise AnchorEditError(
-                f"the session's latents must divide into the model's patches of {list(config.patch_size[1:])}, got "
-                f"{list(latent.shape)}",
-                "Start the session with this model",
-            )
-        widths = {turn.text.shape[-1] for turn in memory.turns} - {config.text_dim}
-        if widths:
-            raise AnchorEditError(
-                f"the session's text must be as wide as the model's {config.text_dim}, got {widths.pop()}",
-                "Use the model and text encoder it was started with",
-            )
+def backbone_kv_cache(backbone: Backbone, store: KVStore, on_encode: OnEncode | None = None) -> KVCacheManager:
+    """Return the K/V cache of a backbone."""
+    return KVCacheManager(
+        backbone.encode_frame,
+        backbone.identity,
+        backbone.edit,
+        store,
+        backbone.device,
+        backbone.max_device_bytes,
+        on_encode,
+    )
 
-    def check_vae(self, memory: AnchorMemory) -> None:
-        """Refuse a session that another VAE made."""
-        geometry, latent = memory.geometry, memory.turns[0].latent
-        factor = self.vae.spatial_factor
-        expected = (self.vae.latent_channels, geometry.work_height // factor, geometry.work_width // factor)
-        if latent.shape != expected:
-            raise AnchorEditError(
-                f"the session's latents are {list(latent.shape)}, the VAE makes {list(expected)} of its image",
-                "Use the model it was started with, VAE included",
-            )
-        if memory.latent_space and memory.latent_space != self.vae.latent_space:
-            raise AnchorEditError(
-                "the session's latents are from another VAE than this one",
-                "Use the model it was started with, VAE included",
-            )
+
+def check_backbone(config: TransformerConfig, memory: AnchorMemory) -> None:
+    """Refuse a session whose latents or texts a network of these sizes does not take."""
+    latent = memory.turns[0].latent
+    if latent.shape[0] != config.in_channels:
+        raise AnchorEditError(
+            f"the session's latents must have the model's {config.in_channels} channels, got {latent.shape[0]}",
+            "Use the model it was started with",
+        )
+    if any(side % patch for side, patch in zip(latent.shape[1:], config.patch_size[1:], strict=True)):
+        raise AnchorEditError(
+            f"the session's latents must divide into the model's patches of {list(config.patch_size[1:])}, got "
+            f"{list(latent.shape)}",
+            "Start the session with this model",
+        )
+    widths = {turn.text.shape[-1] for turn in memory.turns} - {config.text_dim}
+    if widths:
+        raise AnchorEditError(
+            f"the session's text must be as wide as the model's {config.text_dim}, got {widths.pop()}",
+            "Use the model and text encoder it was started with",
+        )
 
 
 def _checked_text(instruction: str) -> str:

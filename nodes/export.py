@@ -5,10 +5,12 @@ import json
 from comfy_api.latest import io, ui
 
 from ..anchoredit_model.images import save_image
-from ..anchoredit_model.memory.anchor_memory import AnchorMemory, Turn
-from .base import CATEGORY, AnchorEditNode, MemorySocket
-from .editors.causal_wan import HostPipeline
-from .host.model import metadata_wanted, new_files, progress
+from ..anchoredit_model.memory.anchor_memory import Turn
+from .base import CATEGORY, AnchorEditNode
+from .editors.session import Session
+from .host.folders import metadata_wanted, new_files
+from .host.ui import progress
+from .inputs import session_input
 
 CHUNK = "anchoredit"  # the PNG text chunk with what we know of a turn
 
@@ -23,16 +25,13 @@ class ExportTurns(AnchorEditNode):
             description="Saves the source and every turn as PNGs in the output folder, with the workflow inside and "
             "each turn's instruction, seed and settings.",
             inputs=[
-                io.Vae.Input("vae", tooltip="The VAE that the session was started with. Costs one decoding per turn."),
-                MemorySocket.Input(
-                    "memory", tooltip="The session to export. It is exported again when it has changed."
-                ),
+                session_input("The session to export. It is exported again when it has changed."),
                 io.String.Input(
                     "filename_prefix",
                     default="AnchorEdit/edit",
                     tooltip="Name in the output folder; folder/name makes a folder. Every export takes the next "
                     "number: name_00001_turn_000.png is the source, then come the turns. %year% %month% %day% "
-                    "%hour% %minute% %second% and %width% %height% of the image are filled in. Costs nothing.",
+                    "%hour% %minute% %second% and %width% %height% of the image are filled in.",
                 ),
             ],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo, io.Hidden.unique_id],
@@ -40,15 +39,15 @@ class ExportTurns(AnchorEditNode):
         )
 
     @classmethod
-    def run(cls, vae, memory: AnchorMemory, filename_prefix: str) -> io.NodeOutput:
-        pipeline = HostPipeline(cls.runtime, vae)
-        pipeline.check_vae(memory)
+    def run(cls, session: Session, filename_prefix: str) -> io.NodeOutput:
+        memory, decoder = session.memory, cls.runtime.images(session.in_force)
+        decoder.check(memory)
         new = new_files(filename_prefix, memory.image)
         workflow = _workflow(cls.hidden.prompt, cls.hidden.extra_pnginfo)
         saved, image = [], None
         for number, turn in enumerate(memory.turns):
             progress(number, len(memory))
-            image = pipeline.image(memory, number, image)
+            image = decoder.image(memory, number, image)
             name = f"{new.stem}_{new.number:05}_turn_{number:03}.png"
             chunks = {**workflow, CHUNK: _settings(number, turn)} if metadata_wanted() else {}
             save_image(image, new.folder / name, chunks)
@@ -58,10 +57,9 @@ class ExportTurns(AnchorEditNode):
 
 
 def _workflow(prompt: dict | None, extra: dict | None) -> dict[str, str]:
-    """The PNG text chunks by which the host opens the workflow of an image."""
+    """Return the PNG text chunks by which the host opens the workflow of an image."""
     return {name: json.dumps(value) for name, value in {"prompt": prompt, **(extra or {})}.items() if value}
 
 
 def _settings(number: int, turn: Turn) -> str:
-    facts = {"turn": number, "instruction": turn.instruction, "seed": turn.seed, "settings": turn.settings}
-    return json.dumps(facts)
+    return json.dumps({"turn": number, "instruction": turn.instruction, "seed": turn.seed, "settings": turn.settings})

@@ -9,10 +9,13 @@ from ..anchoredit_model.config import EditConfig
 from ..anchoredit_model.errors import AnchorEditError
 from ..anchoredit_model.images import load_image
 from ..anchoredit_model.pipeline import TINY
+from ..anchoredit_model.samplers import SAMPLERS
 from ..anchoredit_model.sampling import describe_sampling, with_steps
 from .base import CATEGORY, AnchorEditNode, remedies_first, to_host_image
-from .host.edit_metadata import ModelFacts, model_facts, with_facts
-from .host.model import load_bundled, load_model, model_files, model_path, say
+from .host.edit_metadata import EditMetadata, attach_edit_metadata, edit_metadata
+from .host.loaders import load_model, model_files, model_path
+from .host.wan.bundled import load_bundled
+from .inputs import advanced
 
 _FROM_FILE, _AS_IT_IS = "from file", "as it is"
 SAMPLE = TINY.parent / "assets" / "sample.png"
@@ -25,8 +28,8 @@ class LoadModel(AnchorEditNode):
             node_id="AnchorEditLoadModel",
             display_name="AnchorEdit Load Model",
             category=CATEGORY,
-            description="A Wan 2.1 text-to-video model that was trained to edit, with what its file says about how. "
-            "What is set here replaces that.",
+            description="Loads a Wan 2.1 text-to-video model that was trained to edit, with what its file says about "
+            "how. What is set here replaces that.",
             inputs=[
                 io.Combo.Input(
                     "model_name",
@@ -57,15 +60,15 @@ class LoadModel(AnchorEditNode):
     @classmethod
     def run(cls, model_name: str, steps: int, **chosen) -> io.NodeOutput:
         model = load_model(model_path(model_name))
-        facts = model_facts(model)
-        edit = _changed(facts.edit, steps, chosen)
-        if not facts.trained:
-            say(
-                f"The file does not say how it edits. It is sampled as plain Wan 2.1: {describe_sampling(edit)}.",
-                cls.hidden.unique_id,
+        metadata = edit_metadata(model)
+        edit = _changed(metadata.edit, steps, chosen)
+        if not metadata.trained:
+            cls.text().add(
+                f"The file does not say how it edits. It is sampled as plain Wan 2.1: {describe_sampling(edit)}."
             )
         # a file that says nothing leaves the MODEL as it is, so that the shift of a later node counts
-        return io.NodeOutput(model if edit == facts.edit else with_facts(model, replace(facts, edit=edit)))
+        unchanged = edit == metadata.edit
+        return io.NodeOutput(model if unchanged else attach_edit_metadata(model, replace(metadata, edit=edit)))
 
 
 class ModelSettings(AnchorEditNode):
@@ -75,8 +78,8 @@ class ModelSettings(AnchorEditNode):
             node_id="AnchorEditModelSettings",
             display_name="AnchorEdit Model Settings",
             category=CATEGORY,
-            description="Says how a MODEL edits that another node has loaded: GGUF, say, whose files do not tell. For "
-            "a model trained in 4 steps: 4 steps, renoise, guidance 1.",
+            description="Says how a MODEL edits that another node has loaded: GGUF, say, whose files do not tell. "
+            "For a model distilled to 4 steps: steps 4, sampler renoise, cfg 1.",
             inputs=[
                 io.Model.Input("model", tooltip="Wan 2.1 text-to-video, trained to edit, from any loader."),
                 *_settings(_AS_IT_IS, "the MODEL's"),
@@ -86,8 +89,8 @@ class ModelSettings(AnchorEditNode):
 
     @classmethod
     def run(cls, model, steps: int, **chosen) -> io.NodeOutput:
-        edit = _changed(model_facts(model).edit, steps, chosen)
-        return io.NodeOutput(with_facts(model, ModelFacts(edit, trained=True)))
+        edit = _changed(edit_metadata(model).edit, steps, chosen)
+        return io.NodeOutput(attach_edit_metadata(model, EditMetadata(edit, trained=True)))
 
 
 class LoadTiny(AnchorEditNode):
@@ -97,7 +100,7 @@ class LoadTiny(AnchorEditNode):
             node_id="AnchorEditLoadTiny",
             display_name="AnchorEdit Load Tiny Model",
             category=CATEGORY,
-            description="The small model that comes with AnchorEdit: no download, runs on a CPU. It knows simple "
+            description="Loads the small model that comes with AnchorEdit: no download, runs on a CPU. It knows simple "
             "drawings of 128x128 pixels and is there to try things out. Takes 60 MB of memory.",
             inputs=[],
             outputs=[
@@ -114,20 +117,20 @@ class LoadTiny(AnchorEditNode):
 
 
 def _settings(kept: str, whose: str) -> list[io.Input]:
-    """How a model edits, each as it is by default: `kept`, or 0."""
+    """Return inputs for how a model edits, each unchanged by default: `kept`, or 0."""
     return [
         io.Int.Input(
             "steps",
             default=0,
             min=0,
             max=1000,
-            tooltip=f"Sampler steps of a turn, 1 to 1000; 0 takes {whose}. The time of a turn grows with it.",
+            tooltip=f"The number of sampler steps, 1 to 1000; 0 takes {whose}. Time grows with it.",
         ),
         io.Combo.Input(
             "sampler",
-            options=[kept, "renoise", "euler"],
+            options=[kept, *SAMPLERS],
             default=kept,
-            tooltip="renoise for models distilled to a few steps, euler for others. Costs nothing by itself.",
+            tooltip="The sampler: renoise for models distilled to a few steps, euler for others.",
         ),
         io.Float.Input(
             "shift",
@@ -135,60 +138,68 @@ def _settings(kept: str, whose: str) -> list[io.Input]:
             min=0.0,
             max=100.0,
             step=0.1,
-            tooltip=f"Of the noise levels of euler steps, 1 (none) to 100; 0 takes {whose}. renoise has its "
-            "times from the file. Costs nothing.",
+            tooltip=f"The shift of euler's noise levels, 1 (none) to 100; 0 takes {whose}.",
         ),
         io.Float.Input(
-            "guidance",
+            "cfg",
             default=0.0,
             min=0.0,
             max=30.0,
             step=0.1,
-            tooltip=f"How strictly instructions are followed, 1 to 30; 1 is off, 0 takes {whose}. Other "
-            "than 1 it doubles the time of a turn.",
+            tooltip=f"The classifier-free guidance scale, 1 to 30; 0 takes {whose}, 1 is off. Any other value doubles "
+            "the time of a turn.",
         ),
-        io.Combo.Input(
-            "anchor_text",
-            options=[kept, "null", "first_prompt", "first_token"],
-            default=kept,
-            tooltip="The text that the source image is read with. null for models trained with this "
-            "project, first_prompt for published ones. Costs nothing.",
+        advanced(
+            io.Combo.Input(
+                "anchor_prompt",
+                options=[kept, "null", "first_prompt", "first_token"],
+                default=kept,
+                tooltip="The prompt that the source image is encoded with: null for models trained with this project, "
+                "first_prompt for published ones.",
+            )
         ),
-        io.Combo.Input(
-            "slots",
-            options=[kept, "bounded", "absolute"],
-            default=kept,
-            tooltip="How remembered turns are numbered: by their order, or by turn as published models do. "
-            "Costs nothing.",
+        advanced(
+            io.Combo.Input(
+                "slot_mode",
+                options=[kept, "bounded", "absolute"],
+                default=kept,
+                tooltip="The temporal positions of visible turns: bounded counts those that are visible, absolute is "
+                "the turn number, as in published models.",
+            )
         ),
-        io.Int.Input(
-            "stride",
-            default=0,
-            min=0,
-            max=64,
-            tooltip=f"Distance of two turns in time, 1 to 64; 0 takes {whose}, or 4. Costs nothing.",
+        advanced(
+            io.Int.Input(
+                "temporal_stride",
+                default=0,
+                min=0,
+                max=64,
+                tooltip=f"The RoPE distance of two turns, 1 to 64; 0 takes {whose}, or 4.",
+            )
         ),
-        io.Int.Input(
-            "area",
-            default=0,
-            min=0,
-            max=4096,
-            tooltip="Side of the square, in pixels, whose area images are worked on at, up to 4096; 0 takes "
-            f"{whose}, or 1024. Time and memory grow with its square and more.",
+        advanced(
+            io.Int.Input(
+                "resolution",
+                default=0,
+                min=0,
+                max=4096,
+                tooltip="The side in pixels of the square whose area images are edited at, up to 4096; 0 takes "
+                f"{whose}, or 1024. Time and memory grow with its square and more.",
+            )
         ),
-        io.Int.Input(
-            "turns",
-            default=0,
-            min=0,
-            max=64,
-            tooltip="Longest session that the model was trained on, source included, 1 to 64; 0 takes "
-            f"{whose}, or 6. Without a policy, turns see as many. Each costs the memory of one image's keys "
-            "and values.",
+        advanced(
+            io.Int.Input(
+                "max_turns",
+                default=0,
+                min=0,
+                max=64,
+                tooltip=f"The longest session of the training, source included, 1 to 64; 0 takes {whose}, or 6. "
+                "Without a policy turns see as many.",
+            )
         ),
     ]
 
 
 def _changed(edit: EditConfig, steps: int, chosen: dict) -> EditConfig:
-    """The settings with what an artist has chosen."""
+    """Return the settings with what an artist has chosen."""
     edit = replace(edit, **{key: value for key, value in chosen.items() if value not in (_FROM_FILE, _AS_IT_IS, 0)})
     return with_steps(edit, steps or None)

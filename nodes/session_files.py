@@ -1,16 +1,14 @@
 """Sessions on disk: save one, load one."""
 
-from dataclasses import replace
-
 from comfy_api.latest import io, ui
 
-from ..anchoredit_model.config import MemoryPolicy
 from ..anchoredit_model.errors import AnchorEditError
-from ..anchoredit_model.memory.anchor_memory import AnchorMemory
 from ..anchoredit_model.memory.session_file import check_session, load_session, save_session
-from .base import CATEGORY, AnchorEditNode, MemorySocket, PolicySocket, remedies_first, to_host_image
-from .host.model import new_files, say, session_files
+from .base import CATEGORY, AnchorEditNode, PolicySocket, SessionSocket, remedies_first, to_host_image
+from .editors.session import MemorySettings, Networks, Session, loaded_session
+from .host.folders import new_files, session_files
 from .host.paths import SUFFIX
+from .inputs import session_input
 
 _KEEP, _OVERWRITE = "keep", "overwrite"
 _MEGABYTE = 1e6
@@ -23,15 +21,15 @@ class SaveSession(AnchorEditNode):
             node_id="AnchorEditSaveSession",
             display_name="AnchorEdit Save Session",
             category=CATEGORY,
-            description="Writes the session to a file in the output folder. It is small: remembered keys and values "
-            "are left out, because they can be made again.",
+            description="Writes the session to a file in the output folder. It is small: keys and values are left "
+            "out, because they can be computed again, and it holds no model.",
             inputs=[
-                MemorySocket.Input("memory", tooltip="The session to save. It is saved again when it has changed."),
+                session_input("The session to save. It is saved again when it has changed."),
                 io.String.Input(
                     "filename_prefix",
                     default="AnchorEdit/session",
                     tooltip="Name in the output folder; folder/name makes a folder. %year% %month% %day% %hour% "
-                    "%minute% %second% and %width% %height% of the image are filled in. Costs nothing.",
+                    "%minute% %second% and %width% %height% of the image are filled in.",
                 ),
                 io.Combo.Input(
                     "existing",
@@ -47,7 +45,8 @@ class SaveSession(AnchorEditNode):
         )
 
     @classmethod
-    def run(cls, memory: AnchorMemory, filename_prefix: str, existing: str) -> io.NodeOutput:
+    def run(cls, session: Session, filename_prefix: str, existing: str) -> io.NodeOutput:
+        memory = session.memory
         new = new_files(filename_prefix, memory.image)
         name = new.stem + ("" if existing == _OVERWRITE else f"_{new.number:05}_") + SUFFIX
         path = new.folder / name
@@ -55,7 +54,7 @@ class SaveSession(AnchorEditNode):
             _check_replaceable(path, new.shown(name))
         save_session(memory, path)
         size = path.stat().st_size / _MEGABYTE
-        say(f"Saved up to turn {memory.last}: {new.shown(name)}, {size:.1f} MB", cls.hidden.unique_id)
+        cls.text().add(f"Saved up to turn {memory.last}: {new.shown(name)}, {size:.1f} MB")
         return io.NodeOutput(ui={"sessions": [ui.SavedResult(name, new.subfolder, io.FolderType.output)]})
 
 
@@ -66,60 +65,62 @@ class LoadSession(AnchorEditNode):
             node_id="AnchorEditLoadSession",
             display_name="AnchorEdit Load Session",
             category=CATEGORY,
-            description="A saved session, to go on with, to go back in or to branch from. The first turn reads what "
-            "it sees of the session again, which costs one model pass for each image.",
+            description="Loads a saved session, to go on with, to go back in or to branch from. Connect the "
+            "networks that go on with it; to look at it the VAE is enough.",
             inputs=[
                 io.Combo.Input(
-                    "session",
+                    "file",
                     options=session_files().names(),
                     tooltip="A session file in the input folder, or in the output folder, which is said behind its "
                     "name; the newest first. Press R after a new one was saved.",
                 ),
+                io.Model.Input("model", optional=True, tooltip="The diffusion model that edits on."),
+                io.Clip.Input("clip", optional=True, tooltip="The text encoder that the model was trained with."),
+                io.Vae.Input("vae", optional=True, tooltip="The VAE that the session was started with."),
                 PolicySocket.Input(
                     "policy",
                     optional=True,
-                    tooltip="What later turns may see, and how it is kept: on another card, say. Without it: as it "
-                    "was saved.",
+                    tooltip="What later turns may see, and where it lies: on another card, say. Without it: as saved.",
                 ),
             ],
             outputs=[
-                MemorySocket.Output(display_name="memory", tooltip="The session as it was saved."),
+                SessionSocket.Output(display_name="session", tooltip="The session as it was saved."),
                 io.Image.Output(display_name="source", tooltip="The image that the session began with."),
-                io.Int.Output(display_name="turns", tooltip="How many turns the session has."),
+                io.Int.Output(display_name="turns", tooltip="The number of turns in the session."),
             ],
             hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
-    def validate_inputs(cls, session: str | None = None) -> bool | str:
+    def validate_inputs(cls, file: str | None = None) -> bool | str:
         try:
             with remedies_first():
-                if session is not None:  # a link has no value yet
-                    check_session(session_files().path(session))
+                if file is not None:  # a link has no value yet
+                    check_session(session_files().path(file))
         except AnchorEditError as error:
             return str(error)
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, session: str, **_) -> str:
-        file = session_files().path(session).stat()
-        return f"{session} {file.st_mtime_ns} {file.st_size}"
+    def fingerprint_inputs(cls, file: str, **_) -> str:
+        status = session_files().path(file).stat()
+        return f"{file} {status.st_mtime_ns} {status.st_size}"
 
     @classmethod
-    def run(cls, session: str, policy: MemoryPolicy | None = None) -> io.NodeOutput:
-        memory = load_session(session_files().path(session))
-        memory = memory if policy is None else replace(memory, policy=policy)
+    def run(cls, file: str, model=None, clip=None, vae=None, policy: MemorySettings | None = None) -> io.NodeOutput:
+        memory = load_session(session_files().path(file))
+        session = loaded_session(memory, Networks(model, clip, vae)).with_settings(policy)
         size = f"{memory.geometry.input_width}x{memory.geometry.input_height} pixels"
         last = " ".join(memory.turns[-1].instruction.split())
-        say(f"{size}, turn {memory.last}{': ' if last else ''}{last}", cls.hidden.unique_id)
-        return io.NodeOutput(memory, to_host_image(memory.image), memory.last)
+        cls.text().add(f"{size}, turn {memory.last}{': ' if last else ''}{last}")
+        return io.NodeOutput(session, to_host_image(memory.image), memory.last)
 
 
 def _check_replaceable(path, shown: str) -> None:
-    """Refuses to replace a file that is something else."""
+    """Refuse to replace a file that is something else."""
     try:
         check_session(path)
     except AnchorEditError:
         raise AnchorEditError(
-            f"{shown} is there and is no session", "Choose another filename_prefix, or remove that file"
+            f"{shown} exists and is not a session", "Choose another filename_prefix, or remove that file"
         ) from None

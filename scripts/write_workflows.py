@@ -172,7 +172,7 @@ CARDS = {
         LARGE,
         "The model alone fills the card, so keys and values are kept in main memory in 8 bits: 8.4 GB of it for the "
         "source and four turns of 1024x1024. Each layer's are on their way while the layer before computes.",
-        {"place": "ram", "kv_dtype": "float8_e4m3fn"},
+        {"kv_device": "cpu", "kv_dtype": "float8_e4m3fn"},
     ),
     "Wan 2.1 on 24 GB": Card(
         "Wan 2.1 14B in fp8, 14 GB",
@@ -291,7 +291,7 @@ def bundled(sheet: Sheet, **start) -> tuple[Node, Node, dict]:
 
 def turn(sheet: Sheet, box: tuple, title: str, instruction: str, memory: Wire, wires: dict) -> Node:
     """A turn, whose box should leave room for the preview that appears in it."""
-    return sheet.add("AnchorEditTurn", box, title, **wires, memory=memory, instruction=instruction, seed=7)
+    return sheet.add("AnchorEditTurn", box, title, **wires, session=memory, instruction=instruction, seed=7)
 
 
 def first_edit(sheet: Sheet) -> None:
@@ -299,7 +299,7 @@ def first_edit(sheet: Sheet) -> None:
     tiny, start, wires = bundled(sheet)
     one = turn(sheet, (760, 80, 340, 540), "Turn 1", "change the background to blue", start[0], wires)
     two = turn(sheet, (1140, 80, 340, 540), "Turn 2", "write OK on the sign", one[0], wires)
-    strip = sheet.add("AnchorEditFilmstrip", (760, 740, 720, 560), vae=tiny[2], memory=two[0])
+    strip = sheet.add("AnchorEditFilmstrip", (760, 740, 720, 560), session=two[0])
     sheet.group("1  An image", GREY, tiny, start)
     sheet.group("2  Edits", BLUE, one, two)
     sheet.group("3  Look", GREEN, strip)
@@ -313,9 +313,9 @@ def ten_turns(sheet: Sheet) -> None:
     policy = sheet.add("AnchorEditMemoryPolicy", (0, 270, 300, 190), anchor_frames=1, window=2)
     tiny, start, wires = bundled(sheet, policy=policy[0])
     chain = sheet.add(
-        "AnchorEditChain", (760, 80, 900, 480), **wires, memory=start[0], instructions="\n".join(lines), seed=7
+        "AnchorEditChain", (760, 80, 900, 480), **wires, session=start[0], instructions="\n".join(lines), seed=7
     )
-    strip = sheet.add("AnchorEditFilmstrip", (760, 680, 900, 600), vae=tiny[2], memory=chain[0], size=160)
+    strip = sheet.add("AnchorEditFilmstrip", (760, 680, 900, 600), session=chain[0], size=160)
     sheet.group("1  An image, and what turns may see", GREY, policy, tiny, start)
     sheet.group("2  Edits", BLUE, chain)
     sheet.group("3  Look", GREEN, strip)
@@ -332,7 +332,7 @@ def branches(sheet: Sheet) -> None:
     ]
     for title, color, y, instruction in ways:
         three = turn(sheet, (760, y, 310, 560), f"Turn 3: {title.lower()}", instruction, two[0], wires)
-        strip = sheet.add("AnchorEditFilmstrip", (1110, y, 760, 560), vae=tiny[2], memory=three[0])
+        strip = sheet.add("AnchorEditFilmstrip", (1110, y, 760, 560), session=three[0])
         sheet.group(title, color, three, strip)
     sheet.group("An image", GREY, tiny, start)
     sheet.group("What both ways share", BLUE, one, two)
@@ -350,7 +350,7 @@ def masked_edit(sheet: Sheet) -> None:
     wires = {**wires, "mask": mask[0]}
     one = turn(sheet, (760, 80, 340, 540), "Turn 1", "write OK on the sign", start[0], wires)
     two = turn(sheet, (1140, 80, 340, 540), "Turn 2", "draw a heart on the sign", one[0], wires)
-    strip = sheet.add("AnchorEditFilmstrip", (760, 740, 720, 560), vae=tiny[2], memory=two[0])
+    strip = sheet.add("AnchorEditFilmstrip", (760, 740, 720, 560), session=two[0])
     sheet.group("1  An image", GREY, tiny, start)
     sheet.group("2  Where it may change", PINK, ground, paint, mask, show)
     sheet.group("3  Edits", BLUE, one, two)
@@ -361,17 +361,17 @@ def variants(sheet: Sheet) -> None:
     sheet.note(VARIANTS, (0, 400, 660, 230))
     tiny, start, wires = bundled(sheet)
     several = sheet.add(
-        "AnchorEditVariants",
+        "AnchorEditVariations",
         (760, 80, 720, 560),
         **wires,
-        memory=start[0],
+        session=start[0],
         instruction="add a hat",
         seed=7,
         count=4,
     )
     pick = sheet.add("AnchorEditPick", (1580, 80, 300, 90), candidates=several[0], number=3)
     on = turn(sheet, (1580, 300, 300, 540), "The next turn", "change the background to blue", pick[0], wires)
-    strip = sheet.add("AnchorEditFilmstrip", (760, 760, 720, 560), vae=tiny[2], memory=on[0])
+    strip = sheet.add("AnchorEditFilmstrip", (760, 760, 720, 560), session=on[0])
     sheet.group("1  An image", GREY, tiny, start)
     sheet.group("2  Candidates", BLUE, several)
     sheet.group("3  The one to go on with", PINK, pick)
@@ -387,7 +387,7 @@ def native_sampler(sheet: Sheet) -> None:
     )
     text = sheet.add("CLIPTextEncode", (760, 250, 300, 90), clip=wires["clip"], text=words[0])
     apply = sheet.add(
-        "AnchorEditApplyMemory", (760, 420, 300, 190), model=wires["model"], memory=start[0], positive=text[0], seed=7
+        "AnchorEditApplyMemory", (760, 420, 300, 190), model=wires["model"], session=start[0], positive=text[0], seed=7
     )
     guider = sheet.add("BasicGuider", (1140, 80, 280, 60), model=apply[0], conditioning=text[0])
     sample = sheet.add(
@@ -403,14 +403,14 @@ def native_sampler(sheet: Sheet) -> None:
         "AnchorEditCommitTurn",
         (1140, 420, 280, 190),
         model=apply[0],
-        memory=start[0],
+        session=start[0],
         latent=sample[0],
         positive=text[0],
         instruction=words[0],
     )
     decode = sheet.add("VAEDecode", (1520, 80, 200, 60), samples=sample[0], vae=tiny[2])
     preview = sheet.add("PreviewImage", (1760, 80, 260, 250), images=decode[0])
-    strip = sheet.add("AnchorEditFilmstrip", (1520, 410, 500, 560), vae=tiny[2], memory=commit[0])
+    strip = sheet.add("AnchorEditFilmstrip", (1520, 410, 500, 560), session=commit[0])
     sheet.group("1  An image", GREY, tiny, start)
     sheet.group("2  One turn by the host's own nodes", BLUE, words, text, apply, guider, sample, commit)
     sheet.group("3  Look", GREEN, decode, preview, strip)
@@ -423,13 +423,13 @@ def save_and_go_on(sheet: Sheet) -> None:
     two = turn(sheet, (1110, 80, 310, 540), "Turn 2", "write OK on the sign", one[0], wires)
     name = "AnchorEdit/my_session"
     save = sheet.add(
-        "AnchorEditSaveSession", (1460, 80, 460, 150), memory=two[0], filename_prefix=name, existing="overwrite"
+        "AnchorEditSaveSession", (1460, 80, 460, 150), session=two[0], filename_prefix=name, existing="overwrite"
     )
-    strip = sheet.add("AnchorEditFilmstrip", (1460, 290, 460, 560), vae=tiny[2], memory=two[0])
+    strip = sheet.add("AnchorEditFilmstrip", (1460, 290, 460, 560), session=two[0])
     load = sheet.add("AnchorEditLoadSession", (760, 960, 310, 150), session=f"{name}.safetensors [output]")
     three = turn(sheet, (1110, 960, 310, 540), "Turn 3", "change the light to sunset", load[0], wires)
-    whole = sheet.add("AnchorEditFilmstrip", (1460, 960, 460, 560), vae=tiny[2], memory=three[0])
-    export = sheet.add("AnchorEditExportTurns", (1460, 1580, 460, 330), vae=tiny[2], memory=three[0])
+    whole = sheet.add("AnchorEditFilmstrip", (1460, 960, 460, 560), session=three[0])
+    export = sheet.add("AnchorEditExportTurns", (1460, 1580, 460, 330), session=three[0])
     sheet.group("An image", GREY, tiny, start)
     sheet.group("Today", BLUE, one, two, save, strip)
     sheet.group("Another day", PINK, load, three, whole, export)
@@ -454,7 +454,7 @@ def wan_setup(sheet: Sheet) -> None:
     start = sheet.add("AnchorEditStart", (1160, 370, 300, 150), image=image[0], policy=policy[0], **wires)
     one = turn(sheet, (1500, 80, 320, 540), "Turn 1", "make the sky a sunset", start[0], wires)
     two = turn(sheet, (1860, 80, 320, 540), "Turn 2", "add a red scarf", one[0], wires)
-    strip = sheet.add("AnchorEditFilmstrip", (760, 740, 1020, 560), vae=vae[0], memory=two[0], size=512)
+    strip = sheet.add("AnchorEditFilmstrip", (760, 740, 1020, 560), vae=vae[0], session=two[0], size=512)
     save = sheet.add("SaveImage", (1860, 740, 320, 420), images=two[1], filename_prefix="AnchorEdit")
     sheet.group("1  Files", PINK, model, clip, vae)
     sheet.group("2  Your image", GREY, image)
@@ -474,7 +474,7 @@ SHEETS = {
     **dict.fromkeys(CARDS, wan_setup),
 }
 # The nodes whose images the workflow's own image is drawn of, and at which output they are.
-IMAGES = {"AnchorEditFilmstrip": 0, "AnchorEditVariants": 1}
+IMAGES = {"AnchorEditFilmstrip": 0, "AnchorEditVariations": 1}
 # What has to be downloaded first, and so does not run as it is: the nodes that lack a file.
 NEED_FILES = dict.fromkeys(CARDS, ("AnchorEditLoadModel", "CLIPLoader", "VAELoader"))
 

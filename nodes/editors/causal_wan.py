@@ -1,102 +1,188 @@
-"""The pipeline on the artist's own MODEL, CLIP and VAE, and what the pack keeps between two runs.
+"""Editing with K/V memory in the artist's own Wan 2.1 MODEL.
 
-`HostPipeline` has the verbs of `AnchorEditPipeline` and all of its arithmetic; only the three networks are the
-host's. A part that a verb does not use may be left out: starting a session needs no MODEL, looking at it no CLIP.
+The pipeline is the one that runs without ComfyUI; backbone, VAE and text encoder are the host's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import partial
-from typing import TypeVar
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from ...anchoredit_model.memory.anchor_memory import AnchorMemory
-from ...anchoredit_model.memory.kv_cache import KVCacheManager
-from ...anchoredit_model.memory.kv_store import KVStore
-from ...anchoredit_model.pipeline import AnchorEditPipeline
-from ..host.model import HostModel, HostVAE, block_budget, on_read
-from ..host.model_identity import Serials
-from ..host.text import HostText
-from .decode_cache import Images
-from .out_of_memory import make_somehow
+from ...anchoredit_model.config import KVCacheConfig
+from ...anchoredit_model.geometry import fit
+from ...anchoredit_model.memory.anchor_memory import AnchorMemory, Turn
+from ...anchoredit_model.memory.kv_size import format_bytes, kv_size
+from ...anchoredit_model.pipeline import AnchorEditPipeline, backbone_kv_cache, check_backbone
+from ...anchoredit_model.sampling import describe_sampling, schedule_of, step_count, with_steps
+from ..host.sampling import TurnNoise, turn_sampler
+from ..host.text import HostTextEncoder, text_rows
+from ..host.ui import on_encode, on_step
+from ..host.vae import HostVAE, empty_latent, model_latent
+from ..host.vram import is_out_of_memory, offload_kv_cache
+from ..host.wan.attention import MemoryAttention
+from ..host.wan.memory_patch import with_memory, without_memory
+from ..host.wan.model import WanBackbone
+from .base import Runtime, SamplerInputs, TurnSettings
+from .out_of_memory import run_with_oom_fallback
+from .session import MemorySettings, Networks, Session
 
 T = TypeVar("T")
 
-
-@dataclass(frozen=True)
-class Runtime:
-    """One per process, held by the extension: keys and values, the numbers that name their models, last images."""
-
-    store: KVStore = field(default_factory=lambda: KVStore(block_budget()))
-    serials: Serials = field(default_factory=Serials)
-    images: Images = field(default_factory=Images)
+_MASK = "anchoredit_mask"  # on a LATENT, which the host's nodes hand on with all that is on it
+_NULL_EDIT = "The instruction is empty: a null edit, the image is generated again as it is."
+_NOT_TRAINED = "This MODEL is not known to be trained to edit: plain Wan makes a new image instead of an edit."
 
 
-class HostPipeline(AnchorEditPipeline):
-    """`start` needs vae and clip, `turn` all three, `image` the vae."""
+class CausalWan:
+    """Edit with the K/V of earlier turns in a Wan 2.1 text-to-video MODEL."""
 
-    def __init__(self, runtime: Runtime, vae=None, clip=None, model=None):
-        self.transformer = None if model is None else HostModel(model, runtime.serials, runtime.store)
-        self.vae = None if vae is None else HostVAE(vae)
-        self.text_encoder = None if clip is None else HostText(clip)
-        self.edit = self.transformer.edit if self.transformer else self.vae.edit
-        self.store, self.images = runtime.store, runtime.images
-        self.remarks: list[str] = []  # what an artist should know about the turn that was made
-        if self.transformer:
-            reader = partial(
-                KVCacheManager,
-                self.transformer.read,
-                self.transformer.identity,
-                self.edit,
-                device=self.device,
-                share=self.transformer.share,
-                on_read=on_read,
-            )
-            self.reader, self._null_reader = reader(store=self.store), reader(store=KVStore(budget=0))
+    def __init__(self, runtime: Runtime, networks: Networks, tell: Callable[[str], None]):
+        networks.require("model")
+        self.runtime = runtime
+        self.networks = replace(networks, model=without_memory(networks.model))
+        self.tell = tell
+        self.backbone = WanBackbone(networks.model, runtime.object_ids, runtime.store)
 
-    @property
-    def device(self) -> torch.device:
-        return self.transformer.device
+    @cached_property
+    def pipeline(self) -> AnchorEditPipeline:
+        """Return the pipeline of all three networks."""
+        self.networks.require("clip", "vae")
+        vae, text_encoder = HostVAE(self.networks.vae), HostTextEncoder(self.networks.clip)
+        return AnchorEditPipeline(self.backbone, vae, text_encoder, self.runtime.store, on_encode)
 
-    def turn(self, memory: AnchorMemory, *arguments, **options) -> AnchorMemory:
-        return self._made(memory, super().turn, *arguments, **options)
+    def start(self, image: Tensor, settings: MemorySettings | None) -> Session:
+        """Start a session from a source image [3, H, W]."""
+        policy, kv_cache = (settings.policy, settings.kv_cache) if settings else (None, None)
+        memory = self.pipeline.start(image, policy, kv_cache=kv_cache)
+        self.backbone.check_text(memory.turns[0].text)
+        return Session(memory, (self.networks,))
 
-    def variants(self, memory: AnchorMemory, *arguments, at_once: bool = True, **options) -> tuple[AnchorMemory, ...]:
-        verb = partial(super().variants, at_once=at_once)
-        if not at_once:
-            return self._made(memory, verb, *arguments, **options)
-        with self.transformer.running():  # a batch that is too large is the caller's to take apart
-            return verb(memory, *arguments, **options)
+    def turn(self, session: Session, instruction: str, seed: int, settings: TurnSettings) -> Session:
+        """Make the next turn."""
+        options = self._options(instruction, settings)
+        pipeline = self.pipeline
+        return self._run(
+            session, lambda kv_cache: pipeline.turn(session.memory, instruction, seed, **options, kv_cache=kv_cache)
+        )
 
-    def _made(self, memory: AnchorMemory, verb: Callable[..., T], *arguments, **options) -> T:
-        """What `verb` makes, by another policy if the device runs out of memory."""
+    def variations(
+        self, session: Session, instruction: str, seed: int, count: int, settings: TurnSettings
+    ) -> tuple[Session, ...]:
+        """Make `count` candidates for the next turn, as one batch where memory allows."""
+        options = self._options(instruction, settings)
+        pipeline = self.pipeline
 
-        def make(memory: AnchorMemory) -> T:
-            with self.transformer.running():
-                return verb(memory, *arguments, **options)
+        def make(kv_cache: KVCacheConfig, batched: bool) -> tuple[AnchorMemory, ...]:
+            memory = session.memory
+            return pipeline.variations(memory, instruction, seed, count, **options, kv_cache=kv_cache, batched=batched)
 
-        made = make_somehow(make, memory, self.store, self.remarks.append)
-        if rounding := self.transformer.rounding:
-            self.remarks.append(f"Keys and values are rounded to {memory.policy.kv_dtype}: {rounding:.1%} error (rms).")
+        memories = ()
+        if count > 1:
+            try:
+                with self.backbone.loaded():
+                    memories = make(session.memory.kv_cache, batched=True)
+                self._note_rounding(session.memory)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+        if not memories:  # not in the handler, which would keep what the batch has taken
+            if count > 1:
+                self.tell(f"Memory does not hold {count} images at once: they were sampled one after the other.")
+                offload_kv_cache(self.runtime.store)
+            memories = self._fallback(session.memory, lambda kv_cache: make(kv_cache, batched=False))
+        return tuple(session.extended(memory, self.networks) for memory in memories)
+
+    def apply_memory(
+        self, session: Session, conditioning: Any, seed: int, mask: Tensor | None, errors: Callable
+    ) -> SamplerInputs:
+        """Prepare the next turn for the host's samplers."""
+        memory = session.memory
+        check_backbone(self.backbone.config, memory)
+        text = self.backbone.check_text(text_rows(conditioning))
+        noise, latent = TurnNoise(seed, len(memory)), empty_latent(memory.turns[-1].latent.shape)
+        constraint = None if mask is None else memory.mask_constraint(mask)
+        edit = self.backbone.edit
+        return SamplerInputs(
+            model=with_memory(self.networks.model, _SeenMemory(self.runtime, memory, text), errors, constraint),
+            latent=latent if mask is None else {**latent, _MASK: mask},
+            noise=noise,
+            sampler=turn_sampler(edit.sampler, noise),
+            sigmas=Tensor(schedule_of(edit).sigmas),
+        )
+
+    def commit(
+        self, session: Session, latent: dict[str, Any], conditioning: Any, instruction: str, mask: Tensor | None
+    ) -> Session:
+        """Add what the host's samplers made as the next turn."""
+        memory = session.memory
+        check_backbone(self.backbone.config, memory)
+        text = self.backbone.check_text(text_rows(conditioning))
+        mask = latent.get(_MASK) if mask is None else mask
+        x0 = model_latent(latent).cpu()
+        if mask is not None:  # again, as the host's way out of the model's latents and back rounds
+            x0 = memory.mask_constraint(mask)(x0)
+        turn = Turn(x0, instruction.strip(), text.cpu(), mask=mask)
+        kv_cache = backbone_kv_cache(self.backbone, self.runtime.store, on_encode)
+        with self.backbone.loaded():
+            return session.extended(kv_cache.commit(memory, turn), self.networks)
+
+    def cost(self, settings: MemorySettings, size: tuple[int, int] | None) -> str:
+        """Say how many bytes of K/V turns hold, and where."""
+        backbone, edit, config = self.backbone, self.backbone.edit, settings.kv_cache
+        height, width = size or (edit.resolution, edit.resolution)
+        work = fit(height, width, edit.resolution, edit.resolution_step, edit.max_aspect_ratio)
+        itemsize = backbone.itemsize if config.dtype == "auto" else getattr(torch, config.dtype).itemsize
+        kv = kv_size(backbone.config, settings.policy, work.work_height, work.work_width, itemsize)
+        crowded = config.device == "auto" and kv.visible > backbone.max_device_bytes
+        where = "main memory" if config.device == "cpu" or crowded else "VRAM"
+        weights = format_bytes(backbone.patcher.model_size())
+        return f"At {work.work_width}x{work.work_height}: {kv.describe(where)}, beside {weights} of weights."
+
+    def _options(self, instruction: str, settings: TurnSettings) -> dict[str, Any]:
+        """Return the options of the pipeline's verbs; note what an artist should know before the turn is made."""
+        edit = with_steps(self.backbone.edit, settings.steps)
+        if not instruction.strip():
+            self.tell(_NULL_EDIT)
+        if not self.backbone.trained:
+            sampled = replace(edit, cfg=settings.cfg or edit.cfg)
+            self.tell(f"{_NOT_TRAINED} Sampled with {describe_sampling(sampled)}.")
+        show = on_step(self.backbone.patcher, step_count(edit))
+        return {"steps": settings.steps, "cfg": settings.cfg, "mask": settings.mask, "on_step": show}
+
+    def _run(self, session: Session, make: Callable[[KVCacheConfig], AnchorMemory]) -> Session:
+        return session.extended(self._fallback(session.memory, make), self.networks)
+
+    def _fallback(self, memory: AnchorMemory, make: Callable[[KVCacheConfig], T]) -> T:
+        def attempt(kv_cache: KVCacheConfig) -> T:
+            with self.backbone.loaded():
+                return make(kv_cache)
+
+        made = run_with_oom_fallback(attempt, memory.kv_cache, self.runtime.store, self.tell)
+        self._note_rounding(memory)
         return made
 
-    def image(self, memory, turn: int | None = None, before: Tensor | None = None) -> Tensor:
-        entry = memory.rewind(memory.last if turn is None else turn).turns[-1]
-        if entry.mask is None:
-            return super().image(memory, turn, before)
-        self.check_vae(memory)
-        image = self.images.get(entry, self.vae.vae)
-        if image is None:
-            image = super().image(memory, turn, before)
-            self.images.put(entry, self.vae.vae, image)
-        return image
+    def _note_rounding(self, memory: AnchorMemory) -> None:
+        if error := self.backbone.rounding:
+            self.tell(f"Keys and values are rounded to {memory.kv_cache.dtype}: {error:.1%} error (rms).")
 
-    def _predictor(self, text: Tensor, view, blocks):
-        return self.transformer.flow(text, view, blocks)
 
-    def _latent_space(self) -> str:
-        return self.vae.latent_space
+@dataclass(frozen=True)
+class _SeenMemory:
+    """What a sampled MODEL sees: `memory`, as the turn with the embedding `text` [T, E] does."""
+
+    runtime: Runtime
+    memory: AnchorMemory
+    text: Tensor
+
+    def __call__(self, model) -> MemoryAttention:
+        """Return the attention for the MODEL that samples; frames without K/V are encoded now."""
+        backbone = WanBackbone(model, self.runtime.object_ids, self.runtime.store)
+        kv_cache = backbone_kv_cache(backbone, self.runtime.store, on_encode)
+        with backbone.loaded():
+            view, past = kv_cache.gather(self.memory, self.text)
+        return MemoryAttention(view, past, backbone.edit.temporal_stride)

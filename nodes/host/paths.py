@@ -1,4 +1,4 @@
-"""Where files of the artist's lie: inside the host's input and output folders, and nowhere else.
+"""Paths of the artist's files: inside the host's input and output folders, and nowhere else.
 
 Names are relative to one of the two; those in the output folder end in ` [output]`, as the host marks them.
 """
@@ -20,7 +20,7 @@ _IN_OUTPUT = " [output]"
 
 @dataclass(frozen=True)
 class NewFiles:
-    """Where a node writes: `number` is the next one that is free for `stem` in `folder`.
+    """Say where a node writes: `number` is the next one that is free for `stem` in `folder`.
 
     `subfolder` is the folder by its name within the output folder.
     """
@@ -31,42 +31,42 @@ class NewFiles:
     number: int
 
     def shown(self, name: str) -> str:
-        """A file of this folder, as the artist knows it."""
+        """Name a file of this folder as the artist knows it."""
         return (Path("output") / self.subfolder / name).as_posix()
 
 
 @dataclass(frozen=True)
 class SessionFiles:
-    """The session files in the host's two folders, at any depth."""
+    """Find session files in the host's two folders, at any depth."""
 
     input: Path
     output: Path
 
     def names(self) -> list[str]:
-        """All of them, the newest first, and nothing else. Hosts ask several times per run, so this is quick."""
+        """List all of them, the newest first. Hosts ask several times per run, so this is quick."""
         found = [*_sessions_in(self.input, ""), *_sessions_in(self.output, _IN_OUTPUT)]
         return [name for _, name in sorted(found, reverse=True)]
 
     def path(self, name: str) -> Path:
-        """The file of that name, which has to be there."""
+        """Return the path of an existing session file."""
         folder = self.output if name.endswith(_IN_OUTPUT) else self.input
         plain = name.removesuffix(_IN_OUTPUT)
         check_relative(plain, f"session '{name}'")
         path = folder / plain
         if not os.path.isfile(path):  # which takes names of any length
-            raise AnchorEditError(f"session '{name}' is not there", "Press R and choose one of the list")
+            raise AnchorEditError(f"session file '{name}' does not exist", "Press R and choose one of the list")
         if not path.resolve().is_relative_to(folder.resolve()):  # a link to elsewhere
             raise _outside(f"session '{name}'")
         return path
 
 
 def check_relative(name: str, what: str) -> None:
-    """Refuses a name that is empty or leads out of the folder it is meant for, whatever the system."""
+    """Refuse a name that is empty or leads out of the folder it is meant for, whatever the system."""
     path = PureWindowsPath(name)  # knows drives and both kinds of separators
     if path.anchor or ".." in path.parts:
         raise _outside(what)
     if not path.name or "\0" in name:
-        raise AnchorEditError(f"{what} is no name of a file", "Give a name, or folder/name")
+        raise AnchorEditError(f"{what} must be a file name", "Give a name, or folder/name")
 
 
 def _outside(what: str) -> AnchorEditError:
@@ -74,9 +74,9 @@ def _outside(what: str) -> AnchorEditError:
 
 
 def _sessions_in(folder: Path, mark: str) -> Iterator[tuple[float, str]]:
-    """When each session below `folder` was written, and its name with the `mark` of that folder."""
-    for place, _, names in os.walk(folder):
-        for path in (Path(place, name) for name in names if name.endswith(SUFFIX)):
+    """Yield when each session below `folder` was written, and its name with the `mark` of that folder."""
+    for parent, _, names in os.walk(folder):
+        for path in (Path(parent, name) for name in names if name.endswith(SUFFIX)):
             with contextlib.suppress(OSError):  # removed meanwhile, or not to be read
                 if begins_as_session(path):
                     yield path.stat().st_mtime, f"{path.relative_to(folder).as_posix()}{mark}"

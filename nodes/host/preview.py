@@ -15,7 +15,7 @@ FACTOR = 8  # pixels of an image per latent cell
 
 
 def step_callback(previewer, show: Callable, check: Callable[[], None]) -> Callable[[int, int, Tensor], None]:
-    """Called after every step: `show(step, steps, image or None)`, then `check()`, which may raise.
+    """Return a callback for every step: `show(step, steps, image or None)`, then `check()`, which may raise.
 
     `previewer` is the host's, or None if the artist wants no previews. An image is no larger than the result, and
     comes at most every `PREVIEW_SECONDS`; the first one only that long after the beginning.

@@ -1,4 +1,4 @@
-"""What the nodes use of the host, looked for once, before anything of it is imported."""
+"""What the nodes use of the host, checked once, before anything of it is imported."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ NEEDS = (
 
 
 def check_host(needs: Iterable[str] = NEEDS) -> None:
-    """Raises ImportError, one line with the remedy, if the host lacks any of `needs`."""
-    lacking = [name for name in needs if not _there(name)]
+    """Raise ImportError, one line with the remedy, if the host lacks any of `needs`."""
+    lacking = [name for name in needs if not _exists(name)]
     if lacking:
         version = getattr(importlib.import_module("comfyui_version"), "__version__", "?")
         raise ImportError(
@@ -45,7 +45,7 @@ def check_host(needs: Iterable[str] = NEEDS) -> None:
         )
 
 
-def _there(name: str) -> bool:
+def _exists(name: str) -> bool:
     """Whether a module, or what its attributes lead to, exists."""
     parts = name.split(".")
     found, modules = None, len(parts)

@@ -1,4 +1,4 @@
-"""The artist's CLIP as the pipeline's text encoder.
+"""The artist's CLIP as the text encoder of a pipeline.
 
 Legend: N text rows with padding, T valid ones, E text width.
 """
@@ -11,14 +11,14 @@ from ...anchoredit_model.errors import AnchorEditError
 from ...anchoredit_model.networks.text_encoder import MAX_ROWS, clean_text
 
 
-class HostText:
-    """The artist's CLIP. Instructions are taken literally: brackets are no weights."""
+class HostTextEncoder:
+    """Encode with the artist's CLIP. Instructions are taken literally: brackets are not weights."""
 
     def __init__(self, clip):
         self.clip = clip
 
     def encode(self, texts: list[str]) -> list[Tensor]:
-        """The valid rows of each text, [T, E] float32."""
+        """Return the valid rows of each text, [T, E] float32."""
         return [self._rows(clean_text(text)) for text in texts]
 
     def _rows(self, text: str) -> Tensor:
@@ -26,7 +26,7 @@ class HostText:
 
 
 def text_rows(conditioning) -> Tensor:
-    """The valid rows [T, E] of a CONDITIONING that holds one text."""
+    """Return the valid rows [T, E] of a CONDITIONING that holds one text."""
     if len(conditioning) != 1:
         raise AnchorEditError(f"the CONDITIONING holds {len(conditioning)} texts", "Connect one CLIP Text Encode")
     rows = _valid_rows(conditioning[0][0])
@@ -36,7 +36,7 @@ def text_rows(conditioning) -> Tensor:
 
 
 def _valid_rows(states: Tensor) -> Tensor:
-    """States [1, N, E] up to the end token; what follows is zero."""
+    """Cut states [1, N, E] after the end token; what follows is zero."""
     valid = int(states[0].abs().amax(dim=-1).count_nonzero())
     if valid > MAX_ROWS:
         raise AnchorEditError(f"the instruction has {valid} tokens", f"Shorten it to {MAX_ROWS}")

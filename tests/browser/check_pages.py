@@ -71,7 +71,7 @@ BARE = """() => {
     tiny.connect(2, start, start.findInputSlot("vae"))
     tiny.connect(3, start, start.findInputSlot("image"))
     tiny.connect(2, drift, drift.findInputSlot("vae"))
-    start.connect(0, drift, drift.findInputSlot("memory"))
+    start.connect(0, drift, drift.findInputSlot("session"))
     return start.id
 }"""
 # after that session: two candidates, one of them picked; the id of Pick
@@ -91,7 +91,7 @@ PICKED = """id => {
     for (const [slot, name] of ["model", "clip", "vae"].entries()) {
         tiny.connect(slot, variants, variants.findInputSlot(name))
     }
-    start.connect(0, variants, variants.findInputSlot("memory"))
+    start.connect(0, variants, variants.findInputSlot("session"))
     variants.connect(0, pick, pick.findInputSlot("candidates"))
     return pick.id
 }"""
@@ -185,11 +185,11 @@ def test_next_turns_and_the_strip_survive_a_saved_workflow(page, host, pytestcon
     graph = page.evaluate("async () => (await app.graphToPrompt()).output")
     last, previous = (graph[str(node)]["inputs"] for node in reversed(added))
     assert (previous["instruction"], last["instruction"]) == ("make it night", "give it one eye")
-    assert (previous["memory"], last["memory"]) == ([str(two[-1]), 0], [str(added[0]), 0])
-    for name in ("model", "clip", "vae", "seed", "steps", "guidance"):
+    assert (previous["session"], last["session"]) == ([str(two[-1]), 0], [str(added[0]), 0])
+    for name in ("model", "clip", "vae", "seed", "steps", "cfg"):
         assert last[name] == previous[name] == graph[str(two[-1])]["inputs"][name]
     strip = next(node for node in graph.values() if node["class_type"] == "AnchorEditFilmstrip")
-    assert strip["inputs"]["memory"] == [str(added[-1]), 0]
+    assert strip["inputs"]["session"] == [str(added[-1]), 0]
 
     cached = queue(page)
     assert set(map(str, two)) <= cached and not set(map(str, added)) & cached
@@ -276,10 +276,10 @@ def test_next_turns_of_a_bare_session_and_its_branches(page, host, pytestconfig)
     assert overlapping(page.evaluate(BOXES)) == []
     graph = page.evaluate("async () => (await app.graphToPrompt()).output")
     turns = {node["inputs"]["instruction"]: node["inputs"] for node in graph.values() if "Turn" in node["class_type"]}
-    assert [turn["memory"] for turn in turns.values()] == [[str(start), 0], [str(one), 0], [str(one), 0]]
+    assert [turn["session"] for turn in turns.values()] == [[str(start), 0], [str(one), 0], [str(one), 0]]
     assert all(node["seed"] == turns["make it night"]["seed"] for node in turns.values())
     drift = next(node["inputs"] for node in graph.values() if node["class_type"] == "AnchorEditDrift")
-    shown = graph[drift["memory"][0]]["inputs"]["instruction"]
+    shown = graph[drift["session"][0]]["inputs"]["instruction"]
     assert shown == "write OK on the sign"  # the second branch has a preview of its own
     queue(page)
     page.evaluate("Object.assign(app.canvas.ds, { scale: 0.5, offset: [200, 0] })")
@@ -298,8 +298,8 @@ def test_next_turn_of_a_picked_candidate(page, host):
         next(node["inputs"] for node in graph.values() if node["class_type"] == f"AnchorEdit{kind}")
         for kind in ("Turn", "Variants")
     )
-    assert turn["memory"] == [str(pick), 0]
-    for name in ("model", "clip", "vae", "seed", "steps", "guidance"):
+    assert turn["session"] == [str(pick), 0]
+    for name in ("model", "clip", "vae", "seed", "steps", "cfg"):
         assert turn[name] == variants[name]
     queue(page)
 

@@ -15,12 +15,12 @@ LOAD_OPTIONS = {
     "steps": 0,
     "sampler": "from file",
     "shift": 0.0,
-    "guidance": 0.0,
-    "anchor_text": "from file",
-    "slots": "from file",
-    "stride": 0,
-    "area": 0,
-    "turns": 0,
+    "cfg": 0.0,
+    "anchor_prompt": "from file",
+    "slot_mode": "from file",
+    "temporal_stride": 0,
+    "resolution": 0,
+    "max_turns": 0,
 }
 
 
@@ -33,13 +33,13 @@ def base_graph() -> dict:
     return {
         "tiny": node("AnchorEditLoadTiny"),
         "image": node("LoadImage", image="drawing.png"),
-        "start": node("AnchorEditStart", vae=["tiny", 2], clip=["tiny", 1], image=["image", 0]),
+        "start": node("AnchorEditStart", **NETWORKS, image=["image", 0]),
     }
 
 
 def turn(memory: list, instruction: str, **inputs) -> dict:
-    options = {**NETWORKS, "seed": 7, "steps": 0, "guidance": 0.0, **inputs}
-    return node("AnchorEditTurn", memory=memory, instruction=instruction, **options)
+    options = {"seed": 7, "steps": 0, "cfg": 0.0, **inputs}
+    return node("AnchorEditTurn", session=memory, instruction=instruction, **options)
 
 
 def mask(graph: dict, name: str, size: tuple[int, int], box: tuple[int, int, int, int], value: float = 1.0) -> list:
@@ -58,26 +58,26 @@ def turns_graph(lines: list[str], name: str, **inputs) -> dict:
     for number, line in enumerate(lines, 1):
         graph[f"turn{number}"] = turn(memory, line, **inputs)
         memory = [f"turn{number}", 0]
-    graph["probe"] = probe(name, memory=memory, image=[memory[0], 1])
+    graph["probe"] = probe(name, session=memory, image=[memory[0], 1])
     return graph
 
 
 def chain_graph(lines: list[str], name: str, **inputs) -> dict:
     """Start -> Chain -> a file."""
     graph = base_graph()
-    options = {**NETWORKS, "seed": 7, "steps": 0, "guidance": 0.0, **inputs}
-    graph["chain"] = node("AnchorEditChain", memory=["start", 0], instructions="\n".join(lines), **options)
-    graph["probe"] = probe(name, memory=["chain", 0], image=["chain", 1])
+    options = {"seed": 7, "steps": 0, "cfg": 0.0, **inputs}
+    graph["chain"] = node("AnchorEditChain", session=["start", 0], instructions="\n".join(lines), **options)
+    graph["probe"] = probe(name, session=["chain", 0], image=["chain", 1])
     return graph
 
 
-def native_turn(graph: dict, name: str, model: list, memory: list, instruction: str, guidance: float = 1.0) -> None:
+def native_turn(graph: dict, name: str, model: list, memory: list, instruction: str, cfg: float = 1.0) -> None:
     """Adds a turn by the host's own sampling nodes: its session is [name, 0], its latent [f"{name}_sample", 0]."""
     graph[f"{name}_text"] = node("CLIPTextEncode", clip=["tiny", 1], text=instruction)
     graph[f"{name}_null"] = node("CLIPTextEncode", clip=["tiny", 1], text="")
     apply, text, null = f"{name}_apply", [f"{name}_text", 0], [f"{name}_null", 0]
-    graph[apply] = node("AnchorEditApplyMemory", model=model, memory=memory, positive=text, seed=7)
-    graph[f"{name}_guider"] = node("CFGGuider", model=[apply, 0], positive=text, negative=null, cfg=guidance)
+    graph[apply] = node("AnchorEditApplyMemory", model=model, session=memory, positive=text, seed=7)
+    graph[f"{name}_guider"] = node("CFGGuider", model=[apply, 0], positive=text, negative=null, cfg=cfg)
     graph[f"{name}_sample"] = node(
         "SamplerCustomAdvanced",
         noise=[apply, 2],
@@ -89,7 +89,7 @@ def native_turn(graph: dict, name: str, model: list, memory: list, instruction: 
     graph[name] = node(
         "AnchorEditCommitTurn",
         model=[apply, 0],
-        memory=memory,
+        session=memory,
         latent=[f"{name}_sample", 0],
         positive=text,
         instruction=instruction,
@@ -112,7 +112,7 @@ def read_json(host, name: str) -> dict:
 
 def policy(**options) -> dict:
     """A Memory Policy as it comes, with other `options`."""
-    widgets = {"anchor_frames": 1, "window": 4, "history": "stream", "place": "auto", "kv_dtype": "auto"}
+    widgets = {"anchor_frames": 1, "window": 4, "history": "stream", "kv_device": "auto", "kv_dtype": "auto"}
     return node("AnchorEditMemoryPolicy", **{**widgets, **options})
 
 

@@ -38,12 +38,12 @@ class Mistake:
     nodes: dict
     where: str
     words: str
-    wire: str = "memory"  # what the last node gives, which somebody has to want
+    wire: str = "session"  # what the last node gives, which somebody has to want
     slot: int = 0  # at which output
 
 
 def bent(kind: str) -> dict:
-    return {"bent": node("AnchorEditMisfitMemory", memory=TURN1, kind=kind)}
+    return {"bent": node("AnchorEditMisfitMemory", session=TURN1, kind=kind)}
 
 
 def turn_of(memory: list, nodes: dict | None = None, **inputs) -> dict:
@@ -63,7 +63,7 @@ def put(name: str, **inputs) -> Callable[[dict], None]:
 
 
 def film(nodes: dict, **inputs) -> dict:
-    wires = {"vae": ["tiny", 2], "memory": TURN1, "size": 96, **inputs}
+    wires = {"session": TURN1, "size": 96, **inputs}
     return {**nodes, "film": node("AnchorEditFilmstrip", **wires)}
 
 
@@ -88,11 +88,13 @@ BLIND = {"policy": policy(anchor_frames=0, window=0)}
 
 
 def vae(kind: str) -> dict:
-    return {"vae": node("AnchorEditMisfitVAE", vae=["tiny", 2], kind=kind)}
+    """A VAE that does not fit, and the session of turn 1 with it."""
+    misfit = node("AnchorEditMisfitVAE", vae=["tiny", 2], kind=kind)
+    return {"vae": misfit, "swapped": node("AnchorEditMisfitNetworks", session=TURN1, vae=["vae", 0])}
 
 
 def start_of(nodes: dict, **inputs) -> dict:
-    wires = {"vae": ["tiny", 2], "clip": ["tiny", 1], "image": ["image", 0], **inputs}
+    wires = {**NETWORKS, "image": ["image", 0], **inputs}
     return {**nodes, "begin": node("AnchorEditStart", **wires)}
 
 
@@ -103,13 +105,13 @@ def masked(size: tuple[int, int], box: tuple[int, int, int, int], value: float =
 
 
 def chain_of(nodes: dict, **inputs) -> dict:
-    options = {**NETWORKS, "memory": TURN1, "instructions": LINES[1], "seed": 7, "steps": 0, "guidance": 0.0, **inputs}
+    options = {"session": TURN1, "instructions": LINES[1], "seed": 7, "steps": 0, "cfg": 0.0, **inputs}
     return {**nodes, "bad": node("AnchorEditChain", **options)}
 
 
 def variants_of(nodes: dict | None = None, **inputs) -> dict:
-    options = {"instruction": LINES[1], "seed": 7, "steps": 0, "guidance": 0.0, "count": 2, **inputs}
-    return {**(nodes or {}), "bad": node("AnchorEditVariants", **NETWORKS, memory=TURN1, **options)}
+    options = {"instruction": LINES[1], "seed": 7, "steps": 0, "cfg": 0.0, "count": 2, **inputs}
+    return {**(nodes or {}), "bad": node("AnchorEditVariations", session=TURN1, **options)}
 
 
 def latent_of(width: int, length: int) -> dict:
@@ -131,28 +133,28 @@ MISTAKES = {
     "turn, odd size": Mistake(turn_of(["bent", 0], bent("odd size")), "bad", OWN),
     "turn, text width": Mistake(turn_of(["bent", 0], bent("text width")), "bad", "Use the model and text encoder"),
     "apply, channels": Mistake(
-        native_of(put("native_apply", memory=["bent", 0]), bent("channels")), "native_apply", OWN
+        native_of(put("native_apply", session=["bent", 0]), bent("channels")), "native_apply", OWN
     ),
     "apply, odd size": Mistake(
-        native_of(put("native_apply", memory=["bent", 0]), bent("odd size")), "native_apply", "Start the session with"
+        native_of(put("native_apply", session=["bent", 0]), bent("odd size")), "native_apply", "Start the session with"
     ),
     "apply, text width": Mistake(
-        native_of(put("native_apply", memory=["bent", 0]), bent("text width")), "native_apply", "Use the model and text"
+        native_of(put("native_apply", session=["bent", 0]), bent("text width")),
+        "native_apply",
+        "Use the model and text",
     ),
-    "commit, channels": Mistake(native_of(put("native", memory=["bent", 0]), bent("channels")), "native", OWN),
+    "commit, channels": Mistake(native_of(put("native", session=["bent", 0]), bent("channels")), "native", OWN),
     "commit, size": Mistake(
-        native_of(put("native", memory=["bent", 0]), bent("size")), "native", "Use the model and size"
+        native_of(put("native", session=["bent", 0]), bent("size")), "native", "Use the model and size"
     ),
     "commit, text width": Mistake(
-        native_of(put("native", memory=["bent", 0]), bent("text width")), "native", "Use the model and text encoder"
+        native_of(put("native", session=["bent", 0]), bent("text width")), "native", "Use the model and text encoder"
     ),
-    "filmstrip, channels": Mistake(film(bent("channels"), memory=["bent", 0]), "film", OWN, wire="image"),
-    "filmstrip, size": Mistake(film(bent("size"), memory=["bent", 0]), "film", OWN, wire="image"),
+    "filmstrip, channels": Mistake(film(bent("channels"), session=["bent", 0]), "film", OWN, wire="image"),
+    "filmstrip, size": Mistake(film(bent("size"), session=["bent", 0]), "film", OWN, wire="image"),
     # a CLIP of another width
     "turn, CLIP": Mistake(turn_of(TURN1, NARROW, clip=["narrow", 0]), "bad", "Load the text encoder that belongs"),
-    "start, CLIP": Mistake(
-        {**start_of(NARROW, clip=["narrow", 0]), **turn_of(["begin", 0])}, "bad", "Use the model and text encoder"
-    ),
+    "start, CLIP": Mistake(start_of(NARROW, clip=["narrow", 0]), "begin", "Load the text encoder that belongs"),
     "apply, CLIP": Mistake(
         native_of(put("native_apply", positive=["narrow_text", 0]), NARROW_TEXT),
         "native_apply",
@@ -164,10 +166,10 @@ MISTAKES = {
     "turn, no CLIP": Mistake(turn_of(TURN1, EMPTY, clip=["empty", 0]), "bad", "Load the text encoder from a file"),
     # a VAE of another kind, or with other latents
     "start, SD1 VAE": Mistake(start_of(vae("SD1"), vae=["vae", 0]), "begin", "Load Wan 2.1's VAE"),
-    "turn, SD1 VAE": Mistake(turn_of(TURN1, vae("SD1"), vae=["vae", 0]), "bad", "Load Wan 2.1's VAE"),
-    "filmstrip, SD1 VAE": Mistake(film(vae("SD1"), vae=["vae", 0]), "film", "Load Wan 2.1's VAE", wire="image"),
-    "turn, another VAE": Mistake(turn_of(TURN1, vae("another"), vae=["vae", 0]), "bad", OWN),
-    "filmstrip, another VAE": Mistake(film(vae("another"), vae=["vae", 0]), "film", OWN, wire="image"),
+    "turn, SD1 VAE": Mistake(turn_of(["swapped", 0], vae("SD1")), "bad", "Load Wan 2.1's VAE"),
+    "filmstrip, SD1 VAE": Mistake(film(vae("SD1"), session=["swapped", 0]), "film", "Load Wan 2.1's VAE", wire="image"),
+    "turn, another VAE": Mistake(turn_of(["swapped", 0], vae("another")), "bad", OWN),
+    "filmstrip, another VAE": Mistake(film(vae("another"), session=["swapped", 0]), "film", OWN, wire="image"),
     # a MODEL of another kind, as the host's own loader gives it
     "turn, 36 channels": Mistake(of_file("wide.safetensors", "UNETLoader"), "bad", WAN),
     "turn, image-to-video": Mistake(of_file("i2v.safetensors", "UNETLoader"), "bad", WAN),
@@ -238,9 +240,9 @@ MISTAKES = {
         variants_of(BLACK, mask=MASK), "bad", "Paint white where the edit may change", wire="image", slot=1
     ),
     "pick": Mistake(
-        {**variants_of(), "pick": node("AnchorEditPick", candidates=["bad", 0], number=3)}, "pick", "Choose 1 to 2"
+        {**variants_of(), "pick": node("AnchorEditPick", variations=["bad", 0], number=3)}, "pick", "Choose 1 to 2"
     ),
-    "rewind": Mistake({"back": node("AnchorEditRewind", memory=TURN1, turn=9)}, "back", "Choose 0 to 1"),
+    "rewind": Mistake({"back": node("AnchorEditRewind", session=TURN1, turn=9)}, "back", "Choose 0 to 1"),
 }
 
 
@@ -270,8 +272,8 @@ def sound_graph(seed: int = 7) -> dict:
     graph = base_graph()
     graph["turn1"] = turn(START, LINES[0], seed=seed)
     graph["beside"] = turn(START, LINES[2], seed=seed)
-    graph["probe1"] = probe("sound", memory=TURN1, image=["turn1", 1])
-    graph["probe_beside"] = probe("beside", memory=["beside", 0])
+    graph["probe1"] = probe("sound", session=TURN1, image=["turn1", 1])
+    graph["probe_beside"] = probe("beside", session=["beside", 0])
     return graph
 
 
@@ -297,7 +299,7 @@ def test_an_error_is_on_its_node_and_begins_with_the_remedy(host, image_file, fi
 def test_a_file_that_is_not_there_is_refused_before_anything_runs(host, image_file):
     sound = sound_graph(seed=21)
     for name in ("nowhere.safetensors", "../checkpoints/nowhere.safetensors"):
-        run = host.run(sound | of_file(name) | {"wanted": probe("wanted", memory=["bad", 0])})
+        run = host.run(sound | of_file(name) | {"wanted": probe("wanted", session=["bad", 0])})
         (error,) = run.refused["file"]["errors"]
         print(error["details"])
         assert error["details"].startswith("model_name - Put it into models/diffusion_models")
@@ -323,13 +325,11 @@ def test_an_empty_instruction_is_a_null_edit_and_says_so(host, image_file):
     graph = base_graph()
     graph["null"] = turn(START, "  ", seed=22)
     graph["asked"] = turn(START, LINES[0], seed=22)
-    graph["lines"] = node(
-        "AnchorEditChain", **NETWORKS, memory=START, instructions="\n a \n\n", seed=22, steps=0, guidance=0.0
-    )
+    graph["lines"] = node("AnchorEditChain", session=START, instructions="\n a \n\n", seed=22, steps=0, cfg=0.0)
     for name in ("null", "asked", "lines"):
-        graph[f"probe_{name}"] = probe(name, memory=[name, 0], image=[name, 1])
+        graph[f"probe_{name}"] = probe(name, session=[name, 0], image=[name, 1])
     run = succeed(host, graph)
-    assert "made again as it is" in dict(run.texts)["null"]
+    assert "generated again as it is" in dict(run.texts)["null"]
     assert "asked" not in dict(run.texts)
     assert len(read(host, "lines")["latents"]) == 2
     assert read(host, "null")["text.1"].equal(read(host, "null")["text.0"])

@@ -29,16 +29,16 @@ from anchoredit_model.pipeline import TINY
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_the_hosts_samplers_and_the_command_line_make_the_same_turns(host, image_file, tmp_path, guidance):
-    graph = turns_graph(LINES, "turns", guidance=guidance)
+@pytest.mark.parametrize("cfg", [1.0, 3.0])
+def test_the_hosts_samplers_and_the_command_line_make_the_same_turns(host, image_file, tmp_path, cfg):
+    graph = turns_graph(LINES, "turns", cfg=cfg)
     memory = ["start", 0]
     for number, line in enumerate(LINES, 1):
         name = f"native{number}"
         graph[f"image{number}"] = probe(f"turn{number}", image=[f"turn{number}", 1])
-        native_turn(graph, name, ["tiny", 0], memory, line, guidance)
+        native_turn(graph, name, ["tiny", 0], memory, line, cfg)
         graph[f"decode{number}"] = node("VAEDecode", vae=["tiny", 2], samples=[f"{name}_sample", 0])
-        graph[f"probe{number}"] = probe(name, memory=[name, 0], image=[f"decode{number}", 0])
+        graph[f"probe{number}"] = probe(name, session=[name, 0], image=[f"decode{number}", 0])
         memory = [name, 0]
     succeed(host, graph)
 
@@ -50,7 +50,7 @@ def test_the_hosts_samplers_and_the_command_line_make_the_same_turns(host, image
 
     out = tmp_path / "edits"
     command = [sys.executable, "-m", "anchoredit_model", "edit", str(image_file), "--out", str(out), "--seed", "7"]
-    command += ["--dtype", "float32", "--device", "cpu", "--guidance", str(guidance)]
+    command += ["--dtype", "float32", "--device", "cpu", "--cfg", str(cfg)]
     command += [word for line in LINES for word in ("-i", line)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -70,11 +70,11 @@ def test_the_hosts_samplers_and_the_command_line_make_the_same_turns(host, image
 
 
 def test_guidance_is_the_same_with_conditions_together_and_apart(host, image_file):
-    sure = "write OK on the sign"  # where the bundled model is not, guidance magnifies rounding beyond the bar
+    sure = "write OK on the sign"  # where the bundled model is not, cfg magnifies rounding beyond the bar
     graph = base_graph()
     for name in ("together", "apart"):
-        native_turn(graph, name, ["tiny", 0], ["start", 0], sure, guidance=3.0)
-        graph[f"probe_{name}"] = probe(name, memory=[name, 0])
+        native_turn(graph, name, ["tiny", 0], ["start", 0], sure, cfg=3.0)
+        graph[f"probe_{name}"] = probe(name, session=[name, 0])
     graph["split"] = node("AnchorEditApart", model=["apart_apply", 0])
     graph["apart_guider"]["inputs"]["model"] = ["split", 0]
     succeed(host, graph)
@@ -90,7 +90,7 @@ def test_attention_of_another_pack_stays_and_changes_nothing(host, image_file):
     for number, line in enumerate(lines, 1):
         graph[f"before{number}"] = turn(memory, line, model=["foreign", 0], seed=15)
         memory = [f"before{number}", 0]
-    graph["probe_before"] = probe("before", memory=memory, image=[memory[0], 1])
+    graph["probe_before"] = probe("before", session=memory, image=[memory[0], 1])
     # the host's way: without another pack's node, and with it after ours and before it
     for name in ("alone", "after", "around"):
         memory = ["start", 0]
@@ -102,7 +102,7 @@ def test_attention_of_another_pack_stays_and_changes_nothing(host, image_file):
                 graph[f"foreign{number}"] = node("AnchorEditForeign", model=[f"{turned}_apply", 0], name="after_calls")
                 graph[f"{turned}_guider"]["inputs"]["model"] = [f"foreign{number}", 0]
         graph[f"{name}_image"] = node("VAEDecode", vae=["tiny", 2], samples=[f"{name}2_sample", 0])
-        graph[f"probe_{name}"] = probe(name, memory=memory, image=[f"{name}_image", 0])
+        graph[f"probe_{name}"] = probe(name, session=memory, image=[f"{name}_image", 0])
     succeed(host, graph)
     for name, reference in (("before", "plain"), ("after", "alone"), ("around", "alone")):
         for what in ("latents", "image"):
@@ -119,7 +119,7 @@ def test_a_model_from_a_file_is_the_bundled_one(host, image_file):
     graph = turns_graph(LINES[:1], "bundled")
     graph["file"] = node("AnchorEditLoadModel", model_name="tiny.safetensors", **LOAD_OPTIONS)
     graph["turn"] = turn(["start", 0], LINES[0], model=["file", 0])
-    graph["probe_file"] = probe("file", memory=["turn", 0])
+    graph["probe_file"] = probe("file", session=["turn", 0])
     succeed(host, graph)
     difference = (read(host, "file")["latents"] - read(host, "bundled")["latents"]).abs().max()
     assert difference <= 1e-4
@@ -148,7 +148,7 @@ def test_a_lora_after_apply_memory_is_the_same_as_before_it(host, image_file, lo
     graph = turns_graph(LINES[:1], "first")
     for name in ("plain", "before", "after"):
         native_turn(graph, name, ["tiny", 0], ["turn1", 0], LINES[1])
-        graph[f"probe_{name}"] = probe(name, latent=[f"{name}_sample", 0], memory=[name, 0])
+        graph[f"probe_{name}"] = probe(name, latent=[f"{name}_sample", 0], session=[name, 0])
     graph["lora_before"] = lora_node(["tiny", 0], lora_file)
     graph["before_apply"]["inputs"]["model"] = ["lora_before", 0]
     graph["lora_after"] = lora_node(["after_apply", 0], lora_file)
@@ -173,7 +173,7 @@ def test_the_host_is_told_of_the_bytes_that_are_remembered(host, image_file):
         native_turn(graph, "native", ["tiny", 0], ["turn1", 0], LINES[2])
         graph["required"] = node("AnchorEditRequired", model=model, name=name)
         graph["native_guider"]["inputs"]["model"] = ["required", 0]
-        graph["probe_native"] = probe("native", memory=["native", 0])
+        graph["probe_native"] = probe("native", session=["native", 0])
         succeed(host, graph)
         required[name] = read(host, name)["bytes"].item()
     frame = 8 * 2 * 64 * 256 * 4  # layers, keys and values, tokens, width, float32
@@ -192,5 +192,5 @@ def test_a_lora_changes_the_turns_and_leaves_no_trace(host, image_file, lora_fil
     assert (changed[1:] > 1e-2).all()
 
     fresh = base_graph()  # another branch of the same memory, after the LoRA: its blocks must be the plain model's
-    succeed(host, fresh | {"again": turn(["start", 0], LINES[0]), "probe": probe("again", memory=["again", 0])})
+    succeed(host, fresh | {"again": turn(["start", 0], LINES[0]), "probe": probe("again", session=["again", 0])})
     assert read(host, "again")["latents"].equal(without[:2])

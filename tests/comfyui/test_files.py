@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from anchoredit_model.images import load_image
 from anchoredit_model.pipeline import TINY, AnchorEditPipeline
 
-TURN = {"steps": 2, "guidance": 2.0}  # quick, and as much as plain Wan gets
+TURN = {"steps": 2, "cfg": 2.0}  # quick, and as much as plain Wan gets
 DIFFUSERS = json.loads((Path(__file__).parents[1] / "golden" / "keymap_official_to_diffusers.json").read_text())
 
 
@@ -89,7 +89,7 @@ def test_every_layout_makes_the_same_turns_as_without_the_host(host, image_file,
     for name in LAYOUTS:
         graph[name] = load(name)
         graph[f"{name}_turn"] = turn(["start", 0], LINES[0], model=[name, 0], **TURN)
-        graph[f"{name}_probe"] = probe(name, memory=[f"{name}_turn", 0])
+        graph[f"{name}_probe"] = probe(name, session=[f"{name}_turn", 0])
     succeed(host, graph)
     worst = {
         name: difference(host, image_file, name, AnchorEditPipeline.from_pretrained(folder / name), LINES[:1], **TURN)
@@ -105,9 +105,9 @@ def test_a_model_of_the_stock_loader_works_and_says_that_it_is_not_trained_to_ed
     graph["shifted"] = node("ModelSamplingSD3", model=["model", 0], shift=3.0)
     for name, model in (("stock", "model"), ("shift", "shifted")):
         graph[f"turn_{name}"] = turn(["start", 0], LINES[0], model=[model, 0], steps=2)
-        graph[f"probe_{name}"] = probe(name, memory=[f"turn_{name}", 0])
+        graph[f"probe_{name}"] = probe(name, session=[f"turn_{name}", 0])
     graph["trained"] = turn(["start", 0], LINES[0], steps=1)
-    graph["probe_trained"] = probe("trained", memory=["trained", 0])
+    graph["probe_trained"] = probe("trained", session=["trained", 0])
     run = succeed(host, graph)
     pipeline = AnchorEditPipeline.from_pretrained(folder / "prefixed.safetensors")
     assert difference(host, image_file, "stock", pipeline, LINES[:1], steps=2) <= 1e-4
@@ -115,7 +115,7 @@ def test_a_model_of_the_stock_loader_works_and_says_that_it_is_not_trained_to_ed
     assert difference(host, image_file, "shift", pipeline, LINES[:1], steps=2) <= 1e-4
     said = dict(run.texts)
     assert "not say that it was trained to edit" in said["turn_stock"]
-    assert "2 Euler steps, shift 8, guidance 5" in said["turn_stock"]
+    assert "2 Euler steps, shift 8, cfg 5" in said["turn_stock"]
     assert "shift 3" in said["turn_shift"]
     assert "trained" not in said
 
@@ -124,7 +124,7 @@ def test_widgets_replace_what_the_file_says_and_travel_through_a_lora(host, imag
     save_file({"diffusion_model.blocks.0.ffn.0.diff_b": torch.zeros(1024)}, host.folder / "models" / "none.safetensors")
     (host.folder / "models" / "loras").mkdir(exist_ok=True)
     (host.folder / "models" / "none.safetensors").rename(host.folder / "models" / "loras" / "none.safetensors")
-    chosen = {"sampler": "euler", "shift": 3.0, "guidance": 1.5, "anchor_text": "first_prompt", "slots": "absolute"}
+    chosen = {"sampler": "euler", "shift": 3.0, "cfg": 1.5, "anchor_text": "first_prompt", "slots": "absolute"}
     graph = base_graph()
     graph["file"] = load("published.pt", steps=3, stride=2, area=128, turns=3, **chosen)
     graph["lora"] = node("LoraLoaderModelOnly", model=["file", 0], lora_name="none.safetensors", strength_model=1.0)
@@ -132,7 +132,7 @@ def test_widgets_replace_what_the_file_says_and_travel_through_a_lora(host, imag
     graph["one"] = turn(["start", 0], LINES[0], model=["lora", 0])
     graph["two"] = turn(["one", 0], LINES[1], model=["lora", 0])
     graph["three"] = turn(["two", 0], LINES[2], model=["lora", 0])
-    graph["probe"] = probe("widgets", memory=["three", 0])
+    graph["probe"] = probe("widgets", session=["three", 0])
     run = succeed(host, graph)
     assert not [line for _, line in run.texts if "trained" in line]  # a published file says how it edits
     pipeline = AnchorEditPipeline.from_pretrained(folder / "published.pt")
@@ -150,14 +150,14 @@ def test_models_in_fp8_run_a_chain(host, image_file, folder):
     graph = base_graph()
     graph["file"] = load("fp8.safetensors")
     graph["stock"] = node("UNETLoader", unet_name="prefixed.safetensors", weight_dtype="fp8_e4m3fn")
-    settings = {**LOAD_OPTIONS, "sampler": "renoise", "guidance": 1.0, "anchor_text": "null", "slots": "bounded"}
+    settings = {**LOAD_OPTIONS, "sampler": "renoise", "cfg": 1.0, "anchor_text": "null", "slots": "bounded"}
     graph["trained"] = node("AnchorEditModelSettings", model=["stock", 0], **settings | {"area": 128, "steps": 4})
     for name, model in (("file", "file"), ("cast", "trained"), ("plain", "tiny")):
         memory = ["start", 0]
         for number, line in enumerate(LINES, 1):
             graph[f"{name}{number}"] = turn(memory, line, model=[model, 0], **(TURN if name == "file" else {}))
             memory = [f"{name}{number}", 0]
-        graph[f"probe_{name}"] = probe(name, memory=memory)
+        graph[f"probe_{name}"] = probe(name, session=memory)
     succeed(host, graph)
     pipeline = AnchorEditPipeline.from_pretrained(folder / "fp8.safetensors")
     assert difference(host, image_file, "file", pipeline, LINES, **TURN) <= 1e-3

@@ -20,7 +20,7 @@ gguf = pytest.importorskip("gguf", reason="the package gguf is not installed")
 PACK = os.environ.get("COMFYUI_GGUF")
 if not PACK:
     pytest.skip("no ComfyUI-GGUF: set COMFYUI_GGUF to run this", allow_module_level=True)
-DISTILLED = {"steps": 4, "sampler": "renoise", "shift": 1.0, "guidance": 1.0, "anchor_text": "null"}
+DISTILLED = {"steps": 4, "sampler": "renoise", "shift": 1.0, "cfg": 1.0, "anchor_text": "null"}
 TRAINED = {**DISTILLED, "slots": "bounded", "stride": 4, "area": 128, "turns": 6}
 
 
@@ -68,7 +68,7 @@ def test_a_gguf_model_edits_like_the_plain_one(gguf_host):
         for number, line in enumerate(LINES, 1):
             graph[f"{name}{number}"] = turn(memory, line, model=model)
             memory = [f"{name}{number}", 0]
-        graph[f"probe_{name}"] = probe(name, memory=memory, image=[memory[0], 1])
+        graph[f"probe_{name}"] = probe(name, session=memory, image=[memory[0], 1])
     run = succeed(gguf_host, graph)
     assert not any("not" in text and "trained" in text for _, text in run.texts)
     plain, quantised = read(gguf_host, "plain"), read(gguf_host, "quantised")

@@ -5,7 +5,6 @@ import pytest
 import torch
 from comfyui_graphs import (
     LINES,
-    NETWORKS,
     base_graph,
     mask,
     native_turn,
@@ -42,7 +41,7 @@ def levels(path) -> np.ndarray:
 
 
 def save(memory: list, name: str) -> dict:
-    return node("AnchorEditSaveSession", memory=memory, filename_prefix=name, existing="overwrite")
+    return node("AnchorEditSaveSession", session=memory, filename_prefix=name, existing="overwrite")
 
 
 def session(host, name: str) -> AnchorMemory:
@@ -87,14 +86,14 @@ def test_a_masked_session_goes_on_after_a_restart(host, image_file, tmp_path):
     graph["turn1"] = turn(["start", 0], LINES[0], mask=where)
     graph["turn2"] = turn(["turn1", 0], LINES[1], mask=where)
     graph["turn3"] = turn(["turn2", 0], LINES[2], mask=where)
-    graph["probe"] = probe("unbroken", memory=["turn3", 0], image=["turn3", 1])
+    graph["probe"] = probe("unbroken", session=["turn3", 0], image=["turn3", 1])
     graph["keep"] = save(["turn2", 0], "half")
     succeed(host, graph)
     with server(tmp_path) as again:
         for folder, name in (("output", "half.safetensors"), ("input", "drawing.png")):
             (again.folder / "input" / name).write_bytes((host.folder / folder / name).read_bytes())
         graph["half"] = node("AnchorEditLoadSession", session="half.safetensors")
-        graph["turn3"]["inputs"]["memory"] = ["half", 0]
+        graph["turn3"]["inputs"]["session"] = ["half", 0]
         del graph["keep"]
         run = succeed(again, graph)
         assert not {"start", "turn1", "turn2"} & set(run.ran)
@@ -102,26 +101,24 @@ def test_a_masked_session_goes_on_after_a_restart(host, image_file, tmp_path):
             assert read(again, "unbroken")[what].equal(read(host, "unbroken")[what])
 
 
-@pytest.mark.parametrize(("sampler", "guidance"), [("ours", 1.0), ("ours", 3.0), ("euler", 1.0), ("dpmpp_2m_sde", 1.0)])
-def test_the_hosts_samplers_stay_inside_the_mask(host, image_file, sampler, guidance):
+@pytest.mark.parametrize(("sampler", "cfg"), [("ours", 1.0), ("ours", 3.0), ("euler", 1.0), ("dpmpp_2m_sde", 1.0)])
+def test_the_hosts_samplers_stay_inside_the_mask(host, image_file, sampler, cfg):
     """Ours makes the Turn node's own edit; with any other one, too, nothing changes outside."""
     graph, memory = base_graph(), ["start", 0]
     where = mask(graph, "mask", (128, 128), (20, 24, 60, 50), value=0.8)
     for number, line in enumerate(LINES[:2], 1):
         name = f"native{number}"
-        native_turn(graph, name, ["tiny", 0], memory, line, guidance)
+        native_turn(graph, name, ["tiny", 0], memory, line, cfg)
         graph[f"{name}_apply"]["inputs"]["mask"] = where
         if sampler != "ours":
             graph["other"] = node("KSamplerSelect", sampler_name=sampler)
             graph[f"{name}_sample"]["inputs"]["sampler"] = ["other", 0]
         memory = [name, 0]
-        graph[f"turn{number}"] = turn(
-            ["start", 0] if number == 1 else ["turn1", 0], line, guidance=guidance, mask=where
-        )
-    graph["strip"] = node("AnchorEditFilmstrip", vae=["tiny", 2], memory=memory, size=96)
-    graph["probe"] = probe("native", memory=memory, image=["strip", 0])
+        graph[f"turn{number}"] = turn(["start", 0] if number == 1 else ["turn1", 0], line, cfg=cfg, mask=where)
+    graph["strip"] = node("AnchorEditFilmstrip", session=memory, size=96)
+    graph["probe"] = probe("native", session=memory, image=["strip", 0])
     graph["keep"] = save(memory, "native_session")
-    graph["probe_turns"] = probe("turns", memory=["turn2", 0], image=["turn2", 1])
+    graph["probe_turns"] = probe("turns", session=["turn2", 0], image=["turn2", 1])
     succeed(host, graph)
     native, turns = read(host, "native"), read(host, "turns")
     source, first, second = native["image"]
@@ -141,14 +138,14 @@ def test_the_hosts_samplers_stay_inside_the_mask(host, image_file, sampler, guid
 def test_a_chain_hands_its_mask_to_every_turn(host, image_file):
     graph = base_graph()
     where = mask(graph, "mask", (128, 128), (20, 24, 60, 50))
-    options = {"seed": 31, "steps": 0, "guidance": 0.0, "mask": where}
-    graph["chain"] = node("AnchorEditChain", **NETWORKS, memory=["start", 0], instructions="\n".join(LINES), **options)
+    options = {"seed": 31, "steps": 0, "cfg": 0.0, "mask": where}
+    graph["chain"] = node("AnchorEditChain", session=["start", 0], instructions="\n".join(LINES), **options)
     memory = ["start", 0]
     for number, line in enumerate(LINES, 1):
         graph[f"turn{number}"] = turn(memory, line, seed=31, mask=where)
         memory = [f"turn{number}", 0]
-    graph["probe_chain"] = probe("chain", memory=["chain", 0], image=["chain", 1])
-    graph["probe_turns"] = probe("turns", memory=memory, image=[memory[0], 1])
+    graph["probe_chain"] = probe("chain", session=["chain", 0], image=["chain", 1])
+    graph["probe_turns"] = probe("turns", session=memory, image=[memory[0], 1])
     succeed(host, graph)
     chain, turns = read(host, "chain"), read(host, "turns")
     assert chain["latents"].equal(turns["latents"]) and chain["image"][-1].equal(turns["image"][0])
@@ -165,6 +162,6 @@ def test_an_earlier_image_of_a_masked_turn_is_decoded_once(host, image_file):
     for number in range(1, 5):
         graph[f"turn{number}"] = turn(memory, LINES[number % 3], seed=33, mask=where, vae=["counted", 0])
         memory = [f"turn{number}", 0]
-    graph["probe"] = probe("counted", memory=memory)
+    graph["probe"] = probe("counted", session=memory)
     succeed(host, graph)
     assert read_json(host, "decodes")["decoded"] == 4

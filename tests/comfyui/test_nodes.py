@@ -20,13 +20,11 @@ from comfyui_graphs import (
 )
 from PIL import Image
 
-from anchoredit_model.config import MemoryPolicy
+from anchoredit_model.config import KVCacheConfig, MemoryPolicy
 from anchoredit_model.images import load_image
 from anchoredit_model.pipeline import AnchorEditPipeline
 
-IDS = (
-    "LoadModel ModelSettings LoadTiny MemoryPolicy Start Turn Chain Variants Pick ApplyMemory CommitTurn Rewind".split()
-)
+IDS = "LoadModel ModelSettings LoadTiny MemoryPolicy Start Turn Chain Variations Pick ApplyMemory CommitTurn Rewind".split()
 IDS += "Filmstrip Drift SaveSession LoadSession ExportTurns".split()
 
 
@@ -79,11 +77,11 @@ def _turns_in(run) -> list[str]:
 def test_branches_and_rewind(host, image_file):
     graph = turns_graph(LINES[:2], "trunk")
     graph["left"] = turn(["turn1", 0], "make it green")
-    graph["probe_left"] = probe("left", memory=["left", 0])
-    graph["back"] = node("AnchorEditRewind", memory=["turn2", 0], turn=1)
+    graph["probe_left"] = probe("left", session=["left", 0])
+    graph["back"] = node("AnchorEditRewind", session=["turn2", 0], turn=1)
     graph["again"] = turn(["back", 0], LINES[1])
-    graph["probe_again"] = probe("again", memory=["again", 0])
-    graph["strip"] = node("AnchorEditFilmstrip", vae=["tiny", 2], memory=["again", 0], size=96)
+    graph["probe_again"] = probe("again", session=["again", 0])
+    graph["strip"] = node("AnchorEditFilmstrip", session=["again", 0], size=96)
     run = succeed(host, graph)
     assert read(host, "again")["latents"].equal(read(host, "trunk")["latents"])
     assert read(host, "left")["latents"][:2].equal(read(host, "trunk")["latents"][:2])
@@ -94,7 +92,7 @@ def test_branches_and_rewind(host, image_file):
 def test_twelve_turns_and_one_changed_word(host, image_file, form):
     graph, seed = {"turns": (turns_graph, 10), "chain": (chain_graph, 11)}[form]
     lines = [f"{LINES[number % 3]} {number}" for number in range(12)]
-    succeed(host, base_graph() | {"watch": probe("anchor", memory=["start", 0])})  # the model is loaded by now
+    succeed(host, base_graph() | {"watch": probe("anchor", session=["start", 0])})  # the model is loaded by now
     began = time.monotonic()
     run = succeed(host, graph(lines, "twelve", seed=seed))
     first = time.monotonic() - began
@@ -118,8 +116,8 @@ def test_forgotten_keys_and_values_come_back_bit_by_bit(host, image_file, histor
     graph["start"]["inputs"]["policy"] = ["policy", 0]
     succeed(host, graph)
     # turn 4 sees the anchor and turn 3, which have seen turns that turn 4 does not
-    graph["forget"] = node("AnchorEditForget", memory=["turn3", 0], name="forgotten")
-    graph["turn4"]["inputs"]["memory"] = ["forget", 0]
+    graph["forget"] = node("AnchorEditForget", session=["turn3", 0], name="forgotten")
+    graph["turn4"]["inputs"]["session"] = ["forget", 0]
     graph["probe"]["inputs"]["name"] = "again"
     run = succeed(host, graph)
     assert [name for name in run.ran if name.startswith(("turn", "forget"))] == ["forget", "turn4"]
@@ -139,7 +137,7 @@ def test_branches_share_storage_and_do_not_disturb_each_other(host, image_file):
         for name in order:
             graph[f"{name}3"] = turn(["turn2", 0], lines[name][0], seed=13)
             graph[f"{name}4"] = turn([f"{name}3", 0], lines[name][1], seed=13)  # which reads what turn 3 left behind
-            graph[f"probe_{name}"] = probe(name, memory=[f"{name}4", 0], image=[f"{name}4", 1])
+            graph[f"probe_{name}"] = probe(name, session=[f"{name}4", 0], image=[f"{name}4", 1])
             run = succeed(host, graph)
             trunk = ["turn1", "turn2"] if name == order[0] else []
             turns = [node for node in run.ran if node.startswith(("turn", *lines))]
@@ -164,18 +162,18 @@ def test_branches_share_storage_and_do_not_disturb_each_other(host, image_file):
 def test_place_and_dtype_of_what_is_remembered(host, image_file, kv_dtype):
     """The same as without the host, whatever the place; a lost rounded block comes back bit by bit."""
     pipeline = AnchorEditPipeline.from_pretrained()
-    expected = pipeline.start(load_image(image_file), MemoryPolicy(1, 2, kv_dtype=kv_dtype))
+    expected = pipeline.start(load_image(image_file), MemoryPolicy(1, 2), kv_cache=KVCacheConfig(dtype=kv_dtype))
     for line in LINES:
         expected = pipeline.turn(expected, line, seed=13)
     images = {}
-    for place in ("auto", "vram", "ram"):
+    for place in ("auto", "gpu", "cpu"):
         graph = turns_graph(LINES, "placed", seed=13)
-        policy = {"anchor_frames": 1, "window": 2, "history": "stream", "place": place, "kv_dtype": kv_dtype}
+        policy = {"anchor_frames": 1, "window": 2, "history": "stream", "kv_device": place, "kv_dtype": kv_dtype}
         graph["policy"] = node("AnchorEditMemoryPolicy", **policy)
         graph["start"]["inputs"]["policy"] = ["policy", 0]
-        graph["forget"] = node("AnchorEditForget", memory=["turn2", 0], name="forgotten")
+        graph["forget"] = node("AnchorEditForget", session=["turn2", 0], name="forgotten")
         graph["again"] = turn(["forget", 0], LINES[2], seed=13)
-        graph["probe_again"] = probe("again", memory=["again", 0], image=["again", 1])
+        graph["probe_again"] = probe("again", session=["again", 0], image=["again", 1])
         succeed(host, graph)
         images[place] = read(host, "placed")
         for what in ("latents", "image"):

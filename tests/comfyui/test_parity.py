@@ -13,9 +13,9 @@ LINES = ["make it blue", "add a crown", "change the background to pink", "", "ma
 
 
 @pytest.mark.parametrize("history", ["stream", "refresh"])
-@pytest.mark.parametrize("guidance", [0.0, 3.0])
-def test_six_turns_with_a_sliding_window(host, image_file, history, guidance):
-    graph = turns_graph(LINES, "parity", guidance=guidance)
+@pytest.mark.parametrize("cfg", [0.0, 3.0])
+def test_six_turns_with_a_sliding_window(host, image_file, history, cfg):
+    graph = turns_graph(LINES, "parity", cfg=cfg)
     graph["policy"] = node(
         "AnchorEditMemoryPolicy", anchor_frames=1, window=2, history=history, place="auto", kv_dtype="auto"
     )
@@ -26,7 +26,7 @@ def test_six_turns_with_a_sliding_window(host, image_file, history, guidance):
     pipeline = AnchorEditPipeline.from_pretrained()
     expected = pipeline.start(load_image(image_file), MemoryPolicy(1, 2, history))
     for line in LINES:
-        expected = pipeline.turn(expected, line, seed=7, guidance=guidance or None)
+        expected = pipeline.turn(expected, line, seed=7, cfg=cfg or None)
     for number, turn in enumerate(expected.turns):
         torch.testing.assert_close(ours[f"text.{number}"], turn.text, atol=1e-5, rtol=0)
     latents = torch.stack([turn.latent for turn in expected.turns])

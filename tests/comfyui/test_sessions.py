@@ -24,7 +24,7 @@ def elsewhere(host, tmp_path_factory):
 
 
 def save(memory: list, prefix: str, existing: str = "keep") -> dict:
-    return node("AnchorEditSaveSession", memory=memory, filename_prefix=prefix, existing=existing)
+    return node("AnchorEditSaveSession", session=memory, filename_prefix=prefix, existing=existing)
 
 
 def load(session: str) -> dict:
@@ -32,7 +32,7 @@ def load(session: str) -> dict:
 
 
 def export(memory: list, prefix: str) -> dict:
-    return node("AnchorEditExportTurns", vae=["tiny", 2], memory=memory, filename_prefix=prefix)
+    return node("AnchorEditExportTurns", session=memory, filename_prefix=prefix)
 
 
 def loaded_graph(session: str) -> dict:
@@ -48,7 +48,7 @@ def listed(host) -> list[str]:
 def saved_session(host, name: str, lines: list[str], seed: int) -> str:
     """Makes a session in the output folder; its name for Load Session."""
     graph = turns_graph(lines, name, seed=seed)
-    graph["save"] = save(graph["probe"]["inputs"]["memory"], f"sessions/{name}", "overwrite")
+    graph["save"] = save(graph["probe"]["inputs"]["session"], f"sessions/{name}", "overwrite")
     succeed(host, graph)
     return f"sessions/{name}.safetensors [output]"
 
@@ -56,12 +56,12 @@ def saved_session(host, name: str, lines: list[str], seed: int) -> str:
 def ways_on(graph: dict, memory: list, name: str) -> dict:
     """After a session: one turn more, a branch from after turn 2, and a turn by the host's own samplers."""
     graph["on"] = turn(memory, "make it green", seed=30)
-    graph["back"] = node("AnchorEditRewind", memory=memory, turn=2)
+    graph["back"] = node("AnchorEditRewind", session=memory, turn=2)
     graph["branch"] = turn(["back", 0], "make it black and white", seed=30)
     native_turn(graph, "native", ["tiny", 0], memory, "add a hat")
     for way in ("on", "branch"):
-        graph[f"probe_{way}"] = probe(f"{name}_{way}", memory=[way, 0], image=[way, 1])
-    graph["probe_native"] = probe(f"{name}_native", memory=["native", 0])
+        graph[f"probe_{way}"] = probe(f"{name}_{way}", session=[way, 0], image=[way, 1])
+    graph["probe_native"] = probe(f"{name}_native", session=["native", 0])
     return graph
 
 
@@ -127,7 +127,7 @@ def test_sessions_are_listed_and_a_changed_one_is_loaded_anew(host, image_file):
     assert not [other for other in names if other.startswith("deep/") and "copy" not in other]
     assert "listed.safetensors [output]" not in names  # which the probe wrote
 
-    graph = loaded_graph(name) | {"watch": probe("watch", memory=["load", 0], image=["load", 1])}
+    graph = loaded_graph(name) | {"watch": probe("watch", session=["load", 0], image=["load", 1])}
     run = succeed(host, graph)
     assert dict(run.texts)["load"] == f"128x128 pixels, turn 2: {LINES[1]}"
     assert len(read(host, "watch")["latents"]) == 3
@@ -170,8 +170,8 @@ def test_a_file_that_is_no_session_is_refused_before_anything_runs(host, image_f
         "weights.safetensors": "Choose one that AnchorEdit saved",
     }
     for bad, remedy in refused.items():
-        graph = loaded_graph(name) | {"sound": probe("taken", memory=["load", 0]), "bad": load(bad)}
-        graph["wanted"] = probe("wanted", memory=["bad", 0])
+        graph = loaded_graph(name) | {"sound": probe("taken", session=["load", 0]), "bad": load(bad)}
+        graph["wanted"] = probe("wanted", session=["bad", 0])
         run = host.run(graph)
         assert list(run.refused) == ["bad"], bad
         (error,) = run.refused["bad"]["errors"]
@@ -197,11 +197,11 @@ def test_a_session_of_another_latent_space_is_refused_where_the_vae_is_known(hos
     graph = loaded_graph(name) | {"vae": node("AnchorEditMisfitVAE", vae=["tiny", 2], kind="another")}
     users = {
         "turn": turn(["load", 0], LINES[1], vae=["vae", 0]),
-        "film": node("AnchorEditFilmstrip", vae=["vae", 0], memory=["load", 0], size=96),
-        "export": node("AnchorEditExportTurns", vae=["vae", 0], memory=["load", 0], filename_prefix="nothing"),
+        "film": node("AnchorEditFilmstrip", vae=["vae", 0], session=["load", 0], size=96),
+        "export": node("AnchorEditExportTurns", vae=["vae", 0], session=["load", 0], filename_prefix="nothing"),
     }
     for where, user in users.items():
-        wanted = {"wanted": probe("wanted", memory=[where, 0])} if where == "turn" else {}
+        wanted = {"wanted": probe("wanted", session=[where, 0])} if where == "turn" else {}
         run = host.run(graph | {where: user} | wanted)
         assert run.error["node_id"] == where
         assert run.error["exception_message"].startswith("Use the model it was started with, VAE included")
@@ -249,7 +249,7 @@ def test_exported_images_carry_their_workflow_and_settings(host, elsewhere, imag
     lines = ["make it blue", 'write "\u4f60\u597d" on it']
     graph = turns_graph(lines, "of_export", seed=36)
     graph["export"] = export(["turn2", 0], "exported/%height%")
-    graph["strip"] = node("AnchorEditFilmstrip", vae=["tiny", 2], memory=["turn2", 0], size=96)
+    graph["strip"] = node("AnchorEditFilmstrip", session=["turn2", 0], size=96)
     graph["images"] = probe("images", image=["strip", 0])
     graph["save"] = save(["turn2", 0], "exported", "overwrite")
     workflow = {"nodes": [{"id": 1, "title": "\u6d4b\u8bd5"}], "version": 0.4}
@@ -288,12 +288,12 @@ def test_exported_images_carry_their_workflow_and_settings(host, elsewhere, imag
 
 def test_a_session_is_loaded_under_another_policy(host, image_file):
     graph = turns_graph(LINES[:2], "before")
-    graph["save"] = node("AnchorEditSaveSession", memory=["turn2", 0], filename_prefix="moved", existing="overwrite")
+    graph["save"] = node("AnchorEditSaveSession", session=["turn2", 0], filename_prefix="moved", existing="overwrite")
     succeed(host, graph)
     loaded = {**base_graph(), "policy": policy(window=1, place="ram", kv_dtype="float8_e4m3fn")}
     loaded["load"] = node("AnchorEditLoadSession", session="moved.safetensors [output]", policy=["policy", 0])
     loaded["next"] = turn(["load", 0], LINES[2])
-    loaded["probe"] = probe("moved", memory=["next", 0])
+    loaded["probe"] = probe("moved", session=["next", 0])
     run = succeed(host, loaded)
     assert "rounded to float8_e4m3fn" in dict(run.texts)["next"]
     assert read(host, "moved")["latents"][:3].equal(read(host, "before")["latents"])

@@ -11,7 +11,7 @@ def exhausted(first: int, times: int) -> dict:
     graph = turns_graph(LINES[:1], "one", seed=21, steps=STEPS)
     graph["exhausted"] = node("AnchorEditExhausted", model=["tiny", 0], first=first, times=times)
     graph["two"] = turn(["turn1", 0], LINES[1], model=["exhausted", 0], seed=21, steps=STEPS)
-    graph["probe_two"] = probe("two", memory=["two", 0], image=["two", 1])
+    graph["probe_two"] = probe("two", session=["two", 0], image=["two", 1])
     return graph
 
 
@@ -37,13 +37,13 @@ def test_running_out_for_good_fails_alone_and_says_what_to_do(host, image_file):
 
 def test_the_policy_says_what_a_turn_costs(host, image_file):
     graph = turns_graph(LINES[:1], "one")
-    options = {"anchor_frames": 1, "window": 4, "history": "stream", "place": "ram"}
+    options = {"anchor_frames": 1, "window": 4, "history": "stream", "kv_device": "cpu"}
     graph["plain"] = node("AnchorEditMemoryPolicy", **options, kv_dtype="auto")
     graph["known"] = node("AnchorEditMemoryPolicy", **options, kv_dtype="float8_e4m3fn", model=["tiny", 0])
     for name in ("plain", "known"):
         graph[f"{name}_start"] = {**graph["start"], "inputs": {**graph["start"]["inputs"], "policy": [name, 0]}}
         graph[f"{name}_turn"] = turn([f"{name}_start", 0], LINES[0])
-        graph[f"{name}_probe"] = probe(name, memory=[f"{name}_turn", 0])
+        graph[f"{name}_probe"] = probe(name, session=[f"{name}_turn", 0])
     run = succeed(host, graph)
     said = dict(run.texts)
     assert "Wan 14B: 16.8 GB of keys and values" in said["plain"]

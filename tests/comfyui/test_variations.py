@@ -1,7 +1,7 @@
 """Candidates of one turn on a real host: the turns of their seeds, and picking one of them samples nothing."""
 
 import torch
-from comfyui_graphs import LINES, NETWORKS, base_graph, mask, node, probe, read, succeed, turn
+from comfyui_graphs import LINES, base_graph, mask, node, probe, read, succeed, turn
 
 from anchoredit_model.sampling import variation_seeds
 
@@ -11,14 +11,14 @@ COUNT = 3
 def variants_graph(name: str, number: int = 2, **inputs) -> dict:
     """Start -> turn 1 -> three candidates -> one of them -> turn 3."""
     graph = base_graph()
-    options = {**NETWORKS, "seed": 7, "steps": 0, "guidance": 0.0, "count": COUNT, **inputs}
+    options = {"seed": 7, "steps": 0, "cfg": 0.0, "count": COUNT, **inputs}
     graph["turn1"] = turn(["start", 0], LINES[0])
-    graph["variants"] = node("AnchorEditVariants", memory=["turn1", 0], instruction=LINES[2], **options)
+    graph["variants"] = node("AnchorEditVariations", session=["turn1", 0], instruction=LINES[2], **options)
     graph["pick"] = node("AnchorEditPick", candidates=["variants", 0], number=number)
     graph["turn3"] = turn(["pick", 0], LINES[1])
     graph["probe_all"] = probe(f"{name}_all", image=["variants", 1])
-    graph["probe_pick"] = probe(f"{name}_pick", memory=["pick", 0], image=["pick", 1])
-    graph["probe_on"] = probe(f"{name}_on", memory=["turn3", 0], image=["turn3", 1])
+    graph["probe_pick"] = probe(f"{name}_pick", session=["pick", 0], image=["pick", 1])
+    graph["probe_on"] = probe(f"{name}_on", session=["turn3", 0], image=["turn3", 1])
     return graph
 
 
@@ -27,11 +27,11 @@ def ran(run) -> set[str]:
 
 
 def test_candidates_are_turns_and_picking_samples_nothing(host, image_file):
-    graph = variants_graph("one", guidance=2.0)
+    graph = variants_graph("one", cfg=2.0)
     for number, seed in enumerate(variation_seeds(7, COUNT), 1):
-        graph[f"alone{number}"] = turn(["turn1", 0], LINES[2], seed=seed, guidance=2.0)
+        graph[f"alone{number}"] = turn(["turn1", 0], LINES[2], seed=seed, cfg=2.0)
         graph[f"on{number}"] = turn([f"alone{number}", 0], LINES[1])
-        graph[f"probe{number}"] = probe(f"alone{number}", memory=[f"on{number}", 0], image=[f"alone{number}", 1])
+        graph[f"probe{number}"] = probe(f"alone{number}", session=[f"on{number}", 0], image=[f"alone{number}", 1])
     run = succeed(host, graph)
     assert run.outputs["variants"]["images"]  # shown on the node
     batch = read(host, "one_all")["image"]

@@ -16,7 +16,7 @@ from anchoredit_model.pipeline import AnchorEditPipeline
 
 def test_the_filmstrip_hands_every_turn_to_the_browser(host, image_file):
     graph = turns_graph([*LINES[:1], ""], "strip", seed=21)
-    graph["strip"] = node("AnchorEditFilmstrip", vae=["tiny", 2], memory=["turn2", 0], size=96)
+    graph["strip"] = node("AnchorEditFilmstrip", session=["turn2", 0], size=96)
     shown = succeed(host, graph).outputs["strip"]
     assert len(shown["images"]) == 1  # all that a browser without web/ shows
     assert [turn["caption"] for turn in shown["turns"]] == ["", LINES[0], "(null edit)"]
@@ -29,7 +29,7 @@ def test_the_filmstrip_hands_every_turn_to_the_browser(host, image_file):
 @pytest.mark.parametrize("masked", [False, True])
 def test_drift_is_measured_as_without_the_host(host, image_file, masked):
     graph = turns_graph(LINES, "drifted", seed=22)
-    graph["drift"] = node("AnchorEditDrift", vae=["tiny", 2], memory=["turn3", 0])
+    graph["drift"] = node("AnchorEditDrift", session=["turn3", 0])
     graph["plot"] = probe("plot", image=["drift", 0])
     graph["table"] = node("PreviewAny", source=["drift", 1])
     if masked:
@@ -55,7 +55,7 @@ def test_drift_is_measured_as_without_the_host(host, image_file, masked):
 def test_a_mask_of_another_size_is_refused(host, image_file):
     graph = turns_graph(LINES[:1], "sized", seed=21)
     graph["mask"] = node("SolidMask", value=1.0, width=64, height=128)
-    graph["drift"] = node("AnchorEditDrift", vae=["tiny", 2], memory=["turn1", 0], mask=["mask", 0])
+    graph["drift"] = node("AnchorEditDrift", session=["turn1", 0], mask=["mask", 0])
     run = host.run(graph)
     assert run.error["node_id"] == "drift"
     assert run.error["exception_message"].startswith("Draw the mask at the image's size")

@@ -33,7 +33,7 @@ class AnchorEditProbe:
     INPUT_TYPES = classmethod(
         lambda cls: {
             "required": {"name": ("STRING", {"default": "probe"})},
-            "optional": {"memory": ("ANCHOR_MEMORY",), "image": ("IMAGE",), "latent": ("LATENT",)},
+            "optional": {"session": ("ANCHOR_MEMORY",), "image": ("IMAGE",), "latent": ("LATENT",)},
         }
     )
     RETURN_TYPES = ()
@@ -41,11 +41,12 @@ class AnchorEditProbe:
     OUTPUT_NODE = True
     CATEGORY = "tests"
 
-    def write(self, name, memory=None, image=None, latent=None):
+    def write(self, name, session=None, image=None, latent=None):
         tensors = {}
-        if memory is not None:
-            tensors["latents"] = torch.stack([turn.latent for turn in memory.turns])
-            tensors |= {f"text.{number}": turn.text for number, turn in enumerate(memory.turns)}
+        if session is not None:
+            turns = session.memory.turns
+            tensors["latents"] = torch.stack([turn.latent for turn in turns])
+            tensors |= {f"text.{number}": turn.text for number, turn in enumerate(turns)}
         if image is not None:
             tensors["image"] = image
         if latent is not None:
@@ -105,16 +106,16 @@ class AnchorEditApart:
 
 
 class AnchorEditForget:
-    INPUT_TYPES = classmethod(lambda cls: {"required": {"memory": ("ANCHOR_MEMORY",), "name": ("STRING",)}})
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"session": ("ANCHOR_MEMORY",), "name": ("STRING",)}})
     RETURN_TYPES = ("ANCHOR_MEMORY",)
     FUNCTION = "forget"
     CATEGORY = "tests"
 
-    def forget(self, memory, name):
+    def forget(self, session, name):
         before = len(kv_store())
         kv_store().retain([])
         write_json(name, {"before": before, "after": len(kv_store())})
-        return (memory,)
+        return (session,)
 
 
 class AnchorEditFresh:
@@ -141,9 +142,9 @@ class AnchorEditCount:
     CATEGORY = "tests"
 
     def count(self, name, one, two=None):
-        blocks = list(kv_store()._blocks.values())
+        blocks = list(kv_store()._entries.values())
         kept = [tensor for block in blocks for tensor in (*block.keys, *block.values)]
-        sessions = [one] if two is None else [one, two]
+        sessions = [one.memory] if two is None else [one.memory, two.memory]
         latents = [turn.latent for memory in sessions for turn in memory.turns]
         images = [memory.image for memory in sessions]
         figures = {

@@ -12,21 +12,23 @@ class AnchorEditMisfitMemory:
 
     INPUT_TYPES = classmethod(
         lambda cls: {
-            "required": {"memory": ("ANCHOR_MEMORY",), "kind": (["channels", "size", "odd size", "text width"],)}
+            "required": {"session": ("ANCHOR_MEMORY",), "kind": (["channels", "size", "odd size", "text width"],)}
         }
     )
     RETURN_TYPES = ("ANCHOR_MEMORY",)
     FUNCTION = "bend"
     CATEGORY = "tests"
 
-    def bend(self, memory, kind):
+    def bend(self, session, kind):
         bends = {
             "channels": lambda turn: replace(turn, latent=turn.latent[:4].contiguous()),
             "size": lambda turn: replace(turn, latent=turn.latent[:, ::2, ::2].contiguous()),
             "odd size": lambda turn: replace(turn, latent=turn.latent[:, :15, :15].contiguous()),
             "text width": lambda turn: replace(turn, text=turn.text[:, :64].contiguous()),
         }
-        return (replace(memory, turns=tuple(bends[kind](turn) for turn in memory.turns)),)
+        memory = session.memory
+        bent = replace(memory, turns=tuple(bends[kind](turn) for turn in memory.turns))
+        return (replace(session, memory=bent),)
 
 
 class AnchorEditMisfitClip:
@@ -72,6 +74,18 @@ class AnchorEditMisfitVAE:
         return (other,)
 
 
+class AnchorEditMisfitNetworks:
+    """The session with another VAE, as Load Session can be given one."""
+
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"session": ("ANCHOR_MEMORY",), "vae": ("VAE",)}})
+    RETURN_TYPES = ("ANCHOR_MEMORY",)
+    FUNCTION = "swap"
+    CATEGORY = "tests"
+
+    def swap(self, session, vae):
+        return (replace(session, networks=tuple(replace(networks, vae=vae) for networks in session.networks)),)
+
+
 class AnchorEditEmpty:
     """What a loader gives for a part that its checkpoint lacks, and a CONDITIONING without a text."""
 
@@ -84,4 +98,4 @@ class AnchorEditEmpty:
         return (None, [])
 
 
-NODES = (AnchorEditMisfitMemory, AnchorEditMisfitClip, AnchorEditMisfitVAE, AnchorEditEmpty)
+NODES = (AnchorEditMisfitMemory, AnchorEditMisfitClip, AnchorEditMisfitVAE, AnchorEditMisfitNetworks, AnchorEditEmpty)

@@ -1,4 +1,4 @@
-"""Numbers for live objects: the keys of remembered keys and values name by them the model that made them.
+"""Numbers for live objects, by which the keys of K/V name the model that computed them.
 
 The host changes a model's identifier with its weights only. Replaced functions and wrappers change the numbers of a
 forward as well, and they are objects without a content that could be hashed.
@@ -12,29 +12,30 @@ from collections.abc import Callable
 from typing import Any
 
 
-class Serials:
-    """A number for every live object. No number is given twice, so it names an object also after its death."""
+class ObjectIds:
+    """Give every live object a number. No number is given twice, so it names an object also after its death."""
 
     def __init__(self):
         self._next = itertools.count(1)
         self._known: dict[int, tuple[int, Callable[[], Any]]] = {}  # id -> number and a reference
 
     def of(self, thing: Any) -> int:
+        """Return the object's number."""
         number, reference = self._known.get(id(thing), (0, lambda: None))
         if number == 0 or reference() is not thing:
             try:
                 reference = weakref.ref(thing)
             except TypeError:  # what takes no weak reference is kept alive, so that its id stays its own
-                reference = _Kept(thing)
+                reference = _Strong(thing)
             number = next(self._next)
             self._known[id(thing)] = number, reference
         return number
 
     def describe(self, value: Any) -> Any:
-        """Plain data as it is, dicts and lists by their contents, everything else by its number."""
+        """Return plain data as it is, dicts and lists by their contents, everything else by its number."""
         if value is None or isinstance(value, bool | int | float | str):
             return value
-        if isinstance(value, dict):  # without what is empty: it changes nothing
+        if isinstance(value, dict):  # without empty entries, which change nothing
             entries = [[str(key), self.describe(entry)] for key, entry in value.items()]
             return sorted((entry for entry in entries if entry[1] not in (None, [])), key=str)
         if isinstance(value, list | tuple | set):
@@ -42,7 +43,7 @@ class Serials:
         return self.of(value)
 
 
-class _Kept:
+class _Strong:
     def __init__(self, thing: Any):
         self.thing = thing
 

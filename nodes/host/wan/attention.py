@@ -1,8 +1,8 @@
-"""Remembered keys and values inside one forward of the artist's own Wan model.
+"""The K/V of earlier turns inside one forward of the artist's own Wan model.
 
 `MemoryAttention` is a wrapper that the host calls around the network. For that one forward it lets self-attention
-see the remembered frames as well, by two seams that every host has: a hook around each block tells the layer, and
-an override of the attention call prepends the keys and values. Whatever hooks and override are there already
+see the visible frames as well, by two seams that every host has: a hook around each block tells the layer, and
+an override of the attention call prepends their K/V. Whatever hooks and override are there already
 (SageAttention, skipped layers) stay and are called from ours; the network's weights and code are untouched.
 
 Only torch is needed here: the host's objects come as arguments.
@@ -17,47 +17,47 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ...anchoredit_model.errors import AnchorEditError
-from ...anchoredit_model.memory.frame_kv import FrameKV
-from ...anchoredit_model.memory.visibility import FrameView
-from ...anchoredit_model.networks.rope import rotate, temporal_tables
-from .kv_prefetch import LayerFeed, Pairs
+from ....anchoredit_model.errors import AnchorEditError
+from ....anchoredit_model.memory.frame_kv import FrameKV
+from ....anchoredit_model.memory.visibility import FrameView
+from ....anchoredit_model.networks.rope import rotate, temporal_tables
+from .kv_prefetch import KVPrefetcher, Pairs
 
 OVERRIDE = "optimized_attention_override"  # the host's name for a replacement of its attention call
 
 
 class MemoryAttention:
-    """Shows `blocks`, seen as `view` says, to every forward that it wraps; `captured` is the last forward's own block.
+    """Show the K/V `past`, seen as `view` says, to every forward that it wraps; `captured` holds the forward's own.
 
-    Keys are stored unturned in time, and the current frame stands at temporal position 0, so a remembered key is
-    turned by (its slot - the current slot) x stride when it is read. Blocks have batch 1 and serve every row of a
-    call: both branches of guidance read the same memory.
+    Keys are stored unrotated in time, and the current frame has temporal position 0, so a cached key is rotated by
+    (its slot - the current slot) x stride at use. K/V have batch 1 and serve every row of a call: both branches of
+    guidance see the same history.
     """
 
-    def __init__(self, view: FrameView, blocks: tuple[FrameKV, ...], stride: int, capture: bool = False):
+    def __init__(self, view: FrameView, past: tuple[FrameKV, ...], stride: int, capture: bool = False):
         self.view = view
-        self.blocks = blocks
+        self.past = past
         self.stride = stride
         self.capture = capture
         self.captured: FrameKV | None = None
 
     @property
     def nbytes(self) -> int:
-        return sum(block.nbytes for block in self.blocks)
+        return sum(kv.nbytes for kv in self.past)
 
     def __call__(self, executor, x: Tensor, timestep, context, clip_fea=None, time_dim_concat=None,
                  transformer_options=None, **rest) -> Tensor:  # fmt: skip
-        """x [B, C, 1, h, w] -> the network's output of the same shape."""
+        """Run the network on x [B, C, 1, h, w]."""
         if x.shape[2] != 1:
             raise AnchorEditError(f"the latent holds {x.shape[2]} frames", "Give one image, a latent with one frame")
         forward = _Forward(self, transformer_options or {}, len(executor.class_obj.blocks))
         out = executor(x, timestep, context, clip_fea, time_dim_concat, forward.options, **rest)
         if self.capture:
-            self.captured = forward.block()
+            self.captured = forward.frame_kv()
         return out
 
-    def remembered(self, pairs: Pairs, like: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Keys and values [B, L, W] of one layer's `pairs`, turned, for the rows of `like` [B, L, W]."""
+    def rotated(self, pairs: Pairs, like: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Return keys and values [B, L, W] of one layer's `pairs`, rotated, for the rows of `like` [B, L, W]."""
         keys, values = [], []
         for (key, value), distance in zip(pairs, self.view.distances, strict=True):
             key, value = key.to(like), value.to(like)  # [1, L, H, D]
@@ -75,11 +75,11 @@ class MemoryAttention:
 
 
 class _Forward:
-    """What belongs to one forward: the layer it is in, and what it captures. Its `options` carry our two seams."""
+    """Track one forward: the layer it is in, and what it captures. Its `options` carry our two seams."""
 
     def __init__(self, memory: MemoryAttention, options: dict, layers: int):
         self.memory = memory
-        self.feed: LayerFeed | None = None  # until the first layer shows where it computes
+        self.prefetcher: KVPrefetcher | None = None  # until the first layer shows its device
         self.layers = layers
         self.entered: int | None = None  # the layer whose self-attention is still to come
         self.found = options.get(OVERRIDE)
@@ -99,21 +99,21 @@ class _Forward:
         return enter
 
     def attend(self, attention: Callable, q: Tensor, k: Tensor, v: Tensor, *rest, **options) -> Tensor:
-        """The attention call: the first one in a block is self-attention, what follows is cross-attention."""
+        """Replace the attention call: the first one in a block is self-attention, the second cross-attention."""
         if self.entered is not None:
             layer, self.entered = self.entered, None
             if self.memory.capture:
                 heads = options["heads"] if "heads" in options else rest[0]
                 self.keys[layer], self.values[layer] = (t.unflatten(-1, (heads, -1)) for t in (k, v))
-            self.feed = self.feed or LayerFeed(self.memory.blocks, k.device)
-            keys, values = self.memory.remembered(self.feed.layer(layer), k)
+            self.prefetcher = self.prefetcher or KVPrefetcher(self.memory.past, k.device)
+            keys, values = self.memory.rotated(self.prefetcher.layer(layer), k)
             k, v = torch.cat([*keys, k], dim=1), torch.cat([*values, v], dim=1)
         if self.found is not None:
             return self.found(attention, q, k, v, *rest, **options)
         return attention(q, k, v, *rest, **options)
 
-    def block(self) -> FrameKV:
-        """What this forward read, one pair [1, L, H, D] per layer."""
+    def frame_kv(self) -> FrameKV:
+        """Return the K/V of this forward, one pair [1, L, H, D] per layer."""
         layers = range(self.layers)
         if sorted(self.keys) != list(layers):
             skipped = [layer for layer in layers if layer not in self.keys]

@@ -1,0 +1,90 @@
+"""The seam between nodes and what edits: nodes know these verbs and nothing behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from ...anchoredit_model.memory.kv_store import KVStore
+from ..host.object_ids import ObjectIds
+from ..host.vae import HostVAE
+from ..host.vram import kv_cache_budget
+from .decode_cache import DecodeCache, SessionImages
+from .session import MemorySettings, Networks, Session
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Hold what outlives a run, one per process: K/V, the numbers that name models, images under masks."""
+
+    store: KVStore = field(default_factory=lambda: KVStore(kv_cache_budget()))
+    object_ids: ObjectIds = field(default_factory=ObjectIds)
+    decode_cache: DecodeCache = field(default_factory=DecodeCache)
+
+    def images(self, networks: Networks) -> SessionImages:
+        """Return what decodes sessions with the VAE of `networks`."""
+        networks.require("vae")
+        return SessionImages(HostVAE(networks.vae), networks.vae, self.decode_cache)
+
+
+@dataclass(frozen=True)
+class TurnSettings:
+    """Say how to sample a turn; None takes the model's own. `mask` [1, H, W] is 1 where the edit may change."""
+
+    steps: int | None = None
+    cfg: float | None = None
+    mask: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class SamplerInputs:
+    """Hold what the host's own sampling nodes need for a turn, by the names of their sockets."""
+
+    model: Any
+    latent: dict[str, Any]
+    noise: Any
+    sampler: Any
+    sigmas: Tensor
+
+
+class Editor(Protocol):
+    """Edit with `networks`. Each verb that adds turns returns a new session and leaves the given one alone.
+
+    tell  called with what an artist should know about the turn, a line each
+    """
+
+    networks: Networks
+    tell: Callable[[str], None]
+
+    def start(self, image: Tensor, settings: MemorySettings | None) -> Session:
+        """Start a session from a source image [3, H, W]."""
+        ...
+
+    def turn(self, session: Session, instruction: str, seed: int, settings: TurnSettings) -> Session:
+        """Make the next turn."""
+        ...
+
+    def variations(
+        self, session: Session, instruction: str, seed: int, count: int, settings: TurnSettings
+    ) -> tuple[Session, ...]:
+        """Make `count` candidates for the next turn."""
+        ...
+
+    def apply_memory(
+        self, session: Session, conditioning: Any, seed: int, mask: Tensor | None, errors: Callable
+    ) -> SamplerInputs:
+        """Prepare the next turn for the host's samplers; `errors` is a context manager around what runs later."""
+        ...
+
+    def commit(
+        self, session: Session, latent: dict[str, Any], conditioning: Any, instruction: str, mask: Tensor | None
+    ) -> Session:
+        """Add what the host's samplers made as the next turn."""
+        ...
+
+    def cost(self, settings: MemorySettings, size: tuple[int, int] | None) -> str:
+        """Say what turns cost in memory for an image of `size` (height, width), None for the model's own."""
+        ...
