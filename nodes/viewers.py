@@ -75,7 +75,8 @@ class Drift(AnchorEditNode):
             display_name="AnchorEdit Drift",
             category=CATEGORY,
             description="Measures how far every turn is from the source image: likeness, colour, shift, sharpness. "
-            "Edits that were asked for count as well, unless their turns have masks: an edit is a step, drift is a slope.",
+            "Edits that were asked for count as well, unless their turns have masks: an edit is a step, "
+            "drift is a slope.",
             inputs=[
                 session_input("The session to measure. Costs one decoding per turn."),
                 mask_input(

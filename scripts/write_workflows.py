@@ -369,7 +369,7 @@ def variants(sheet: Sheet) -> None:
         seed=7,
         count=4,
     )
-    pick = sheet.add("AnchorEditPick", (1580, 80, 300, 90), candidates=several[0], number=3)
+    pick = sheet.add("AnchorEditPick", (1580, 80, 300, 90), variations=several[0], number=3)
     on = turn(sheet, (1580, 300, 300, 540), "The next turn", "change the background to blue", pick[0], wires)
     strip = sheet.add("AnchorEditFilmstrip", (760, 760, 720, 560), session=on[0])
     sheet.group("1  An image", GREY, tiny, start)

@@ -52,12 +52,12 @@ class Turn:
         return sum(tensor.nbytes for tensor in (self.latent, self.text, self.mask) if tensor is not None)
 
     @cached_property
-    def latenttensor_digest(self) -> str:
+    def latent_digest(self) -> str:
         """Hash the content, once per turn, so that a long session's cache keys cost no more than a short one's."""
         return tensor_digest(self.latent)
 
     @cached_property
-    def texttensor_digest(self) -> str:
+    def text_digest(self) -> str:
         return tensor_digest(self.text)
 
 

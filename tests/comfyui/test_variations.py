@@ -14,7 +14,7 @@ def variants_graph(name: str, number: int = 2, **inputs) -> dict:
     options = {"seed": 7, "steps": 0, "cfg": 0.0, "count": COUNT, **inputs}
     graph["turn1"] = turn(["start", 0], LINES[0])
     graph["variants"] = node("AnchorEditVariations", session=["turn1", 0], instruction=LINES[2], **options)
-    graph["pick"] = node("AnchorEditPick", candidates=["variants", 0], number=number)
+    graph["pick"] = node("AnchorEditPick", variations=["variants", 0], number=number)
     graph["turn3"] = turn(["pick", 0], LINES[1])
     graph["probe_all"] = probe(f"{name}_all", image=["variants", 1])
     graph["probe_pick"] = probe(f"{name}_pick", session=["pick", 0], image=["pick", 1])
