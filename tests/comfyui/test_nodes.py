@@ -24,8 +24,8 @@ from anchoredit_model.config import KVCacheConfig, MemoryPolicy
 from anchoredit_model.images import load_image
 from anchoredit_model.pipeline import AnchorEditPipeline
 
-IDS = "LoadModel ModelSettings LoadTiny MemoryPolicy Start Turn Chain Variations Pick ApplyMemory CommitTurn Rewind".split()
-IDS += "Filmstrip Drift SaveSession LoadSession ExportTurns".split()
+IDS = "LoadModel ModelSettings LoadTiny MemoryPolicy Start Turn Chain Variations Pick ApplyMemory".split()
+IDS += "CommitTurn Rewind Filmstrip Drift SaveSession LoadSession ExportTurns".split()
 
 
 def test_object_info_has_every_node_with_tooltips(host):
