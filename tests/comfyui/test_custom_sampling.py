@@ -194,3 +194,27 @@ def test_a_lora_changes_the_turns_and_leaves_no_trace(host, image_file, lora_fil
     fresh = base_graph()  # another branch of the same memory, after the LoRA: its blocks must be the plain model's
     succeed(host, fresh | {"again": turn(["start", 0], LINES[0]), "probe": probe("again", session=["again", 0])})
     assert read(host, "again")["latents"].equal(without[:2])
+
+
+def test_a_lora_given_to_one_turn_holds_from_there_on_and_goes_with_rewind(host, image_file, lora_file):
+    """The networks in force belong to the session value at each turn."""
+    lines = ["make it blue", "add a crown", "make it green"]
+    plain = turns_graph(lines, "one_wire", seed=40)
+    assert not {"model", "clip", "vae"} & set(plain["turn1"]["inputs"])  # one wire from node to node
+    succeed(host, plain)
+    without = read(host, "one_wire")["latents"]
+    graph = turns_graph(lines, "patched", seed=40)
+    graph["lora"] = lora_node(["tiny", 0], lora_file)
+    graph["turn2"]["inputs"]["model"] = ["lora", 0]
+    graph["everywhere"] = turn(["turn2", 0], lines[2], seed=40, model=["lora", 0])
+    graph["back"] = node("AnchorEditRewind", session=["turn3", 0], turn=1)
+    graph["again"] = turn(["back", 0], lines[1], seed=40)
+    graph["probe_everywhere"] = probe("everywhere", session=["everywhere", 0])
+    graph["probe_again"] = probe("again", session=["again", 0])
+    run = succeed(host, graph)
+    assert "turn1" not in run.ran  # it was not changed, so it is not made again
+    patched = read(host, "patched")["latents"]
+    assert patched[:2].equal(without[:2])
+    assert not patched[2].equal(without[2])
+    assert read(host, "everywhere")["latents"].equal(patched)  # the session carries the LoRA on
+    assert read(host, "again")["latents"].equal(without[:3])  # and goes back without it

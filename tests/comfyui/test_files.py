@@ -11,6 +11,7 @@ from comfyui_graphs import LINES, LOAD_OPTIONS, base_graph, node, probe, read, s
 from safetensors.torch import load_file, save_file
 
 from anchoredit_model.images import load_image
+from anchoredit_model.networks.backbone import TransformerBackbone
 from anchoredit_model.pipeline import TINY, AnchorEditPipeline
 
 TURN = {"steps": 2, "cfg": 2.0}  # quick, and as much as plain Wan gets
@@ -75,9 +76,15 @@ def load(model_name: str, **options) -> dict:
     return node("AnchorEditLoadModel", model_name=model_name, **{**LOAD_OPTIONS, **options})
 
 
+def edited(pipeline: AnchorEditPipeline, **options) -> AnchorEditPipeline:
+    """The same networks with other edit settings."""
+    backbone = TransformerBackbone(pipeline.backbone.transformer, replace(pipeline.edit, **options))
+    return AnchorEditPipeline(backbone, pipeline.vae, pipeline.text_encoder)
+
+
 def difference(host, image_file, name: str, pipeline: AnchorEditPipeline, lines: list[str], **options) -> float:
     """The largest one between a probe's latents and those of our own pipeline."""
-    expected = pipeline.start(load_image(image_file), area=128)
+    expected = pipeline.start(load_image(image_file), resolution=128)
     for line in lines:
         expected = pipeline.turn(expected, line, seed=7, **options)
     latents = torch.stack([turn.latent for turn in expected.turns])
@@ -111,11 +118,11 @@ def test_a_model_of_the_stock_loader_works_and_says_that_it_is_not_trained_to_ed
     run = succeed(host, graph)
     pipeline = AnchorEditPipeline.from_pretrained(folder / "prefixed.safetensors")
     assert difference(host, image_file, "stock", pipeline, LINES[:1], steps=2) <= 1e-4
-    pipeline.edit = replace(pipeline.edit, shift=3.0)
+    pipeline = edited(pipeline, shift=3.0)
     assert difference(host, image_file, "shift", pipeline, LINES[:1], steps=2) <= 1e-4
     said = dict(run.texts)
-    assert "not say that it was trained to edit" in said["turn_stock"]
-    assert "2 Euler steps, shift 8, cfg 5" in said["turn_stock"]
+    assert "not known to be trained to edit" in said["turn_stock"]
+    assert "2 euler steps, shift 8, cfg 5" in said["turn_stock"]
     assert "shift 3" in said["turn_shift"]
     assert "trained" not in said
 
@@ -124,9 +131,9 @@ def test_widgets_replace_what_the_file_says_and_travel_through_a_lora(host, imag
     save_file({"diffusion_model.blocks.0.ffn.0.diff_b": torch.zeros(1024)}, host.folder / "models" / "none.safetensors")
     (host.folder / "models" / "loras").mkdir(exist_ok=True)
     (host.folder / "models" / "none.safetensors").rename(host.folder / "models" / "loras" / "none.safetensors")
-    chosen = {"sampler": "euler", "shift": 3.0, "cfg": 1.5, "anchor_text": "first_prompt", "slots": "absolute"}
+    chosen = {"sampler": "euler", "shift": 3.0, "cfg": 1.5, "anchor_prompt": "first_prompt", "slot_mode": "absolute"}
     graph = base_graph()
-    graph["file"] = load("published.pt", steps=3, stride=2, area=128, turns=3, **chosen)
+    graph["file"] = load("published.pt", steps=3, temporal_stride=2, resolution=128, max_turns=3, **chosen)
     graph["lora"] = node("LoraLoaderModelOnly", model=["file", 0], lora_name="none.safetensors", strength_model=1.0)
     graph["start"]["inputs"]["model"] = ["lora", 0]
     graph["one"] = turn(["start", 0], LINES[0], model=["lora", 0])
@@ -136,12 +143,7 @@ def test_widgets_replace_what_the_file_says_and_travel_through_a_lora(host, imag
     run = succeed(host, graph)
     assert not [line for _, line in run.texts if "trained" in line]  # a published file says how it edits
     pipeline = AnchorEditPipeline.from_pretrained(folder / "published.pt")
-    pipeline = AnchorEditPipeline(
-        pipeline.backbone.transformer,
-        pipeline.vae,
-        pipeline.text_encoder,
-        replace(pipeline.edit, num_steps=3, temporal_stride=2, resolution=128, max_turns=3, **chosen),
-    )
+    pipeline = edited(pipeline, num_steps=3, temporal_stride=2, resolution=128, max_turns=3, **chosen)
     assert difference(host, image_file, "widgets", pipeline, LINES) <= 1e-4
 
 
@@ -150,8 +152,8 @@ def test_models_in_fp8_run_a_chain(host, image_file, folder):
     graph = base_graph()
     graph["file"] = load("fp8.safetensors")
     graph["stock"] = node("UNETLoader", unet_name="prefixed.safetensors", weight_dtype="fp8_e4m3fn")
-    settings = {**LOAD_OPTIONS, "sampler": "renoise", "cfg": 1.0, "anchor_text": "null", "slots": "bounded"}
-    graph["trained"] = node("AnchorEditModelSettings", model=["stock", 0], **settings | {"area": 128, "steps": 4})
+    settings = {**LOAD_OPTIONS, "sampler": "renoise", "cfg": 1.0, "anchor_prompt": "null", "slot_mode": "bounded"}
+    graph["trained"] = node("AnchorEditModelSettings", model=["stock", 0], **settings | {"resolution": 128, "steps": 4})
     for name, model in (("file", "file"), ("cast", "trained"), ("plain", "tiny")):
         memory = ["start", 0]
         for number, line in enumerate(LINES, 1):

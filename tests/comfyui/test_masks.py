@@ -5,6 +5,7 @@ import pytest
 import torch
 from comfyui_graphs import (
     LINES,
+    NETWORKS,
     base_graph,
     mask,
     native_turn,
@@ -92,7 +93,7 @@ def test_a_masked_session_goes_on_after_a_restart(host, image_file, tmp_path):
     with server(tmp_path) as again:
         for folder, name in (("output", "half.safetensors"), ("input", "drawing.png")):
             (again.folder / "input" / name).write_bytes((host.folder / folder / name).read_bytes())
-        graph["half"] = node("AnchorEditLoadSession", session="half.safetensors")
+        graph["half"] = node("AnchorEditLoadSession", file="half.safetensors", **NETWORKS)
         graph["turn3"]["inputs"]["session"] = ["half", 0]
         del graph["keep"]
         run = succeed(again, graph)
@@ -159,8 +160,9 @@ def test_an_earlier_image_of_a_masked_turn_is_decoded_once(host, image_file):
     graph, memory = base_graph(), ["start", 0]
     where = mask(graph, "mask", (128, 128), (20, 24, 60, 50))
     graph["counted"] = node("AnchorEditDecodes", vae=["tiny", 2], name="decodes")
+    graph["start"]["inputs"]["vae"] = ["counted", 0]
     for number in range(1, 5):
-        graph[f"turn{number}"] = turn(memory, LINES[number % 3], seed=33, mask=where, vae=["counted", 0])
+        graph[f"turn{number}"] = turn(memory, LINES[number % 3], seed=33, mask=where)
         memory = [f"turn{number}", 0]
     graph["probe"] = probe("counted", session=memory)
     succeed(host, graph)

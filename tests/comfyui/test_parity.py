@@ -17,7 +17,7 @@ LINES = ["make it blue", "add a crown", "change the background to pink", "", "ma
 def test_six_turns_with_a_sliding_window(host, image_file, history, cfg):
     graph = turns_graph(LINES, "parity", cfg=cfg)
     graph["policy"] = node(
-        "AnchorEditMemoryPolicy", anchor_frames=1, window=2, history=history, place="auto", kv_dtype="auto"
+        "AnchorEditMemoryPolicy", anchor_frames=1, window=2, history=history, kv_device="auto", kv_dtype="auto"
     )
     graph["start"]["inputs"]["policy"] = ["policy", 0]
     succeed(host, graph)

@@ -7,7 +7,19 @@ import shutil
 
 import pytest
 import torch
-from comfyui_graphs import LINES, base_graph, native_turn, node, policy, probe, read, succeed, turn, turns_graph
+from comfyui_graphs import (
+    LINES,
+    NETWORKS,
+    base_graph,
+    native_turn,
+    node,
+    policy,
+    probe,
+    read,
+    succeed,
+    turn,
+    turns_graph,
+)
 from comfyui_server import server
 from PIL import Image
 from safetensors.torch import save_file
@@ -27,21 +39,21 @@ def save(memory: list, prefix: str, existing: str = "keep") -> dict:
     return node("AnchorEditSaveSession", session=memory, filename_prefix=prefix, existing=existing)
 
 
-def load(session: str) -> dict:
-    return node("AnchorEditLoadSession", session=session)
+def load(file: str, **inputs) -> dict:
+    return node("AnchorEditLoadSession", file=file, **{**NETWORKS, **inputs})
 
 
 def export(memory: list, prefix: str) -> dict:
     return node("AnchorEditExportTurns", session=memory, filename_prefix=prefix)
 
 
-def loaded_graph(session: str) -> dict:
-    return {"tiny": node("AnchorEditLoadTiny"), "load": load(session)}
+def loaded_graph(file: str, **inputs) -> dict:
+    return {"tiny": node("AnchorEditLoadTiny"), "load": load(file, **inputs)}
 
 
 def listed(host) -> list[str]:
     """What Load Session offers."""
-    options = host.get("/object_info/AnchorEditLoadSession")["AnchorEditLoadSession"]["input"]["required"]["session"]
+    options = host.get("/object_info/AnchorEditLoadSession")["AnchorEditLoadSession"]["input"]["required"]["file"]
     return options[1]["options"] if options[0] == "COMBO" else options[0]
 
 
@@ -87,7 +99,7 @@ def test_another_process_goes_on_with_a_session_bit_by_bit(host, elsewhere, imag
             assert before[what].equal(after[what]), (way, what)
 
     # whoever needs the session first reads it again, and shows how far it is
-    first, text = next((name, text) for name, text in run.texts if text.startswith("Reading"))
+    first, text = next((name, text) for name, text in run.texts if text.startswith("Encoding"))
     total = int(text.split()[1])
     # streamed: all that the visible images have seen, which are three for the branch; refreshed: these alone, and
     # the source may be at hand from the other case
@@ -194,11 +206,12 @@ def test_a_prefix_that_leads_out_of_the_output_folder_is_refused(host, image_fil
 
 def test_a_session_of_another_latent_space_is_refused_where_the_vae_is_known(host, image_file):
     name = saved_session(host, "space", LINES[:1], seed=34)
-    graph = loaded_graph(name) | {"vae": node("AnchorEditMisfitVAE", vae=["tiny", 2], kind="another")}
+    graph = loaded_graph(name, vae=["vae", 0])
+    graph["vae"] = node("AnchorEditMisfitVAE", vae=["tiny", 2], kind="another")
     users = {
-        "turn": turn(["load", 0], LINES[1], vae=["vae", 0]),
-        "film": node("AnchorEditFilmstrip", vae=["vae", 0], session=["load", 0], size=96),
-        "export": node("AnchorEditExportTurns", vae=["vae", 0], session=["load", 0], filename_prefix="nothing"),
+        "turn": turn(["load", 0], LINES[1]),
+        "film": node("AnchorEditFilmstrip", session=["load", 0], size=96),
+        "export": node("AnchorEditExportTurns", session=["load", 0], filename_prefix="nothing"),
     }
     for where, user in users.items():
         wanted = {"wanted": probe("wanted", session=[where, 0])} if where == "turn" else {}
@@ -291,9 +304,28 @@ def test_a_session_is_loaded_under_another_policy(host, image_file):
     graph["save"] = node("AnchorEditSaveSession", session=["turn2", 0], filename_prefix="moved", existing="overwrite")
     succeed(host, graph)
     loaded = {**base_graph(), "policy": policy(window=1, place="ram", kv_dtype="float8_e4m3fn")}
-    loaded["load"] = node("AnchorEditLoadSession", session="moved.safetensors [output]", policy=["policy", 0])
+    loaded["load"] = load("moved.safetensors [output]", policy=["policy", 0])
     loaded["next"] = turn(["load", 0], LINES[2])
     loaded["probe"] = probe("moved", session=["next", 0])
     run = succeed(host, loaded)
     assert "rounded to float8_e4m3fn" in dict(run.texts)["next"]
     assert read(host, "moved")["latents"][:3].equal(read(host, "before")["latents"])
+
+
+def test_a_loaded_session_says_which_network_it_lacks(host, image_file):
+    """A file holds no model: to look at it the VAE is enough, and what an edit needs beside it is said by name."""
+    name = saved_session(host, "bare", LINES[:1], seed=36)
+    graph = {"tiny": node("AnchorEditLoadTiny"), "load": node("AnchorEditLoadSession", file=name)}
+    film = node("AnchorEditFilmstrip", session=["load", 0], size=96)
+    for given, lacking, user in (
+        ((), "MODEL", turn(["load", 0], LINES[1])),
+        (("model",), "CLIP", turn(["load", 0], LINES[1])),
+        (("model", "clip"), "VAE", turn(["load", 0], LINES[1])),
+        (("model", "clip"), "VAE", film),
+    ):
+        graph["load"]["inputs"] = {"file": name, **{network: NETWORKS[network] for network in given}}
+        run = host.run(graph | {"user": user, "wanted": probe("wanted", image=["user", 1 if user != film else 0])})
+        assert run.error["node_id"] == "user"
+        assert f"The session has no {lacking}" in run.error["exception_message"]
+    graph["load"]["inputs"] = {"file": name, "vae": NETWORKS["vae"]}
+    succeed(host, graph | {"user": film})

@@ -26,7 +26,7 @@ def test_running_out_once_moves_keys_and_values_and_changes_no_image(host, image
 
 def test_running_out_for_good_fails_alone_and_says_what_to_do(host, image_file):
     run = succeed(host, exhausted(first=3, times=2))
-    assert any("history refresh" in text for shown, text in run.texts)
+    assert any("all models were unloaded" in text for shown, text in run.texts)
     run = host.run(exhausted(first=3, times=99) | {"other": turn(["turn1", 0], LINES[2], seed=3)})
     assert run.error["node_id"] == "two"
     assert run.error["exception_message"].startswith("Use a smaller window or image")
@@ -46,8 +46,6 @@ def test_the_policy_says_what_a_turn_costs(host, image_file):
         graph[f"{name}_probe"] = probe(name, session=[f"{name}_turn", 0])
     run = succeed(host, graph)
     said = dict(run.texts)
-    assert "Wan 14B: 16.8 GB of keys and values" in said["plain"]
-    assert said["known"].startswith(
-        "At 128x128: 1.31 MB of keys and values in main memory (5 visible turns of 0.26 MB)"
-    )
+    assert "Wan 14B: 16.8 GB of K/V" in said["plain"]
+    assert said["known"].startswith("At 128x128: 1.31 MB of K/V in main memory (5 visible turns of 0.26 MB)")
     assert "rounded to float8_e4m3fn: 2." in said["known_turn"]
