@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import ClassVar
 
@@ -24,6 +24,7 @@ class AnchorEditNode(io.ComfyNode):
     """Run `run` of a node; the extension gives it the process's `runtime`."""
 
     runtime: ClassVar[Runtime]
+    run: ClassVar[Callable[..., io.NodeOutput]]
 
     @classmethod
     def execute(cls, **inputs) -> io.NodeOutput:

@@ -36,7 +36,9 @@ class Backbone(Protocol):
     config: TransformerConfig
     edit: EditConfig
     identity: str
-    max_device_bytes: int | None
+
+    @property
+    def max_device_bytes(self) -> int | None: ...
 
     @property
     def device(self) -> torch.device: ...

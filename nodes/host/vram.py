@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import comfy.model_management
 
 from ...anchoredit_model.memory.kv_store import KVStore
@@ -24,14 +26,15 @@ def kv_vram_limit(patcher, store: KVStore) -> int:
     From what is free now; the loaded part of the model and the K/V there count as free.
     """
     device = patcher.load_device
-    free = comfy.model_management.get_free_memory(device) + patcher.loaded_size() + store.nbytes_on(device)
+    free: Any = comfy.model_management.get_free_memory(device)
+    free = free + patcher.loaded_size() + store.nbytes_on(device)
     return max(0, int(free - patcher.model_size() - comfy.model_management.minimum_inference_memory()))
 
 
 def kv_cache_budget() -> int:
     """Count the bytes that all K/V may take: a quarter of what the device has."""
-    device = comfy.model_management.get_torch_device()
-    return int(comfy.model_management.get_total_memory(device)) // 4
+    total: Any = comfy.model_management.get_total_memory(comfy.model_management.get_torch_device())
+    return int(total) // 4
 
 
 def unload_models() -> None:

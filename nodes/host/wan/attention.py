@@ -39,7 +39,14 @@ class MemoryAttention:
         self.past = past
         self.stride = stride
         self.capture = capture
-        self.captured: FrameKV | None = None
+        self._captured: FrameKV | None = None
+
+    @property
+    def captured(self) -> FrameKV:
+        """Return the K/V of the last forward."""
+        if self._captured is None:
+            raise RuntimeError("no forward was captured")
+        return self._captured
 
     @property
     def nbytes(self) -> int:
@@ -53,7 +60,7 @@ class MemoryAttention:
         forward = _Forward(self, transformer_options or {}, len(executor.class_obj.blocks))
         out = executor(x, timestep, context, clip_fea, time_dim_concat, forward.options, **rest)
         if self.capture:
-            self.captured = forward.frame_kv()
+            self._captured = forward.frame_kv()
         return out
 
     def rotated(self, pairs: Pairs, like: Tensor) -> tuple[list[Tensor], list[Tensor]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import comfy.latent_formats
 import comfy.ldm.wan.vae
@@ -24,14 +25,13 @@ from ..vae import latent_statistics
 
 def load_bundled():
     """Load MODEL, CLIP and VAE of the bundled model, in float32 and as the host's own kinds."""
-    parts = read_bundled(*(t.flatten() for t in latent_statistics(comfy.latent_formats.Wan21())))
-    model = comfy.sd.load_diffusion_model_state_dict(parts.transformer, model_options={"dtype": torch.float32})
+    mean, std = latent_statistics(comfy.latent_formats.Wan21())
+    parts = read_bundled(mean.flatten(), std.flatten())
+    model: Any = comfy.sd.load_diffusion_model_state_dict(parts.transformer, model_options={"dtype": torch.float32})
     model.set_attachments(ATTACHMENT_KEY, EditMetadata(parts.edit, trained=True))
     latent_format = model.model.latent_format  # Wan's own suit Wan's VAE
-    latent_format.latent_rgb_factors, latent_format.latent_rgb_factors_bias = (
-        parts.preview_factors,
-        parts.preview_offset,
-    )
+    latent_format.latent_rgb_factors = parts.preview_factors
+    latent_format.latent_rgb_factors_bias = parts.preview_offset
     latent_format.taesd_decoder_name = None
     clip = comfy.sd.CLIP(
         comfy.supported_models_base.ClipTarget(comfy.text_encoders.wan.WanT5Tokenizer, _SmallTextEncoder),
