@@ -62,7 +62,7 @@ class EmbeddedText:
 
 
 class CausalWanTransformer(nn.Module):
-    """SequenceDenoiser the flow (noise - clean) of every frame."""
+    """Predict the flow (noise - clean) of every frame."""
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
@@ -87,7 +87,7 @@ class CausalWanTransformer(nn.Module):
         stride: int = 4,
         past: tuple[FrameKV, ...] | None = None,
     ) -> Tensor:
-        """SequenceDenoiser the flow [B, C, F, h, w] of latents [B, C, F, h, w].
+        """Predict the flow [B, C, F, h, w] of latents [B, C, F, h, w].
 
         timesteps [B, F] in 0..1000, text [B, F, T, E]. `views` says what every frame sees (default: all earlier
         frames of the sequence). With `past`, F is 1 and `views` holds the one frame's view, whose `frames` are
