@@ -120,7 +120,7 @@ def _header(path: Path, metadata: dict[str, str]) -> dict:
     if version < VERSION:
         raise AnchorEditError(
             f"session file '{path}' has format {version} of a version before the first release",
-            "Make the session again: start from its image and give the instructions once more",
+            "Start a new session from its image and give the instructions again",
         )
     return header
 

@@ -18,7 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from anchoredit_model.config import MemoryPolicy
+from anchoredit_model.config import KVCacheConfig, MemoryPolicy
 from anchoredit_model.errors import AnchorEditError
 from anchoredit_model.geometry import fit_into
 from anchoredit_model.memory.anchor_memory import AnchorMemory, Turn
@@ -26,15 +26,15 @@ from anchoredit_model.memory.session_file import VERSION, begins_as_session, che
 
 HEADER = "anchoredit_session"
 KILLS = 50
-# For every line that it reads: a process that saves two sessions in turn until it is killed.
+# For every line of its input: a child that saves two sessions alternately until it is killed.
 SAVING = """
 import os, sys, torch
-from anchoredit_model.session import load_session, save_session
-torch.set_num_threads(1)  # a fork has no other
+from anchoredit_model.memory.session_file import load_session, save_session
+torch.set_num_threads(1)  # a forked child has no others
 path, *files = sys.argv[1:]
 sessions = [load_session(file) for file in files]
 for _ in sys.stdin:
-    child = os.with_policy()
+    child = os.fork()
     while child == 0:
         for session in sessions:
             save_session(session, path)
@@ -61,7 +61,8 @@ def memory() -> AnchorMemory:
         random(1, 24),
         bytes_image(),
         fit_into(30, 50, 32, 64),
-        MemoryPolicy(2, 3, "refresh", "ram", "bfloat16"),
+        MemoryPolicy(2, 3, "refresh"),
+        KVCacheConfig("cpu", "bfloat16"),
         "vae",
     )
     turns = (
@@ -70,9 +71,9 @@ def memory() -> AnchorMemory:
             'say "hi" \\ \u628a\u5706\u5708\u53d8\u6210\u7ea2\u8272 \U0001f3a8\n\tnext',
             random(7, 24),
             7,
-            {"steps": [1000, 500]},
+            {"timesteps": [1000, 500]},
         ),
-        Turn(random(16, 4, 8, seed=2), "", random(1, 24), -(10**40), {"guidance": 2.5, "sampler": "euler"}, mask),
+        Turn(random(16, 4, 8, seed=2), "", random(1, 24), -(10**40), {"cfg": 2.5, "sampler": "euler"}, mask),
         Turn(random(16, 4, 8, seed=3), "x" * 10_000, random(512, 24), 2**64, {}, mask),
         Turn(random(16, 4, 8, seed=4), "soft", random(3, 24), 0, {}, random(1, 30, 50).sigmoid()),
     )
@@ -82,12 +83,13 @@ def memory() -> AnchorMemory:
 
 
 def assert_same(left: AnchorMemory, right: AnchorMemory) -> None:
-    for name in ("geometry", "policy", "latent_space", "model"):
+    for name in ("geometry", "policy", "kv_cache", "latent_space", "model"):
         assert getattr(left, name) == getattr(right, name)
     assert torch.equal(left.image, right.image) and left.image.dtype == right.image.dtype == torch.float32
     assert len(left) == len(right)
     for a, b in zip(left.turns, right.turns):
         assert (a.instruction, a.seed, a.settings) == (b.instruction, b.seed, b.settings)
+        assert a.policy == b.policy
         assert torch.equal(a.latent, b.latent) and torch.equal(a.text, b.text)
         assert (a.mask is None) == (b.mask is None) and (a.mask is None or torch.equal(a.mask, b.mask))
 
@@ -105,12 +107,12 @@ def rewritten(path, change=None, tensors=None, **header):
 
 
 def said(path) -> str:
-    """The one line that refuses the file."""
+    """Return the one line that refuses the file."""
     with pytest.raises(AnchorEditError) as caught:
         load_session(path)
     assert "\n" not in str(caught.value) and str(path) in str(caught.value)
     try:
-        check_session(path)  # what it finds out, it says in the same words
+        check_session(path)  # the errors that it finds have the same words
     except AnchorEditError as error:
         assert str(error) == str(caught.value)
     return str(caught.value)
@@ -132,18 +134,6 @@ def test_everything_comes_back(memory, tmp_path):
     assert sorted(file.name for file in tmp_path.iterdir()) == ["again.safetensors", path.name]
 
 
-def test_policies_of_older_files_are_read_with_the_defaults(memory, tmp_path):
-    """Session files that knew no place and dtype of keys and values."""
-
-    def older(header: dict) -> None:
-        for policy in (header["policy"], *(turn["policy"] for turn in header["turns"] if turn["policy"])):
-            del policy["place"], policy["kv_dtype"]
-
-    save_session(memory, tmp_path / "s.safetensors")
-    loaded = load_session(rewritten(tmp_path / "s.safetensors", older))
-    assert loaded.policy == loaded.turns[-1].policy == MemoryPolicy(2, 3, "refresh")
-
-
 def test_images_are_small_where_they_came_from_bytes_and_always_exact(memory, tmp_path):
     fine = torch.rand(3, 30, 50, generator=torch.Generator().manual_seed(0))
     outside = fine * 3 - 1
@@ -153,9 +143,9 @@ def test_images_are_small_where_they_came_from_bytes_and_always_exact(memory, tm
         save_session(replace(memory, image=image), tmp_path / "s.safetensors")
         assert load_file(tmp_path / "s.safetensors")["image"].dtype == dtype
         assert torch.equal(load_session(tmp_path / "s.safetensors").image, image)
-    turned = bytes_image(50, 30).transpose(1, 2)  # as numpy and Pillow hand them over: not contiguous
-    save_session(replace(memory, image=turned), tmp_path / "s.safetensors")
-    assert torch.equal(load_session(tmp_path / "s.safetensors").image, turned)
+    transposed = bytes_image(50, 30).transpose(1, 2)  # as numpy and Pillow hand them over: not contiguous
+    save_session(replace(memory, image=transposed), tmp_path / "s.safetensors")
+    assert torch.equal(load_session(tmp_path / "s.safetensors").image, transposed)
 
 
 def test_a_shared_mask_is_stored_once(memory, tmp_path):
@@ -195,7 +185,7 @@ def test_replacing_a_file_leaves_a_loaded_session_alone(memory, tmp_path):
     assert_same(loaded, memory)
 
 
-# ---------------------------------------------------------------- files that are no session
+# ---------------------------------------------------------------- files that are not sessions
 
 
 def test_a_cut_file_is_refused_at_any_length(memory, tmp_path):
@@ -210,7 +200,7 @@ def test_a_cut_file_is_refused_at_any_length(memory, tmp_path):
     assert "damaged" in said(path)
 
 
-def test_what_is_no_session(memory, tmp_path):
+def test_other_files_are_refused(memory, tmp_path):
     path = tmp_path / "s.safetensors"
     assert "does not exist" in said(path)
     assert "is a folder" in said(tmp_path)
@@ -223,10 +213,24 @@ def test_what_is_no_session(memory, tmp_path):
     assert "is not a session file" in said(path)
 
 
-def test_a_newer_format_asks_for_an_update(memory, tmp_path):
+def test_another_format_says_what_to_do(memory, tmp_path):
     save_session(memory, tmp_path / "s.safetensors")
     newer = rewritten(tmp_path / "s.safetensors", lambda header: header.clear(), version=VERSION + 1)
-    assert f"format {VERSION + 1}, this program reads up to {VERSION}: update" in said(newer)
+    assert said(newer).endswith(f"has format {VERSION + 1}, this program reads {VERSION}. Update AnchorEdit.")
+
+
+def test_sessions_from_before_the_first_release_are_refused(memory, tmp_path):
+    """Version 1 kept place and dtype of the K/V in the policy, and the settings of turns under other names."""
+
+    def version_1(header: dict) -> None:
+        header["version"] = 1
+        cache = header.pop("kv_cache")
+        for policy in (header["policy"], *(turn["policy"] for turn in header["turns"] if turn["policy"])):
+            policy |= {"place": "ram", "kv_dtype": cache["dtype"]}
+
+    save_session(memory, tmp_path / "s.safetensors")
+    told = said(rewritten(tmp_path / "s.safetensors", version_1))
+    assert "has format 1 of a version before the first release. Start a new session" in told
 
 
 DAMAGE = {
@@ -238,14 +242,16 @@ DAMAGE = {
     "no policy": lambda header: header.pop("policy"),
     "an empty policy list": lambda header: header.update(policy=[]),
     "an unknown policy": lambda header: header["policy"].update(weight=3),
+    "no cache settings": lambda header: header.pop("kv_cache"),
+    "impossible cache settings": lambda header: header["kv_cache"].update(device="ram"),
     "an impossible policy": lambda header: header["policy"].update(window=-1),
-    "half a frame": lambda header: header["policy"].update(window=1.5),
+    "half a frame in the window": lambda header: header["policy"].update(window=1.5),
     "no geometry": lambda header: header.pop("geometry"),
     "an impossible geometry": lambda header: header["geometry"].update(work_height=0),
     "another geometry": lambda header: header["geometry"].update(input_height=31),
     "another work size": lambda header: header["geometry"].update(work_height=64),
     "no version": lambda header: header.pop("version"),
-    "a version that is no number": lambda header: header.update(version="one"),
+    "a version that is not a number": lambda header: header.update(version="one"),
     "an instruction that is a list": lambda header: header["turns"][1].update(instruction=[]),
     "a seed that is a text": lambda header: header["turns"][1].update(seed="7"),
     "settings that are none": lambda header: header["turns"][1].update(settings=None),
@@ -271,9 +277,9 @@ def test_no_flipped_bit_is_a_crash(memory, tmp_path):
     save_session(memory.rewind(1), path)
     whole = path.read_bytes()
     end = 8 + int.from_bytes(whole[:8], "little")
-    for place in range(0, end, 7):
+    for position in range(0, end, 7):
         flipped = bytearray(whole)
-        flipped[place] ^= 1 << place % 8
+        flipped[position] ^= 1 << position % 8
         path.write_bytes(flipped)
         try:
             load_session(path)
@@ -281,7 +287,7 @@ def test_no_flipped_bit_is_a_crash(memory, tmp_path):
             assert "\n" not in str(error)
 
 
-def test_a_header_that_is_no_object_is_refused(memory, tmp_path):
+def test_a_header_that_is_not_an_object_is_refused(memory, tmp_path):
     path = tmp_path / "s.safetensors"
     for text in ("", "{", "[]", "null", "3", "[" * 100_000, '{"version": 1' + "0" * 5000 + "}"):
         save_file({"latents": torch.zeros(1)}, path, {HEADER: text})
@@ -364,7 +370,7 @@ def test_killed_while_saving_it_is_the_old_or_the_new_file(memory, tmp_path):
     assert unfinished, "no kill came while a file was written"
 
 
-def test_places_that_cannot_be_written(memory, tmp_path):
+def test_paths_that_cannot_be_written(memory, tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "folder").mkdir()
     for path in (tmp_path / "missing" / "s.safetensors", tmp_path / "file" / "s.safetensors", tmp_path / "folder"):
