@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import sys
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,8 +28,6 @@ class Log:
     """
 
     def __init__(self, folder: Path, step: int, title: str, progress: float):
-        from torch.utils.tensorboard import SummaryWriter
-
         self.path = folder / "log.jsonl"
         with self._writing():
             folder.mkdir(parents=True, exist_ok=True)
@@ -36,7 +37,7 @@ class Log:
                 with atomic_write(self.path, "log") as unfinished:
                     unfinished.write_text("".join(kept) if step else "", encoding="utf-8")
             self.file = self.path.open("a", encoding="utf-8")
-            self.board = SummaryWriter(str(folder), purge_step=step + 1)
+            self.board = _Board(folder, step + 1)
         self.bar = tqdm(
             total=100,
             initial=round(100 * progress, 2),
@@ -59,8 +60,7 @@ class Log:
         self._sums.clear()
         rounded = {name: float(f"{value:.6g}") for name, value in row.items()}
         with self._writing():
-            for name, value in row.items():
-                self.board.add_scalar(name, value, step)
+            self.board.scalars(row, step)
             print(json.dumps({"step": step, **rounded}), file=self.file, flush=True)
         losses = {name: f"{value:.4g}" for name, value in row.items() if name.startswith("loss")}
         self.bar.set_postfix({"step": step, **losses}, refresh=False)
@@ -68,8 +68,7 @@ class Log:
     def images(self, name: str, grid: Tensor, step: int) -> None:
         """An image [3, H, W] in 0..1."""
         with self._writing():
-            self.board.add_image(name, grid, step)
-            self.board.flush()
+            self.board.image(name, grid, step)
 
     def close(self) -> None:
         self.bar.refresh()
@@ -87,3 +86,42 @@ class Log:
                 f"log '{self.path}' cannot be written ({error.strerror or error})",
                 "Make room and go on with --resume, or give another --out",
             ) from error
+
+
+class _Board:
+    """A file of TensorBoard's events, from step `step` on, on the disk when a method returns.
+
+    `SummaryWriter` writes from a thread of its own: what fails there is printed, and raised by some later call.
+    """
+
+    def __init__(self, folder: Path, step: int):
+        from tensorboard.compat.proto.event_pb2 import SessionLog
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
+        self.file = RecordWriter((folder / name).open("xb"))
+        self._add(file_version="brain.Event:2")
+        self._add(step=step, session_log=SessionLog(status=SessionLog.START))  # hides what an earlier file has of it
+        self.file.flush()
+
+    def scalars(self, values: dict[str, float], step: int) -> None:
+        from torch.utils.tensorboard.summary import scalar
+
+        for name, value in values.items():
+            self._add(step=step, summary=scalar(name, value))
+        self.file.flush()
+
+    def image(self, name: str, image: Tensor, step: int) -> None:
+        """An image [3, H, W] in 0..1."""
+        from torch.utils.tensorboard.summary import image as summary_of
+
+        self._add(step=step, summary=summary_of(name, image, dataformats="CHW"))
+        self.file.flush()
+
+    def close(self) -> None:
+        self.file.close()
+
+    def _add(self, **event) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+
+        self.file.write(Event(wall_time=time.time(), **event).SerializeToString())

@@ -19,6 +19,7 @@ pytest.importorskip("tensorboard")
 
 from safetensors import safe_open
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from anchoredit_model.checkpoint.layout import load_transformer, read_checkpoint, save_checkpoint
 from anchoredit_model.errors import AnchorEditError
@@ -218,10 +219,15 @@ def test_a_log_that_cannot_be_written_is_one_clear_error(tmp_path, largest_file)
     log.add({"loss": 1.0}, 0.1)
     log.line(1, {})
     with largest_file((tmp_path / "stage" / "log.jsonl").stat().st_size):
-        with pytest.raises(AnchorEditError, match="log .*log.jsonl' cannot be written .*make room"):
+        with pytest.raises(AnchorEditError, match="log .*log.jsonl' cannot be written .*Make room"):
             log.line(2, {"minutes": 1.0})
     log.line(3, {})
+    log.images("samples", torch.rand(3, 8, 12), 3)
     log.close()
+    events = EventAccumulator(str(tmp_path / "stage")).Reload()
+    assert [event.step for event in events.Scalars("minutes")] == [2]  # written once there is room
+    image = events.Images("samples")[0]
+    assert (image.step, image.height, image.width) == (3, 8, 12)
     (tmp_path / "file").touch()
     with pytest.raises(AnchorEditError, match="log .* cannot be written .*another --out"):
         Log(tmp_path / "file", 0, "stage", 0.0)
