@@ -1,13 +1,9 @@
 """Previews cost a turn next to nothing, however quick its steps are. No host is needed."""
 
-import importlib.util
-from pathlib import Path
-
 import torch
+from pack import pack_module
 
-SPEC = importlib.util.spec_from_file_location("preview", Path(__file__).parents[3] / "nodes" / "host" / "preview.py")
-preview = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(preview)
+preview = pack_module("nodes.host.preview")
 
 
 class Previewer:
