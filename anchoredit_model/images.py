@@ -56,7 +56,7 @@ def _read(file: Path | io.BytesIO, name: str | Path, formats: Sequence[str] | No
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise _too_large(name, "") from None
     except Image.UnidentifiedImageError:
-        raise AnchorEditError(f"image '{name}' is no image Pillow can read", "Save it as PNG or JPEG") from None
+        raise AnchorEditError(f"'{name}' is not an image that Pillow can read", "Save it as PNG or JPEG") from None
     # Pillow's decoders report a broken file in all these ways.
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, RuntimeError, struct.error) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -8,9 +8,10 @@ from itertools import combinations
 import pytest
 import torch
 
-from anchoredit_model.config import MemoryPolicy
+from anchoredit_model.config import KVCacheConfig, MemoryPolicy
 from anchoredit_model.errors import AnchorEditError
 from anchoredit_model.images import to_pil, to_tensor
+from anchoredit_model.memory.session_file import load_session, save_session
 from anchoredit_model.networks.backbone import TransformerBackbone
 from anchoredit_model.pipeline import AnchorEditPipeline
 from anchoredit_model.sampling import variation_seeds
@@ -54,19 +55,19 @@ def same(left, right) -> bool:
 
 @pytest.fixture
 def forwards(pipeline, monkeypatch) -> list[int]:
-    """One entry per forward of the transformer from now on: how many remembered frames it saw."""
+    """One entry per forward of the transformer from now on: how many cached frames it saw."""
     counted = []
     run = pipeline.backbone.transformer._run
 
-    def counting(latents, timesteps, text, views, stride, memory, remember):
-        counted.append(len(memory or ()))
-        return run(latents, timesteps, text, views, stride, memory, remember)
+    def counting(latents, timesteps, text, views, stride, past, keep):
+        counted.append(len(past or ()))
+        return run(latents, timesteps, text, views, stride, past, keep)
 
     monkeypatch.setattr(pipeline.backbone.transformer, "_run", counting)
     return counted
 
 
-# ---------------------------------------------------------------- the same again
+# ---------------------------------------------------------------- reproducibility
 
 
 def test_a_saved_model_edits_bit_for_bit_alike(pipeline, tmp_path):
@@ -90,7 +91,7 @@ def test_seeds_decide(pipeline):
     one, again, other = (pipeline.turn(start, WORDS[0], seed) for seed in (7, 7, 8))
     assert same(one, again) and torch.equal(pipeline.image(one), pipeline.image(again))
     assert not torch.equal(pipeline.image(one), pipeline.image(other))
-    third = pipeline.turn(one, WORDS[0], seed=7)  # the same seed and words draw other noise in another turn
+    third = pipeline.turn(one, WORDS[0], seed=7)  # the same seed and words have other noise in another turn
     assert not torch.equal(pipeline.image(third), pipeline.image(one))
     assert not same(one, pipeline.turn(start, WORDS[1], 7))
 
@@ -120,21 +121,21 @@ def test_call_is_start_and_turns(pipeline):
     assert len(more.images) == 2 and torch.equal(more.images[0], out.images[-1])
 
 
-def test_a_pillow_image_is_a_image(pipeline):
+def test_a_pillow_image_is_taken_as_the_tensor_it_holds(pipeline):
     assert torch.equal(pipeline.start(to_pil(photo())).image, pipeline.start(to_tensor(to_pil(photo()))).image)
 
 
-def test_published_guidance_keeps_a_second_history(pipeline):
-    """The unconditional branch then reads turns as the null text made them: another result, and no growing cost."""
-    twice = with_edit(pipeline, second_history=True)
-    reads = []
-    read = twice._null_reader.read_frame
-    twice._null_reader.read_frame = lambda *arguments: reads.append(1) or read(*arguments)
+def test_a_negative_history_is_kept_as_in_the_published_code(pipeline):
+    """The unconditional branch then sees turns as encoded under the null prompt: other results, no growing cost."""
+    negative = with_edit(pipeline, negative_history=True)
+    encoded = []
+    encode = negative._negative_kv_cache.encode_frame
+    negative._negative_kv_cache.encode_frame = lambda *arguments: encoded.append(1) or encode(*arguments)
     memory = plain = pipeline.start(photo())
     for number, words in enumerate(WORDS[:3]):
-        memory = twice.turn(memory, words, steps=1, cfg=2)
+        memory = negative.turn(memory, words, steps=1, cfg=2)
         plain = pipeline.turn(plain, words, steps=1, cfg=2)
-        assert len(reads) == number + 1
+        assert len(encoded) == number + 1
     assert not same(memory, plain)
 
 
@@ -152,7 +153,7 @@ def test_images_have_the_inputs_size(pipeline, height, width):
     assert torch.equal(pipeline.image(memory), pipeline.image(memory, 2))
 
 
-def test_another_area_is_worked_at(pipeline):
+def test_another_resolution_is_worked_at(pipeline):
     memory = pipeline.start(photo(32, 48), resolution=128)
     assert memory.turns[0].latent.shape == (16, 16, 16)
     memory = pipeline.turn(memory, WORDS[0], steps=1)
@@ -211,17 +212,17 @@ def test_an_unmasked_turn_after_a_masked_one_is_free(pipeline):
     assert torch.equal(pipeline.image(memory), pipeline.vae.decode(memory.turns[2].latent[None])[0])
 
 
-# ---------------------------------------------------------------- variants
+# ---------------------------------------------------------------- variations
 
 
-@pytest.mark.parametrize("options", [{}, {"guidance": 2.0}, {"sampler": "euler", "steps": 3}])
-def test_variants_are_the_turns_of_their_seeds(pipeline, forwards, options):
+@pytest.mark.parametrize("options", [{}, {"cfg": 2.0}, {"sampler": "euler", "steps": 3}])
+def test_variations_are_the_turns_of_their_seeds(pipeline, forwards, options):
     """One batch, from one memory, whose keys and values and text have a batch of one."""
     base = chain(pipeline, pipeline.start(photo()), WORDS[:2], seed=5)
     pipeline.kv_cache.gather(base, base.turns[0].text)
     forwards.clear()
     batch = pipeline.variations(base, WORDS[2], 5, 3, **options)
-    assert len(forwards) == options.get("steps", 4) * (2 if "guidance" in options else 1)  # not once more to commit
+    assert len(forwards) == options.get("steps", 4) * (2 if "cfg" in options else 1)  # not once more to commit
     apart = pipeline.variations(base, WORDS[2], 5, 3, batched=False, **options)
     seeds = [candidate.turns[-1].seed for candidate in batch]
     assert seeds == variation_seeds(5, 3) and seeds[0] == 5
@@ -236,7 +237,7 @@ def test_variants_are_the_turns_of_their_seeds(pipeline, forwards, options):
     assert not any(same(one, other) for one, other in combinations(batch, 2))
 
 
-def test_masked_variants_keep_what_is_outside(pipeline):
+def test_masked_variations_keep_what_is_outside(pipeline):
     source, mask = photo(40, 56), torch.zeros(1, 40, 56)
     mask[:, 9:21, 30:50] = 1
     start, shown = pipeline.start(source), []
@@ -259,25 +260,25 @@ def test_a_null_edit(pipeline):
     torch.testing.assert_close(guided.turns[1].latent, empty.turns[1].latent)
 
 
-def test_steps_and_guidance_replace_the_checkpoints(pipeline, forwards):
+def test_steps_and_cfg_replace_the_checkpoints(pipeline, forwards):
     start = pipeline.start(photo())
-    pipeline.turn(start, WORDS[0])  # reads the anchor
+    pipeline.turn(start, WORDS[0])  # encodes the anchor
     made = {}
     for name, options, times, calls in (
         ("default", {}, [1000, 750, 500, 250], 4),
-        ("one", {"guidance": 1.0}, [1000, 750, 500, 250], 4),
+        ("one", {"cfg": 1.0}, [1000, 750, 500, 250], 4),
         ("two steps", {"steps": 2}, [1000, 500], 2),
-        ("guided", {"guidance": 2}, [1000, 750, 500, 250], 8),
-        ("reversed", {"guidance": -1}, [1000, 750, 500, 250], 8),
+        ("guided", {"cfg": 2}, [1000, 750, 500, 250], 8),
+        ("reversed", {"cfg": -1}, [1000, 750, 500, 250], 8),
     ):
-        # forgets the turn before's own block, so that every commit is one forward
+        # evicts the K/V of the turn before, so that every commit is one forward
         pipeline.kv_cache.gather(start, start.turns[0].text)
         forwards.clear()
         done = []
         made[name] = pipeline.turn(
             start, WORDS[0], on_step=lambda step, total, x0, done=done: done.append(step), **options
         )
-        assert made[name].turns[1].settings["steps"] == times and done == list(range(1, len(times) + 1))
+        assert made[name].turns[1].settings["timesteps"] == times and done == list(range(1, len(times) + 1))
         assert len(forwards) == calls + 1
     assert same(made["default"], made["one"])
     latents = [made[name].turns[1].latent for name in ("default", "two steps", "guided", "reversed")]
@@ -285,10 +286,10 @@ def test_steps_and_guidance_replace_the_checkpoints(pipeline, forwards):
 
 
 def test_an_undistilled_checkpoint_uses_euler(pipeline, forwards):
-    euler = with_edit(pipeline, sampler="euler", num_steps=5, shift=3.0, guidance=2.0)
+    euler = with_edit(pipeline, sampler="euler", num_steps=5, shift=3.0, cfg=2.0)
     start = euler.start(photo())
     memory = euler.turn(start, WORDS[0], seed=1)
-    assert memory.turns[1].settings == {"sampler": "euler", "guidance": 2.0, "num_steps": 5}
+    assert memory.turns[1].settings == {"sampler": "euler", "cfg": 2.0, "num_steps": 5}
     assert len(forwards) == 1 + 2 * 5 + 1
     assert same(memory, euler.turn(start, WORDS[0], seed=1))
     assert not same(memory, pipeline.turn(start, WORDS[0], seed=1, cfg=2))
@@ -296,8 +297,8 @@ def test_an_undistilled_checkpoint_uses_euler(pipeline, forwards):
     assert fewer.turns[1].settings["num_steps"] == 3 and not same(fewer, memory)
 
 
-@pytest.mark.parametrize("options", [{"anchor_text": "first_prompt"}, {"anchor_text": "first_token"}])
-def test_foreign_checkpoints_read_the_anchor_with_the_first_prompt(pipeline, options):
+@pytest.mark.parametrize("options", [{"anchor_prompt": "first_prompt"}, {"anchor_prompt": "first_token"}])
+def test_foreign_checkpoints_encode_the_anchor_with_the_first_prompt(pipeline, options):
     foreign = with_edit(pipeline, **options)
     memory = chain(foreign, foreign.start(photo()), WORDS[:2])
     ours = chain(pipeline, pipeline.start(photo()), WORDS[:2])
@@ -305,14 +306,14 @@ def test_foreign_checkpoints_read_the_anchor_with_the_first_prompt(pipeline, opt
 
 
 def test_slots_matter_once_the_window_slides(pipeline):
-    absolute = with_edit(pipeline, slots="absolute")
+    absolute = with_edit(pipeline, slot_mode="absolute")
     policy = MemoryPolicy(anchor_frames=1, window=2)
     left, right = (chain(each, each.start(photo(), policy), WORDS[:5]) for each in (pipeline, absolute))
     equal = [torch.equal(a.latent, b.latent) for a, b in zip(left.turns, right.turns)]
     assert equal == [True, True, True, True, False, False]  # turn 3 still sees 0 1 2
 
 
-def test_policies_fork_a_session(pipeline):
+def test_another_policy_makes_a_branch(pipeline):
     base = chain(pipeline, pipeline.start(photo(), MemoryPolicy(1, 3)), WORDS[:3])
     wide, narrow, again = (pipeline.turn(memory, WORDS[3]) for memory in (base, base.with_policy(window=1), base))
     assert same(wide, again) and not same(wide, narrow)
@@ -323,32 +324,75 @@ def test_policies_fork_a_session(pipeline):
     assert not same(chain(pipeline, wide.with_policy(history="refresh"), WORDS[4:]), slid)
 
 
-def remembering(pipeline, place: str, kv_dtype: str):
-    """Three turns under such a policy."""
-    return chain(pipeline, pipeline.start(photo(), MemoryPolicy(1, 2, place=place, kv_dtype=kv_dtype)), WORDS[:3])
+def three_turns(pipeline, device: str = "auto", dtype: str = "auto"):
+    """Three turns whose K/V lie there and have that dtype."""
+    config = KVCacheConfig(device, dtype)
+    return chain(pipeline, pipeline.start(photo(), MemoryPolicy(1, 2), kv_cache=config), WORDS[:3])
 
 
-def test_place_and_dtype_of_what_is_remembered(pipeline, small_model):
+def test_device_and_dtype_of_the_kv(pipeline, small_model):
     narrow = AnchorEditPipeline.from_pretrained(small_model, torch.bfloat16)
-    exact = remembering(narrow, "auto", "auto")
-    for options in [("ram", "auto"), ("vram", "bfloat16"), ("ram", "float32"), ("auto", "float16")]:
-        assert same(remembering(narrow, *options), exact)  # all of them hold what bfloat16 does
+    exact = three_turns(narrow)
+    for options in [("cpu", "auto"), ("gpu", "bfloat16"), ("cpu", "float32"), ("auto", "float16")]:
+        assert same(three_turns(narrow, *options), exact)  # all of them hold what bfloat16 does
 
-    rounded = remembering(pipeline, "ram", "bfloat16")
-    assert not same(rounded, remembering(pipeline, "ram", "auto"))
+    rounded = three_turns(pipeline, "cpu", "bfloat16")
+    assert not same(rounded, three_turns(pipeline, "cpu"))
     pipeline.store.retain(())
     assert same(pipeline.turn(rounded.rewind(2), WORDS[2]), rounded)
 
 
+@pytest.mark.parametrize("cfg", [1, 2])
+def test_kv_cache_settings_of_one_run_are_not_kept(pipeline, tmp_path, cfg):
+    """As after running out of memory: neither the session nor its file nor the next turn knows of them."""
+    memory = three_turns(pipeline)
+    plain = pipeline.turn(memory, WORDS[3], cfg=cfg)
+    seen = []
+    commit = pipeline.kv_cache.commit
+
+    def watched(memory, turn, config=None):
+        after = commit(memory, turn, config)
+        seen.extend(kv.keys[0].dtype for kv in pipeline.store._entries.values())
+        return after
+
+    pipeline.kv_cache.commit = watched
+    try:
+        moved = pipeline.turn(memory, WORDS[3], cfg=cfg, kv_cache=KVCacheConfig("cpu"))
+        assert set(seen) == {torch.float32}
+        seen.clear()
+        rounded = pipeline.turn(memory, WORDS[3], cfg=cfg, kv_cache=KVCacheConfig("cpu", "bfloat16"))
+        assert set(seen) == {torch.bfloat16}
+    finally:
+        del pipeline.kv_cache.commit
+    assert memory.kv_cache == moved.kv_cache == rounded.kv_cache == KVCacheConfig()
+    assert same(moved, plain) and not same(rounded, plain)  # where K/V lie changes no number, their dtype does
+
+    for name, session in (("plain", plain), ("moved", moved)):
+        save_session(session, tmp_path / f"{name}.safetensors")
+    assert (tmp_path / "plain.safetensors").read_bytes() == (tmp_path / "moved.safetensors").read_bytes()
+    save_session(rounded, tmp_path / "rounded.safetensors")
+    loaded = load_session(tmp_path / "rounded.safetensors")
+    assert loaded.kv_cache == KVCacheConfig()
+    assert same(pipeline.turn(loaded, WORDS[4]), pipeline.turn(rounded, WORDS[4]))
+    assert {kv.keys[0].dtype for kv in pipeline.store._entries.values()} == {torch.float32}
+
+
+def test_kv_cache_settings_of_variations_are_not_kept(pipeline):
+    memory = three_turns(pipeline)
+    plain = pipeline.variations(memory, WORDS[3], count=2)
+    moved = pipeline.variations(memory, WORDS[3], count=2, kv_cache=KVCacheConfig("cpu"))
+    assert all(map(same, plain, moved)) and {each.kv_cache for each in moved} == {KVCacheConfig()}
+
+
 def test_default_policy_is_what_the_model_was_trained_on(pipeline):
     assert pipeline.start(photo()).policy == pipeline.default_policy == MemoryPolicy(1, 2)
-    assert with_edit(pipeline, turns=2).default_policy == MemoryPolicy(1, 1)
+    assert with_edit(pipeline, max_turns=2).default_policy == MemoryPolicy(1, 1)
 
 
 # ---------------------------------------------------------------- memory and cost
 
 
-def test_six_turns_cost_the_same_and_remember_what_is_seen(small_model, monkeypatch):
+def test_six_turns_cost_the_same_and_keep_what_is_seen(small_model, monkeypatch):
     pipeline = AnchorEditPipeline.from_pretrained(small_model)
     memory = pipeline.start(photo(), MemoryPolicy(anchor_frames=1, window=2))
     calls, run = [], pipeline.backbone.transformer._run
@@ -365,8 +409,8 @@ def test_six_turns_cost_the_same_and_remember_what_is_seen(small_model, monkeypa
         frame = frame or pipeline.store.nbytes // len(seen)
         assert pipeline.store.nbytes == len(seen) * frame
         calls.clear()
-        _, blocks = pipeline.kv_cache.gather(memory, memory.turns[0].text)
-        assert not calls and len(blocks) == len(seen)  # just the blocks that the next turn sees
+        _, past = pipeline.kv_cache.gather(memory, memory.turns[0].text)
+        assert not calls and len(past) == len(seen)  # just the K/V that the next turn sees
     assert per_turn == [6, 5, 5, 5, 5, 5]  # the anchor once, then four steps and a commit
 
 
@@ -393,17 +437,17 @@ def test_sessions_of_other_models_are_refused(pipeline, small_model):
     memory = pipeline.start(photo())
     stranger = AnchorEditPipeline.from_pretrained(small_model)
     stranger.vae.model.register_to_config(latents_mean=[0.5] * 16)
-    with pytest.raises(AnchorEditError, match="another VAE .* use the model it was started with"):
+    with pytest.raises(AnchorEditError, match="another VAE .*[.] Use the model it was started with"):
         stranger.turn(memory, WORDS[0])
     (anchor,) = memory.turns
     wide = replace(memory, turns=(replace(anchor, text=torch.zeros(1, 4096)),))
-    with pytest.raises(AnchorEditError, match="4096 wide, the model takes 32"):
+    with pytest.raises(AnchorEditError, match="as wide as the model's 32, got 4096"):
         pipeline.turn(wide, WORDS[0])
 
 
 def test_a_model_that_blows_up_makes_no_turn(pipeline):
     memory = pipeline.start(photo())
-    with pytest.raises(AnchorEditError, match=r"turn 1 came out as NaN or infinite \(guidance 1e\+38, torch.float32\)"):
+    with pytest.raises(AnchorEditError, match=r"turn 1 came out as NaN or infinite \(cfg 1e\+38\). Lower cfg"):
         pipeline.turn(memory, WORDS[0], cfg=1e38)
     broken = replace(memory, turns=(replace(memory.turns[0], latent=memory.turns[0].latent * float("nan")),))
     with pytest.raises(AnchorEditError, match="turn 1 came out as NaN"):
@@ -415,16 +459,16 @@ def test_mistakes_are_named(pipeline, tmp_path):
     for said, options in (
         ("mask is 20x30, the image 30x20", {"mask": torch.ones(1, 30, 20)}),
         ("mask is black everywhere", {"mask": torch.zeros(1, 20, 30)}),
-        ("guidance nan is no number", {"guidance": float("nan")}),
-        ("guidance -inf is no number", {"guidance": float("-inf")}),
-        ("0 steps", {"steps": 0}),
+        ("cfg must be a finite number, got nan", {"cfg": float("nan")}),
+        ("cfg must be a finite number, got -inf", {"cfg": float("-inf")}),
+        ("steps must be 1 to 1000, got 0", {"steps": 0}),
     ):
         with pytest.raises(AnchorEditError, match=said):
             pipeline.turn(memory, WORDS[0], **options)
-    with pytest.raises(AnchorEditError, match=r"instruction 'a\\udcff' is no valid text"):
+    with pytest.raises(AnchorEditError, match=r"instruction 'a\\udcff' is not valid text"):
         pipeline.turn(memory, "a\udcff")
     for turn in (2, -1):
-        with pytest.raises(AnchorEditError, match=f"no turn {turn} .*choose 0 to 1"):
+        with pytest.raises(AnchorEditError, match=f"turn must be 0 to 1, got {turn}"):
             pipeline.image(memory, turn)
     with pytest.raises(AnchorEditError, match=r"\[4, 8, 8\]"):
         pipeline.start(torch.zeros(4, 8, 8))

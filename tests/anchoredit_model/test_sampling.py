@@ -18,15 +18,15 @@ TIMES = (1000, 750, 500, 250)
 CLEAN = torch.randn(SHAPE, generator=torch.Generator().manual_seed(5))
 
 
-class Knowing:
-    """The flow to a known clean latent, and what it was asked."""
+class KnownFlow:
+    """Predict the flow to a known clean latent, and record the calls."""
 
     def __init__(self, clean=CLEAN):
         self.clean = clean
-        self.asked: list[tuple[torch.Tensor, float]] = []
+        self.calls: list[tuple[torch.Tensor, float]] = []
 
     def __call__(self, x, time):
-        self.asked.append((x.clone(), time))
+        self.calls.append((x.clone(), time))
         return (x - self.clean) / (time / 1000)
 
 
@@ -51,26 +51,26 @@ def noise(seed: int = 3, turn: int = 1):
         (10**30, 300, (-0.6932190, 0.3384489, 0.3493761)),
     ],
 )
-def test_a_turn_draws_these_numbers(seed, turn, first):
-    """Sessions name their seeds, so a change of these numbers would change every session that is made again."""
+def test_the_noise_of_a_turn_stays_the_same(seed, turn, first):
+    """Sessions name their seeds, so a change of these numbers would change every session that is sampled again."""
     x = torch.randn(SHAPE, generator=turn_generator(seed, turn)).flatten()
     torch.testing.assert_close(x[:3], torch.tensor(first), atol=1e-5, rtol=0)
 
 
-def test_turns_and_seeds_draw_apart():
+def test_turns_and_seeds_have_different_noise():
     seeds = (0, 1, -1, 2**31, 2**32, 2**63, 2**64, 10**100, -(10**100))
     first = {tuple(torch.randn(4, generator=turn_generator(seed, turn)).tolist()) for seed in seeds for turn in (1, 2)}
     assert len(first) == 2 * len(seeds)
 
 
-def test_seeds_of_variants():
+def test_seeds_of_variations():
     assert variation_seeds(7, 4) == [7, 277212384312085, 159326870150411, 171839463784024]
     assert variation_seeds(7, 9)[:4] == variation_seeds(7, 4)
     seeds = [seed for turn in range(40) for seed in variation_seeds(turn, 16)]
     assert len(set(seeds)) == len(seeds)
     assert all(0 <= seed < 2**53 for seed in seeds)  # what a browser's number holds exactly
     for count in (0, -1):
-        with pytest.raises(AnchorEditError, match=f"{count} candidates"):
+        with pytest.raises(AnchorEditError, match=f"number of variations must be 1 or more, got {count}"):
             variation_seeds(7, count)
 
 
@@ -78,21 +78,21 @@ def test_seeds_of_variants():
 
 
 def test_renoise_finds_what_the_model_knows():
-    model = Knowing()
+    model = KnownFlow()
     torch.testing.assert_close(renoise(model, noise(), TIMES), CLEAN, atol=2e-6, rtol=0)
-    assert [time for _, time in model.asked] == list(TIMES)
-    for (x, time), fresh in zip(model.asked, noises(4), strict=True):  # every step on noise of its own
+    assert [time for _, time in model.calls] == list(TIMES)
+    for (x, time), fresh in zip(model.calls, noises(4), strict=True):  # every step on noise of its own
         level = time / 1000
         torch.testing.assert_close(x, (1 - level) * CLEAN + level * fresh, atol=2e-6, rtol=0)
 
 
 @pytest.mark.parametrize("shift", [1.0, 8.0])
 def test_euler_finds_what_the_model_knows(shift):
-    model, sigmas = Knowing(), shifted_sigmas(7, shift)
+    model, sigmas = KnownFlow(), shifted_sigmas(7, shift)
     torch.testing.assert_close(euler(model, noise(), sigmas), CLEAN, atol=2e-6, rtol=0)
     (first,) = noises(1)
-    assert len(model.asked) == 7
-    for (x, time), sigma in zip(model.asked, sigmas[:-1].tolist(), strict=True):  # all on the line to the first noise
+    assert len(model.calls) == 7
+    for (x, time), sigma in zip(model.calls, sigmas[:-1].tolist(), strict=True):  # all on the line to the first noise
         assert time == pytest.approx(1000 * sigma)
         torch.testing.assert_close(x, (1 - sigma) * CLEAN + sigma * first, atol=5e-6, rtol=0)
 
@@ -112,16 +112,16 @@ def test_published_noise_levels_replace_time():
     x0 = renoise(lambda x, time: (x - CLEAN) / levels[time], noise(), tuple(levels), tuple(levels.values()))
     torch.testing.assert_close(x0, CLEAN, atol=2e-6, rtol=0)
     with pytest.raises(ValueError):
-        renoise(Knowing(), noise(), (1000, 500), (0.9,))
+        renoise(KnownFlow(), noise(), (1000, 500), (0.9,))
 
 
 @pytest.mark.parametrize("euler_rule", [False, True])
-def test_imposed_latents_stay_bit_for_bit(euler_rule):
+def test_constrained_latents_stay_bit_for_bit(euler_rule):
     before = torch.randn(SHAPE, generator=torch.Generator().manual_seed(9))
     inside = torch.zeros(1, 4, 6, dtype=torch.bool)
     inside[:, 1:3, 2:5] = True
     outside = ~inside.expand(SHAPE)
-    model = Knowing()
+    model = KnownFlow()
 
     def constraint(x0):
         return torch.where(inside, x0, before)
@@ -134,7 +134,7 @@ def test_imposed_latents_stay_bit_for_bit(euler_rule):
         fresh = noises(4)
     assert torch.equal(x0[outside], before[outside])
     torch.testing.assert_close(x0[~outside], CLEAN[~outside], atol=5e-6, rtol=0)
-    for (x, time), drawn in zip(model.asked[1:], fresh[1:], strict=True):  # the model sees it noised as its time says
+    for (x, time), drawn in zip(model.calls[1:], fresh[1:], strict=True):  # the model sees it noised as its time says
         level = time / 1000
         wanted = (1 - level) * before + level * drawn
         torch.testing.assert_close(x[outside], wanted[outside], atol=5e-6, rtol=0)
@@ -143,16 +143,16 @@ def test_imposed_latents_stay_bit_for_bit(euler_rule):
 def test_every_step_is_reported_and_may_stop():
     for sampler, levels in ((renoise, TIMES), (euler, shifted_sigmas(4, 1.0))):
         seen = []
-        sampler(Knowing(), noise(), levels, on_step=lambda done, total, x0, seen=seen: seen.append((done, total)))
+        sampler(KnownFlow(), noise(), levels, on_step=lambda done, total, x0, seen=seen: seen.append((done, total)))
         assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
         def stop(done, total, x0):
             raise KeyboardInterrupt
 
-        model = Knowing()
+        model = KnownFlow()
         with pytest.raises(KeyboardInterrupt):
             sampler(model, noise(), levels, on_step=stop)
-        assert len(model.asked) == 1
+        assert len(model.calls) == 1
 
 
 # ---------------------------------------------------------------- guidance, times, levels
@@ -166,20 +166,20 @@ def test_guidance_is_linear_and_one_is_free():
         return x
 
     x = torch.ones(SHAPE)
-    for guidance in (0.0, 0.5, 2.0, 5.0):
-        flow = guided(conditional, unconditional, guidance)(x, 10.0)
-        torch.testing.assert_close(flow, x + guidance * (2 * x + 10.0))
+    for cfg in (0.0, 0.5, 2.0, 5.0):
+        flow = guided(conditional, unconditional, cfg)(x, 10.0)
+        torch.testing.assert_close(flow, x + cfg * (2 * x + 10.0))
     assert guided(conditional, None, 1) is conditional
 
 
 def test_number_of_steps():
     edit = EditConfig()
     assert with_steps(edit, None) is edit
-    assert with_steps(edit, 4).steps == TIMES and with_steps(edit, 1).steps == (1000,)
+    assert with_steps(edit, 4).timesteps == TIMES and with_steps(edit, 1).timesteps == (1000,)
     most = with_steps(edit, 1000)
-    assert most.steps == tuple(range(1000, 0, -1)) and most.num_steps == 1000
+    assert most.timesteps == tuple(range(1000, 0, -1)) and most.num_steps == 1000
     for count in (0, -3, 1001, 10**18):
-        with pytest.raises(AnchorEditError, match=f"^{count} steps .*1 to 1000"):
+        with pytest.raises(AnchorEditError, match=f"^steps must be 1 to 1000, got {count}"):
             with_steps(edit, count)
 
 
@@ -196,12 +196,12 @@ def test_noise_levels():
 
 
 def test_the_checkpoint_says_which_sampler():
-    asked = {}
+    calls = {}
     for edit in (EditConfig(), EditConfig(sampler="euler", num_steps=3, shift=8.0)):
-        model = Knowing()
+        model = KnownFlow()
         x0 = sample(model, SHAPE, edit, session_seed=3, turn=1)
         torch.testing.assert_close(x0, CLEAN, atol=5e-6, rtol=0)
-        asked[edit.sampler] = [time for _, time in model.asked]
-        assert torch.equal(model.asked[0][0], noises(1)[0])
-    assert asked["renoise"] == list(TIMES)
-    assert asked["euler"] == pytest.approx((1000 * shifted_sigmas(3, 8.0)[:-1]).tolist())
+        calls[edit.sampler] = [time for _, time in model.calls]
+        assert torch.equal(model.calls[0][0], noises(1)[0])
+    assert calls["renoise"] == list(TIMES)
+    assert calls["euler"] == pytest.approx((1000 * shifted_sigmas(3, 8.0)[:-1]).tolist())

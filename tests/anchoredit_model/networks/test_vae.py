@@ -125,5 +125,5 @@ def test_bad_folders_are_named(vae, tmp_path):
 
 
 def test_import_needs_no_diffusers():
-    code = "import sys; sys.modules['diffusers'] = None; import anchoredit_model.vae"
+    code = "import sys; sys.modules['diffusers'] = None; import anchoredit_model.networks.vae"
     subprocess.run([sys.executable, "-c", code], check=True)
