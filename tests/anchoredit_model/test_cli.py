@@ -46,7 +46,7 @@ def photo(tmp_path) -> Path:
 
 @pytest.fixture
 def edit(small_model, capsys):
-    """Runs `edit` with one step a turn; returns the exit code and the lines of stdout and stderr."""
+    """Run `edit` with one step a turn; return the exit code and the lines of stdout and stderr."""
 
     def run(*arguments, model=small_model, steps=1) -> tuple[int, list[str], list[str]]:
         capsys.readouterr()
@@ -60,7 +60,7 @@ def edit(small_model, capsys):
 
 @contextmanager
 def stderr_of_libraries() -> Iterator[list[str]]:
-    """The lines that C code writes to the process's stderr, in the end."""
+    """Collect what C code writes to the process's stderr; the lines are there after the block."""
     lines: list[str] = []
     read, write = os.pipe()
     kept = os.dup(2)
@@ -77,7 +77,7 @@ def stderr_of_libraries() -> Iterator[list[str]]:
 
 @pytest.fixture
 def refused(edit, tmp_path):
-    """Runs `edit`, which must fail in one line that holds the given words, with nothing on the disk changed."""
+    """Run `edit`, which must fail in one line that holds the given words, with nothing on the disk changed."""
 
     def run(*arguments, says: tuple[str, ...], **options) -> None:
         before = files(tmp_path)
@@ -147,7 +147,7 @@ def test_json_is_all_there_is_on_stdout(edit, photo, tmp_path):
 @pytest.mark.parametrize("own_folder", [True, False])
 def test_going_on_equals_never_having_stopped(edit, photo, tmp_path, own_folder):
     words = ["make it red", "add a star", "move it left", "make it blue"]
-    options = ["--seed", 9, "--window", 1, "--guidance", 2]
+    options = ["--seed", 9, "--window", 1, "--cfg", 2]
     asked = [part for word in words for part in ("-i", word)]
     assert edit(photo, *asked, "--out", tmp_path / "whole", *options, steps=2)[0] == 0
     first = tmp_path / "first"
@@ -155,7 +155,7 @@ def test_going_on_equals_never_having_stopped(edit, photo, tmp_path, own_folder)
     rest = first if own_folder else tmp_path / "rest"
     # seed and policy are the session's own
     session = ("--session", first / "session.safetensors")
-    assert edit(*session, *asked[4:], "--out", rest, "--guidance", 2, steps=2)[0] == 0
+    assert edit(*session, *asked[4:], "--out", rest, "--cfg", 2, steps=2)[0] == 0
     assert files(rest) == files(tmp_path / "whole")
 
 
@@ -186,14 +186,14 @@ def test_a_mask_locks_the_rest(edit, photo, tmp_path):
     assert load_session(out / "session.safetensors").turns[1].mask.max() == np.float32(200 / 255)
 
 
-def test_area_and_sampler_are_passed_on(edit, photo, tmp_path):
+def test_resolution_and_sampler_are_passed_on(edit, photo, tmp_path):
     plain, other = tmp_path / "plain", tmp_path / "other"
     assert edit(photo, "-i", "red", "--out", plain, steps=2)[0] == 0
-    code, out, err = edit(photo, "-i", "red", "--out", other, "--area", 128, "--sampler", "euler", steps=2)
+    code, out, err = edit(photo, "-i", "red", "--out", other, "--resolution", 128, "--sampler", "euler", steps=2)
     assert (code, err) == (0, []) and out[0].startswith("works at 128x128 (input 56x40")
     turn = load_session(other / "session.safetensors").turns[1]
     assert turn.latent.shape[-2:] == (16, 16)
-    assert turn.settings == {"sampler": "euler", "num_steps": 2, "guidance": 1.0}
+    assert turn.settings == {"sampler": "euler", "num_steps": 2, "cfg": 1.0}
     assert load_session(plain / "session.safetensors").turns[1].settings["sampler"] == "renoise"
 
 
@@ -262,7 +262,7 @@ def test_a_terminal_without_the_letters(edit, photo, tmp_path, monkeypatch):
     assert rb"\u7ea2\u8272" in narrow.buffer.getvalue()
 
 
-# ---------------------------------------------------------------- images and places
+# ---------------------------------------------------------------- images and paths
 
 
 def saved(image: Image.Image, path: Path, **options) -> Path:
@@ -277,7 +277,7 @@ IMAGES = {
     "grey": (lambda path: saved(Image.new("L", (9, 8), 7), path / "a.png"), (9, 8)),
     "CMYK": (lambda path: saved(Image.new("CMYK", (30, 20), (9, 80, 7, 6)), path / "a.jpg"), (30, 20)),
     "16 bit": (lambda path: saved(Image.fromarray(np.full((20, 30), 40_000, np.uint16)), path / "a.png"), (30, 20)),
-    "turned by the camera": (lambda path: saved(Image.new("RGB", (30, 20)), path / "a.jpg", exif=turned()), (20, 30)),
+    "rotated by the camera": (lambda path: saved(Image.new("RGB", (30, 20)), path / "a.jpg", exif=rotated()), (20, 30)),
     "no extension": (lambda path: saved(Image.new("RGB", (30, 20)), path / "image", format="PNG"), (30, 20)),
     "spaces and Chinese": (
         lambda path: saved(Image.new("RGB", (30, 20)), path / "\u6211\u7684 \u56fe 'a'.png"),
@@ -286,7 +286,7 @@ IMAGES = {
 }
 
 
-def turned() -> Image.Exif:
+def rotated() -> Image.Exif:
     exif = Image.Exif()
     exif[0x0112] = 6
     return exif
@@ -304,7 +304,7 @@ def test_images_of_every_kind(edit, tmp_path, kind):
     assert np.array_equal(np.asarray(Image.open(out / "turn_00.png")), shown)
 
 
-def test_transparency_is_told(edit, tmp_path, caplog):
+def test_transparency_is_logged(edit, tmp_path, caplog):
     source = saved(Image.new("RGBA", (30, 20), (255, 0, 0, 0)), tmp_path / "a.png")
     assert edit(source, "-i", "red", "--out", tmp_path / "out")[0] == 0
     assert Image.open(tmp_path / "out" / "turn_00.png").getpixel((0, 0)) == (255, 255, 255)
@@ -322,8 +322,8 @@ BAD_IMAGES = {
     "missing": (lambda path: path / "missing.png", "does not exist"),
     "a folder": (lambda path: path, "is a folder"),
     "below a file": (lambda path: path / "photo.png" / "a.png", "does not exist"),
-    "empty": (lambda path: written(path / "a.png", b""), "no image"),
-    "text": (lambda path: written(path / "a.png", b"not an image" * 99), "no image"),
+    "empty": (lambda path: written(path / "a.png", b""), "not an image"),
+    "text": (lambda path: written(path / "a.png", b"not an image" * 99), "not an image"),
     "cut short": (lambda path: written(path / "a.png", (path / "photo.png").read_bytes()[:-400]), "damaged"),
     "no header": (lambda path: written(path / "a.png", (path / "photo.png").read_bytes()[:20]), ""),
     "lines in its name": (lambda path: path / "a\nb\rc.png", "a\\nb\\nc.png"),
@@ -355,7 +355,7 @@ def test_bad_images_and_masks(refused, photo, tmp_path, kind, mask):
     bad = make(tmp_path)
     inputs = (photo, "--mask", bad) if mask else (bad,)
     name = str(bad).replace("\n", "\\n").replace("\r", "\\n")
-    refused(*inputs, "-i", "red", "--out", tmp_path / "out", says=(says, name, ": "))
+    refused(*inputs, "-i", "red", "--out", tmp_path / "out", says=(says, name, ". "))
     assert not (tmp_path / "out").exists()
 
 
@@ -366,25 +366,25 @@ def test_bad_masks(refused, photo, earlier, tmp_path):
         (photo, "--out", tmp_path / "out"),
         ("--session", earlier / "session.safetensors", "--out", earlier),
     ):
-        refused(*source, "-i", "red", "--mask", small, says=("mask is 56x41", "56x40", "draw the mask"))
-        refused(*source, "-i", "red", "--mask", black, says=("mask is black everywhere", "paint white"))
+        refused(*source, "-i", "red", "--mask", small, says=("mask is 56x41", "56x40", "Draw the mask"))
+        refused(*source, "-i", "red", "--mask", black, says=("mask is black everywhere", "Paint white"))
 
 
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--window", -1], ("window -1", "set")),
-        (["--anchor-frames", -2], ("anchor frames -2", "set")),
-        (["--anchor-frames", 0, "--window", 0], ("anchor frames 0 with window 0", "set one")),
-        (["--guidance", "nan"], ("guidance nan", "use 1")),
-        (["--guidance", "inf"], ("guidance inf", "use 1")),
-        (["--guidance", "1e38", "--steps", 4], ("came out as NaN", "guidance 1e+38", "lower")),
-        (["--steps", 0], ("0 steps", "1 to 1000")),
-        (["--steps", -4], ("-4 steps", "1 to 1000")),
-        (["--steps", 10**18], (f"{10**18} steps", "1 to 1000")),
-        (["--sampler", "euler", "--steps", 0], ("0 steps", "1 to 1000")),
-        (["--model", "/nowhere/model"], ("'/nowhere/model' does not exist", "give")),
-        (["--model", "~nobody-here/model"], ("'~nobody-here/model' does not exist", "give")),
+        (["--window", -1], ("window must be a whole number, 0 or more, got -1", "Set")),
+        (["--anchor-frames", -2], ("anchor_frames must be a whole number, 0 or more, got -2", "Set")),
+        (["--anchor-frames", 0, "--window", 0], ("anchor_frames 0 with window 0", "Set one")),
+        (["--cfg", "nan"], ("cfg must be a finite number, got nan", "Use 1")),
+        (["--cfg", "inf"], ("cfg must be a finite number, got inf", "Use 1")),
+        (["--cfg", "1e38", "--steps", 4], ("came out as NaN", "cfg 1e+38", "Lower")),
+        (["--steps", 0], ("steps must be 1 to 1000, got 0", "Ask for")),
+        (["--steps", -4], ("steps must be 1 to 1000, got -4", "Ask for")),
+        (["--steps", 10**18], (f"steps must be 1 to 1000, got {10**18}", "Ask for")),
+        (["--sampler", "euler", "--steps", 0], ("steps must be 1 to 1000, got 0", "Ask for")),
+        (["--model", "/nowhere/model"], ("'/nowhere/model' does not exist", "Give")),
+        (["--model", "~nobody-here/model"], ("'~nobody-here/model' does not exist", "Give")),
     ],
 )
 def test_bad_options(refused, photo, earlier, tmp_path, options, says):
@@ -395,38 +395,41 @@ def test_bad_options(refused, photo, earlier, tmp_path, options, says):
         refused(*source, "-i", "red", *options, says=says)
 
 
-@pytest.mark.parametrize("area", [-64, 1, 65])
-def test_an_area_that_is_no_multiple_of_the_step(refused, photo, tmp_path, area):
-    refused(photo, "-i", "red", "--out", tmp_path / "out", "--area", area, says=(f" {area}", "multiple", ": use"))
+@pytest.mark.parametrize("resolution", [-64, 1, 65])
+def test_a_resolution_that_is_not_a_multiple_of_the_step(refused, photo, tmp_path, resolution):
+    asked = ("--out", tmp_path / "out", "--resolution", resolution)
+    refused(photo, "-i", "red", *asked, says=("resolution must be", f"got {resolution}", ". Use a multiple of 64"))
 
 
-def test_an_area_for_a_session_that_has_one(refused, earlier):
-    asked = ("--session", earlier / "session.safetensors", "-i", "red", "--out", earlier, "--area", 64)
-    refused(*asked, says=("--area 64: a session keeps its size", "leave --area out"))
+def test_a_resolution_for_a_session_that_has_one(refused, earlier):
+    asked = ("--session", earlier / "session.safetensors", "-i", "red", "--out", earlier, "--resolution", 64)
+    refused(*asked, says=("--resolution 64 cannot change the size of a session", "Leave --resolution out"))
 
 
-def test_an_instruction_that_is_no_text(refused, photo, tmp_path):
-    """What is left of another encoding: a file name of such bytes is one, a PNG or a session can't hold it."""
-    refused(photo, "-i", "half \udc80", "--out", tmp_path / "out", says=("'half \\udc80' is no valid text", "UTF-8"))
+def test_an_instruction_that_is_not_text(refused, photo, tmp_path):
+    """What is left of another encoding: a file may have such a name, but a PNG or session file cannot hold it."""
+    refused(photo, "-i", "half \udc80", "--out", tmp_path / "out", says=("'half \\udc80' is not valid text", "UTF-8"))
 
 
 def test_options_that_go_on_at_their_limits(edit, photo, tmp_path):
-    assert edit(photo, "-i", "red", "--out", tmp_path / "out", "--window", 10**18, "--guidance", -1)[0] == 0
+    assert edit(photo, "-i", "red", "--out", tmp_path / "out", "--window", 10**18, "--cfg", -1)[0] == 0
 
 
 def test_what_to_edit_must_be_clear(refused, photo, earlier, tmp_path):
     session = earlier / "session.safetensors"
     out = ("--out", tmp_path / "out")
     refused(photo, *out, says=("no instruction", '-i "'))
-    refused("-i", "red", *out, says=("an image to start from, or --session",))
-    refused(photo, "--session", session, "-i", "red", *out, says=("not both",))
+    refused(
+        "-i", "red", *out, says=("exclude each other and one is needed", "Give an image to start from, or a session")
+    )
+    refused(photo, "--session", session, "-i", "red", *out, says=("exclude each other and one is needed",))
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_a_device_that_is_not_there(refused, photo, tmp_path):
     asked = (photo, "-i", "red", "--out", tmp_path / "out", "--device", "cuda")
-    refused(*asked, says=("--device cuda", "no CUDA", "--device cpu"))
+    refused(*asked, says=("--device is cuda", "no CUDA", "Use --device cpu"))
     assert not (tmp_path / "out").exists()
 
 
@@ -468,7 +471,7 @@ class Evil:
         return os.mkdir, (self.marker,)
 
 
-def test_files_that_are_no_model_are_refused(refused, photo, tmp_path):
+def test_files_that_are_not_models_are_refused(refused, photo, tmp_path):
     marker = tmp_path / "the code was run"
     torch.save({"generator": Evil(str(marker))}, tmp_path / "zip.pt")
     (tmp_path / "bare.pt").write_bytes(pickle.dumps({"generator": Evil(str(marker))}))
@@ -483,7 +486,7 @@ def test_files_that_are_no_model_are_refused(refused, photo, tmp_path):
         ("lora.safetensors", "lora.safetensors"),
         ("photo.png", "neither safetensors nor"),
     ):
-        refused(photo, "-i", "red", "--out", tmp_path / "out", model=tmp_path / name, says=(name, says, ": "))
+        refused(photo, "-i", "red", "--out", tmp_path / "out", model=tmp_path / name, says=(name, says, ". "))
     assert not marker.exists()
 
 
@@ -498,26 +501,27 @@ def test_bad_sessions(refused, earlier, tmp_path):
     bad = tmp_path / "bad.safetensors"
     for length in (0, 5, 100, 1000, len(whole) - 1):
         bad.write_bytes(whole[:length])
-        on(bad, "damaged", "earlier copy")
-    bad.write_bytes(whole.replace(b'\\"version\\": 1,', b'\\"version\\": 2,'))
-    on(bad, "format 2", "update AnchorEdit")
+        on(bad, "damaged", "Use an earlier copy")
+    for version, remedy in ((1, "Start a new session"), (3, "Update AnchorEdit")):
+        bad.write_bytes(whole.replace(b'\\"version\\": 2,', b'\\"version\\": %d,' % version))
+        on(bad, f"format {version}", remedy)
     bad.write_bytes(b"a text\n" * 99)
     on(bad, "damaged")
     save_file({"weight": torch.zeros(2)}, bad)
     on(bad, "not a session file")
-    on(tmp_path / "missing", "does not exist", "check")
+    on(tmp_path / "missing", "does not exist", "Check")
     on(earlier, "is a folder")
     on(tmp_path / ("a" * 300), "too long")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_session_of_another_model(edit, refused, small_model, earlier, tmp_path):
-    """Another VAE or text encoder is refused before an image is touched; other weights are told."""
+    """Another VAE or text encoder is refused before an image is touched; other weights are noted."""
     asked = ("--session", earlier / "session.safetensors", "-i", "on", "--out", earlier)
     model = Path(shutil.copytree(small_model, tmp_path / "model"))
     config = json.loads((model / "vae" / "config.json").read_text())
     (model / "vae" / "config.json").write_text(json.dumps({**config, "latents_mean": [0.5] * 16}))
-    refused(*asked, model=model, says=("another VAE", "use the model it was started with"))
+    refused(*asked, model=model, says=("another VAE", "Use the model it was started with"))
 
     shutil.rmtree(model)
     shutil.copytree(small_model, model)
@@ -532,12 +536,12 @@ def test_a_session_of_another_model(edit, refused, small_model, earlier, tmp_pat
 
 
 def test_folders_that_hold_results_are_kept(refused, earlier, photo, tmp_path):
-    refused(photo, "-i", "red", "--out", earlier, says=("already holds session.safetensors", "choose another --out"))
+    refused(photo, "-i", "red", "--out", earlier, says=("already holds session.safetensors", "Choose another --out"))
     other = Path(shutil.copytree(earlier, tmp_path / "other"))
     asked = ("--session", other / "session.safetensors", "-i", "red", "--out", earlier)
     refused(*asked, says=("already holds session.safetensors", f"--session '{earlier}"))
     (earlier / "session.safetensors").unlink()
-    refused(photo, "-i", "red", "--out", earlier, says=("already holds filmstrip.png", "choose another --out"))
+    refused(photo, "-i", "red", "--out", earlier, says=("already holds filmstrip.png", "Choose another --out"))
     (earlier / "filmstrip.png").unlink()
     refused(earlier / "turn_01.png", "-i", "red", "--out", earlier, says=("already holds turn_00.png",))
 
@@ -550,18 +554,18 @@ def test_other_files_in_the_folder_do_not_matter(edit, photo, tmp_path):
 
 def test_folders_that_cannot_be_written(refused, photo, tmp_path):
     (tmp_path / "loop").symlink_to("loop")
-    places = [photo, photo / "below", tmp_path / ("a" * 300), tmp_path / "loop"]
+    paths = [photo, photo / "below", tmp_path / ("a" * 300), tmp_path / "loop"]
     if os.name == "posix":
-        places.append(Path("/proc/anchoredit"))
-    for place in places:
-        refused(photo, "-i", "red", "--out", place, says=(f"'{place}'", "choose another --out"))
+        paths.append(Path("/proc/anchoredit"))
+    for path in paths:
+        refused(photo, "-i", "red", "--out", path, says=(f"'{path}'", "Choose another --out"))
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
 def test_folders_that_may_not_be_written(refused, photo, tmp_path):
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o500)
-    refused(photo, "-i", "red", "--out", closed, says=(str(closed), "Permission denied", "choose another --out"))
+    refused(photo, "-i", "red", "--out", closed, says=(str(closed), "Permission denied", "Choose another --out"))
 
 
 def test_a_full_disk_keeps_what_is_finished(refused, edit, photo, earlier, tmp_path, largest_file):
@@ -571,10 +575,10 @@ def test_a_full_disk_keeps_what_is_finished(refused, edit, photo, earlier, tmp_p
             "--session", session, "-i", "on", "--out", earlier, says=("session.safetensors", "too large", "has room")
         )
     with largest_file(0):
-        refused(photo, "-i", "red", "--out", tmp_path / "out", says=("cannot write in", "choose another --out"))
+        refused(photo, "-i", "red", "--out", tmp_path / "out", says=("cannot write in", "Choose another --out"))
 
 
-def test_a_image_that_cannot_be_written_loses_no_turn(edit, photo, tmp_path, monkeypatch):
+def test_an_image_that_cannot_be_written_loses_no_turn(edit, photo, tmp_path, monkeypatch):
     replace = os.replace
 
     def full(source, target):
@@ -617,18 +621,18 @@ def test_a_turn_is_saved_before_anything_is_drawn(edit, photo, tmp_path, monkeyp
 
             patch.setattr(anchoredit_model.filmstrip, "contact_sheet", failing_sheet)
         code, _, err = edit(photo, *FIVE[:6], "--out", out)
-    assert code == 2 and err[0].startswith("error: out of memory; finished turns are kept: use")
+    assert code == 2 and err[0].startswith("error: out of memory; finished turns are kept. Use")
     assert load_session(out / "session.safetensors").last == 2
     assert edit("--session", out / "session.safetensors", *FIVE[4:6], "--out", out)[0] == 0
     assert edit(photo, *FIVE[:6], "--out", tmp_path / "whole")[0] == 0
     assert files(out) == files(tmp_path / "whole")
 
 
-# ---------------------------------------------------------------- stopping, and what nobody foresaw
+# ---------------------------------------------------------------- stopping, and unexpected errors
 
 
 def fails_in(turn: int, error: BaseException, monkeypatch) -> None:
-    """Lets a turn raise."""
+    """Make a turn raise."""
     made = AnchorEditPipeline.turn
 
     def failing(self, memory, *args, **kwargs):
@@ -668,9 +672,9 @@ def test_ctrl_c_in_the_first_turn_leaves_nothing_in_the_way(edit, photo, tmp_pat
     [
         (OSError(errno.EIO, "Input/output error", "/a/b"), "cannot use '/a/b' (Input/output error)"),
         (OSError(errno.EIO, "Input/output error"), "cannot use a file or the standard output (Input/output error)"),
-        (MemoryError(), "out of memory; finished turns are kept: use"),
-        (RuntimeError("CUDA out of memory. Tried\nto"), "out of memory; finished turns are kept: use"),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "out of memory; finished turns are kept: use"),
+        (MemoryError(), "out of memory; finished turns are kept. Use"),
+        (RuntimeError("CUDA out of memory. Tried\nto"), "out of memory; finished turns are kept. Use"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "out of memory; finished turns are kept. Use"),
         (
             ModuleNotFoundError("No module named 'diffusers'"),
             "package is missing or too old (No module named 'diffusers')",
@@ -684,7 +688,7 @@ def test_what_the_machine_lacks_is_one_line(edit, photo, tmp_path, monkeypatch, 
     assert load_session(tmp_path / "out" / "session.safetensors").last == 1
 
 
-def test_our_own_mistakes_are_not_dressed_up(edit, photo, tmp_path, monkeypatch):
+def test_bugs_keep_their_traceback(edit, photo, tmp_path, monkeypatch):
     fails_in(1, RuntimeError("a bug"), monkeypatch)
     with pytest.raises(RuntimeError, match="a bug"):
         edit(photo, "-i", "red", "--out", tmp_path / "out")

@@ -15,7 +15,7 @@ side = st.integers(1, 5000)
 
 @pytest.mark.parametrize("wrong", [(0, 64, 4), (1000, 64, 4), (1024, 0, 4), (1024, 64, 0.5), (1024, 64, float("nan"))])
 def test_buckets_that_do_not_exist(wrong):
-    with pytest.raises(AnchorEditError, match="area"):
+    with pytest.raises(AnchorEditError, match="resolution"):
         buckets(*wrong)
 
 
@@ -34,7 +34,7 @@ def test_fit_keeps_the_whole_image(height, width):
 @given(side, side)
 @settings(deadline=None, max_examples=8)
 def test_any_size_comes_back_exactly(height, width):
-    g = fit(height, width, area_base=64, step=16)
+    g = fit(height, width, resolution=64, step=16)
     image = torch.full((1, 1, 1, 1), 0.25).expand(1, 1, height, width)
     work = g.to_work(image)
     assert work.shape == (1, 1, g.work_height, g.work_width)
@@ -45,7 +45,7 @@ def test_any_size_comes_back_exactly(height, width):
 
 @pytest.mark.parametrize("height, width", [(1, 1), (20000, 10), (10, 20000), (1, 5000), (3, 2)])
 def test_extremes(height, width):
-    g = fit(height, width, area_base=128, step=16)
+    g = fit(height, width, resolution=128, step=16)
     image = torch.rand(1, 3, height, width)
     back = g.from_work(g.to_work(image))
     assert back.shape == image.shape
@@ -111,7 +111,7 @@ def test_no_shift(source, work):
 
 
 def test_wrong_size_names_both():
-    with pytest.raises(AnchorEditError, match=r"30x20.*expects 40x20"):
+    with pytest.raises(AnchorEditError, match=r"must be 40x20 .*got 30x20"):
         fit(20, 40).to_work(torch.zeros(1, 3, 20, 30))
     with pytest.raises(AnchorEditError, match="0x20"):
         fit(20, 0)
@@ -164,9 +164,9 @@ def test_composite_fades_by_the_distance_to_the_nearest_pixel_outside(rows, colu
     if hole:
         mask[..., 10, 12] = 0
     weight = composite(torch.ones(1, 1, 20, 24), torch.zeros(1, 1, 20, 24), mask, feather)
-    places = torch.stack(torch.meshgrid(torch.arange(20), torch.arange(24), indexing="ij"), dim=-1).float()
-    outside = places[mask[0, 0] == 0]
-    depth = torch.cdist(places.view(-1, 2), outside).amin(dim=1) if len(outside) else torch.full((480,), 99.0)
+    positions = torch.stack(torch.meshgrid(torch.arange(20), torch.arange(24), indexing="ij"), dim=-1).float()
+    outside = positions[mask[0, 0] == 0]
+    depth = torch.cdist(positions.view(-1, 2), outside).amin(dim=1) if len(outside) else torch.full((480,), 99.0)
     fade = (depth / (feather + 1)).clamp(max=1).view(20, 24)
     torch.testing.assert_close(weight[0, 0], mask[0, 0] * fade)
 
