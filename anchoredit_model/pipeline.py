@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from . import TINY
 from .config import EditConfig, KVCacheConfig, MemoryPolicy, TransformerConfig
 from .decoding import ImageCodec, check_vae, decode_turn
 from .errors import AnchorEditError
@@ -31,8 +32,6 @@ from .memory.kv_store import KVStore
 from .networks.backbone import Backbone
 from .samplers import SAMPLERS, Denoiser, OnStep, guided
 from .sampling import sample, schedule_of, variation_seeds, with_steps
-
-TINY = Path(__file__).parent / "tiny"
 
 
 class PromptEncoder(Protocol):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from . import TINY
 from .atomic_write import atomic_write
 from .checkpoint.layout import load_transformer, read_checkpoint, save_folder
 from .config import TransformerConfig
@@ -16,7 +17,6 @@ from .networks.backbone import TransformerBackbone
 from .networks.text_encoder import TextEncoder
 from .networks.vae import ImageVAE
 
-_BUNDLED = Path(__file__).parent / "tiny"
 _INDEX = "model_index.json"
 Parts = tuple[TransformerBackbone, ImageVAE, TextEncoder]
 
@@ -66,7 +66,7 @@ def move_parts(
 def _folder_of_bundled_parts(weights: Path) -> Path:
     """Find the bundled VAE and text encoder for weights of the bundled model's size, and for no others."""
     if read_checkpoint(weights).transformer_config == TransformerConfig.named("tiny"):
-        return _BUNDLED
+        return TINY
     raise AnchorEditError(
         f"'{weights}' has no folders vae and text_encoder with it",
         "Put Wan 2.1's there, as diffusers stores them",

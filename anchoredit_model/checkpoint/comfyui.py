@@ -17,10 +17,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from .. import TINY
 from ..config import EditConfig
 from ..errors import AnchorEditError
 from ..networks.vae import latent_space_id
-from ..pipeline import TINY
 from .layout import read_checkpoint
 
 _RESNET = {"norm1": "residual.0", "conv1": "residual.2", "norm2": "residual.3", "conv2": "residual.6"}

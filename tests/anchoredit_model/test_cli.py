@@ -382,6 +382,7 @@ def test_bad_masks(refused, photo, earlier, tmp_path):
         (["--steps", 0], ("steps must be 1 to 1000, got 0", "Ask for")),
         (["--steps", -4], ("steps must be 1 to 1000, got -4", "Ask for")),
         (["--steps", 10**18], (f"steps must be 1 to 1000, got {10**18}", "Ask for")),
+        (["--sampler", "ddim"], ("sampler must be one of renoise, euler, got 'ddim'", "Choose")),
         (["--sampler", "euler", "--steps", 0], ("steps must be 1 to 1000, got 0", "Ask for")),
         (["--model", "/nowhere/model"], ("'/nowhere/model' does not exist", "Give")),
         (["--model", "~nobody-here/model"], ("'~nobody-here/model' does not exist", "Give")),
