@@ -10,7 +10,8 @@ import torch
 
 from . import TINY
 from .atomic_write import atomic_write
-from .checkpoint.layout import load_transformer, read_checkpoint, save_folder
+from .checkpoint.loading import load_transformer, read_checkpoint
+from .checkpoint.saving import save_folder
 from .config import TransformerConfig
 from .errors import AnchorEditError
 from .networks.backbone import TransformerBackbone

@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from anchoredit_model.checkpoint.layout import fingerprint
+from anchoredit_model.checkpoint.fingerprint import fingerprint
 from anchoredit_model.errors import AnchorEditError
 from anchoredit_model.images import to_pil
 

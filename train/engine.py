@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from anchoredit_model.atomic_write import atomic_write
-from anchoredit_model.checkpoint.layout import save_checkpoint
+from anchoredit_model.checkpoint.saving import save_checkpoint
 from anchoredit_model.errors import AnchorEditError
 from anchoredit_model.networks.vae import ImageVAE
 

@@ -20,7 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from anchoredit_model.checkpoint.layout import load_transformer, save_checkpoint
+from anchoredit_model.checkpoint.loading import load_transformer
+from anchoredit_model.checkpoint.saving import save_checkpoint
 from anchoredit_model.errors import AnchorEditError
 from anchoredit_model.networks.backbone import TransformerBackbone
 from anchoredit_model.networks.text_encoder import TextEncoder

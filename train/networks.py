@@ -24,7 +24,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
-from anchoredit_model.checkpoint.layout import load_transformer, read_checkpoint
+from anchoredit_model.checkpoint.loading import load_transformer, read_checkpoint
 from anchoredit_model.config import TransformerConfig
 from anchoredit_model.errors import AnchorEditError
 from anchoredit_model.networks.transformer import CausalWanTransformer

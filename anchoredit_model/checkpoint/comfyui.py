@@ -21,7 +21,7 @@ from .. import TINY
 from ..config import EditConfig
 from ..errors import AnchorEditError
 from ..networks.vae import latent_space_id
-from .layout import read_checkpoint
+from .loading import read_checkpoint
 
 _RESNET = {"norm1": "residual.0", "conv1": "residual.2", "norm2": "residual.3", "conv2": "residual.6"}
 _RESNET |= {"conv_shortcut": "shortcut"}

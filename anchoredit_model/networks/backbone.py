@@ -16,7 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..checkpoint.layout import fingerprint
+from ..checkpoint.fingerprint import fingerprint
 from ..config import EditConfig, TransformerConfig
 from ..memory.frame_kv import FrameKV
 from ..memory.visibility import FrameView

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ...anchoredit_model.checkpoint.layout import UNDISTILLED
+from ...anchoredit_model.checkpoint.loading import UNDISTILLED
 from ...anchoredit_model.config import EditConfig
 
 ATTACHMENT_KEY = "anchoredit"  # names our attachment on a MODEL, our attribute on a VAE, our wrappers

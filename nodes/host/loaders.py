@@ -5,7 +5,7 @@ from __future__ import annotations
 import comfy.sd
 import folder_paths
 
-from ...anchoredit_model.checkpoint.layout import outline, read_checkpoint
+from ...anchoredit_model.checkpoint.loading import outline, read_checkpoint
 from ...anchoredit_model.errors import AnchorEditError
 from .edit_metadata import EditMetadata, attach_edit_metadata
 from .wan.model import text_to_video_network

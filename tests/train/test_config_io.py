@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from anchoredit_model.checkpoint.layout import UNDISTILLED
+from anchoredit_model.checkpoint.loading import UNDISTILLED
 from anchoredit_model.errors import AnchorEditError
 from train.config import NAMES, Optimiser
 from train.config_io import load_config, to_yaml

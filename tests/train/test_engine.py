@@ -21,7 +21,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from anchoredit_model.checkpoint.layout import load_transformer, read_checkpoint, save_checkpoint
+from anchoredit_model.checkpoint.loading import load_transformer, read_checkpoint
+from anchoredit_model.checkpoint.saving import save_checkpoint
 from anchoredit_model.errors import AnchorEditError
 from train.__main__ import main
 from train.ablations import VARIANTS

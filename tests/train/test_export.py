@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from anchoredit_model.checkpoint.layout import load_transformer, save_checkpoint
+from anchoredit_model.checkpoint.loading import load_transformer
+from anchoredit_model.checkpoint.saving import save_checkpoint
 from anchoredit_model.errors import AnchorEditError
 from anchoredit_model.pipeline import TINY, AnchorEditPipeline
 from train.config_io import load_config

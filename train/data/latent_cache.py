@@ -30,7 +30,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from anchoredit_model.atomic_write import atomic_write
-from anchoredit_model.checkpoint.layout import fingerprint
+from anchoredit_model.checkpoint.fingerprint import fingerprint
 from anchoredit_model.errors import AnchorEditError
 from anchoredit_model.networks.text_encoder import TextEncoder, find_encoder
 from anchoredit_model.networks.vae import CONFIG_NAME, WEIGHTS_NAME, ImageVAE

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ....anchoredit_model.checkpoint.layout import LATENT_CHANNELS
+from ....anchoredit_model.checkpoint.validation import LATENT_CHANNELS
 from ....anchoredit_model.config import TransformerConfig
 from ....anchoredit_model.errors import AnchorEditError
 from ....anchoredit_model.memory.frame_kv import FrameKV

@@ -1,4 +1,4 @@
-"""Every layout of a checkpoint gives the same weights; everything else is refused with a reason."""
+"""Every format of a checkpoint gives the same weights; everything else is refused with a reason."""
 
 import io
 import json
@@ -12,15 +12,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from anchoredit_model.checkpoint.fingerprint import fingerprint
+from anchoredit_model.checkpoint.formats import FORMATS
 from anchoredit_model.checkpoint.keymap import to_wan_name, unwrapped
-from anchoredit_model.checkpoint.layout import (
-    UNDISTILLED,
-    fingerprint,
-    load_transformer,
-    read_checkpoint,
-    save_checkpoint,
-    save_folder,
-)
+from anchoredit_model.checkpoint.loading import UNDISTILLED, load_transformer, outline, read_checkpoint
+from anchoredit_model.checkpoint.saving import save_checkpoint, save_folder
 from anchoredit_model.config import EditConfig, TransformerConfig
 from anchoredit_model.errors import AnchorEditError
 from anchoredit_model.networks.transformer import CausalWanTransformer
@@ -86,8 +82,8 @@ WAN_JSON = {
 }
 
 
-# ------------------------------------------------------------------------------------------------ layouts
-# One writer per layout: (folder, Wan's weights, diffusers' weights) -> the path to read.
+# ------------------------------------------------------------------------------------------------ formats
+# One writer per way of storing a model: (folder, Wan's weights, diffusers' weights) -> the path to read.
 
 
 def own_file(folder, wan, theirs):
@@ -179,7 +175,7 @@ def old_pt(folder, wan, theirs):
 
 
 FOREIGN = EditConfig(anchor_prompt="first_prompt", slot_mode="absolute")
-LAYOUTS = {
+STORED = {
     "own file": (own_file, "anchoredit", EDIT),
     "own folder": (own_folder, "anchoredit", EDIT),
     "diffusers folder": (diffusers_folder, "diffusers", None),
@@ -200,14 +196,19 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
-def test_every_layout_gives_the_same_weights(name, tmp_path, weights, diffusers_weights):
-    write, layout, edit = LAYOUTS[name]
+@pytest.mark.parametrize("name", STORED)
+def test_every_format_gives_the_same_weights(name, tmp_path, weights, diffusers_weights):
+    write, format, edit = STORED[name]
     path = write(tmp_path, weights, diffusers_weights)
     found = read_checkpoint(path)
-    assert (found.layout, found.edit_config, found.transformer_config) == (layout, edit, CONFIG)
+    assert (found.format, found.edit_config, found.transformer_config) == (format, edit, CONFIG)
     assert found.state_dict.keys() == weights.keys()
     assert all(torch.equal(found.state_dict[key], weights[key]) for key in weights)
+
+    known = outline(path)
+    assert (known.format, known.edit_config) == (format, edit)
+    one_file = path.is_file() and not name.startswith("parts")
+    assert known.wan_file == (one_file and format in ("anchoredit", "comfyui"))
 
     model, loaded_edit = load_transformer(str(path), torch.float32, "cpu")
     assert loaded_edit == (edit or UNDISTILLED) and not model.training
@@ -215,6 +216,10 @@ def test_every_layout_gives_the_same_weights(name, tmp_path, weights, diffusers_
     everything = [*model.parameters(), *model.buffers()]
     assert not any(tensor.is_meta for tensor in everything)
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_every_format_is_tested():
+    assert {format for _, format, _ in STORED.values()} == set(FORMATS) - {"gguf"}  # which is refused
 
 
 def test_a_header_as_long_as_a_pickles_first_byte_is_a_header(tmp_path, weights):
@@ -304,7 +309,7 @@ def test_number_of_heads(tmp_path, weights):
     path = comfyui_file("")(tmp_path, weights, None)
     assert read_checkpoint(path).transformer_config.num_heads == 1
     assert read_checkpoint(path, num_heads=4).transformer_config.num_heads == 4
-    with pytest.raises(AnchorEditError, match="3 heads"):
+    with pytest.raises(AnchorEditError, match="got 3 heads"):
         read_checkpoint(path, num_heads=3)
     metadata = {"config": json.dumps({"transformer": {"num_heads": 2}})}
     save_file(weights, path, metadata)
@@ -320,13 +325,13 @@ def test_number_of_heads(tmp_path, weights):
         ("patch_embedding.weight", (128, 36, 1, 2, 2), "36 channels"),
     ],
 )
-def test_variants_are_refused_with_the_reason(name, shape, reason, tmp_path, weights):
+def test_other_kinds_of_models_are_refused_with_the_reason(name, shape, reason, tmp_path, weights):
     save_file(weights | {name: torch.ones(shape)}, tmp_path / "x.safetensors")
     with pytest.raises(AnchorEditError, match=reason):
         load_transformer(tmp_path / "x.safetensors")
 
 
-def test_variants_are_refused_by_their_config(tmp_path, weights, diffusers_weights):
+def test_other_kinds_of_models_are_refused_by_their_config(tmp_path, weights, diffusers_weights):
     write_json(wan_folder(tmp_path, weights, None) / "config.json", WAN_JSON | {"model_type": "i2v"})
     with pytest.raises(AnchorEditError, match="i2v"):
         read_checkpoint(tmp_path)
@@ -415,7 +420,7 @@ def test_files_of_something_else_are_refused(tmp_path, weights):
     save_file(weights, tmp_path / "meta.safetensors", {"config": "{"})
     with pytest.raises(AnchorEditError, match="not a JSON object"):
         read_checkpoint(tmp_path / "meta.safetensors")
-    with pytest.raises(AnchorEditError, match="no checkpoint at"):
+    with pytest.raises(AnchorEditError, match="nowhere.pt does not exist"):
         read_checkpoint(tmp_path / "nowhere.pt")
 
 
@@ -508,7 +513,7 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path, weights, m
         Path(temporary).write_bytes(b"half")
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("anchoredit_model.checkpoint.layout.save_file", full_disk)
+    monkeypatch.setattr("anchoredit_model.checkpoint.saving.save_file", full_disk)
     with pytest.raises(AnchorEditError, match="no space left"):
         save_checkpoint(path, weights, CONFIG, EDIT)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
