@@ -1,4 +1,4 @@
-"""python -m anchoredit_model: see cli.py."""
+"""Entry point of `python -m anchoredit_model`; see cli.py."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Writing a file as a whole or not at all."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from .errors import AnchorEditError
 
 @contextlib.contextmanager
 def atomic_write(path: Path, what: str, make_folder: bool = False) -> Iterator[Path]:
-    """A name to write to; what is written there takes `path`'s place when the block ends well.
+    """Yield a path to write to, which replaces `path` when the block ends without an exception.
 
-    If it does not, or the process dies, the old file stays. Raises AnchorEditError, with `what` naming the file's
-    purpose, if the folder is missing, read-only or full.
+    Otherwise, also if the process dies, the old file stays. Raises AnchorEditError, in which `what` names the
+    file's purpose, if the folder is missing, read-only or full.
     """
     # Beside the target, because only within one file system is a replacement atomic.
     unfinished = path.with_name(f".{uuid.uuid4().hex}.tmp")
@@ -26,7 +26,7 @@ def atomic_write(path: Path, what: str, make_folder: bool = False) -> Iterator[P
         if make_folder:
             path.parent.mkdir(parents=True, exist_ok=True)
         unfinished.touch()
-        mode = unfinished.stat().st_mode  # as the user's other files; safetensors' own can be read by their owner alone
+        mode = unfinished.stat().st_mode  # as the user's other files; safetensors lets only the owner read its own
         yield unfinished
         unfinished.chmod(mode)
         os.replace(unfinished, path)
@@ -36,5 +36,5 @@ def atomic_write(path: Path, what: str, make_folder: bool = False) -> Iterator[P
             f"{what} '{path}' cannot be written ({reason})", "Choose a folder that exists, is writable and has room"
         ) from error
     finally:
-        with contextlib.suppress(OSError):  # gone after a success, or never made
+        with contextlib.suppress(OSError):  # it was renamed, or never created
             unfinished.unlink()

@@ -23,6 +23,7 @@ KV_DEVICES = ("auto", "gpu", "cpu")
 KV_DTYPES = ("auto", "bfloat16", "float16", "float32", "float8_e4m3fn")
 
 
+@dataclass(frozen=True)
 class JsonConfig:
     """Read and write a frozen dataclass as a plain JSON object; unknown keys are errors, missing ones defaults."""
 

@@ -17,8 +17,11 @@ _FEATHER = 1 / 64  # of the image's shorter side, inside a mask's edge
 class ImageCodec(Protocol):
     """Map images [B, 3, H, W] in 0..1 to latents [B, C, h, w] as the backbone takes them, and back."""
 
-    spatial_factor: int
-    latent_channels: int
+    @property
+    def spatial_factor(self) -> int: ...
+
+    @property
+    def latent_channels(self) -> int: ...
 
     @property
     def latent_space(self) -> str:

@@ -1,7 +1,10 @@
-"""The contact sheet of a session: the source, then every turn with its instruction beneath."""
+"""The contact sheet of a session: the source, then every turn with its instruction below."""
+
+from __future__ import annotations
 
 import re
 from statistics import median
+from typing import cast
 
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -9,14 +12,14 @@ from torch import Tensor
 from .errors import AnchorEditError
 from .images import to_pil
 
-# Neutral greys, dark like the editors the sheet is looked at in, so that colours are judged by themselves.
+# Neutral greys, dark as an image editor's window, so that the sheet does not tint how its images look.
 BACKGROUND, FRAME, LABEL, TEXT = (38, 38, 38), (78, 78, 78), (150, 150, 150), (226, 226, 226)
 CAPTION_LINES = 3
 # Sides of a thumbnail, in units of `thumb`: images more elongated than 5:1 are shown smaller, not cropped.
-LONGEST, NARROWEST_CELL = 2.25, 0.75
+LONGEST_SIDE, NARROWEST_CELL = 2.25, 0.75
 ROW_LENGTH = 6  # square thumbnails in a row; fewer wide ones, more tall ones
 
-# Looked up by name where the system keeps its fonts (Pillow does that) when a caption is not written in Latin.
+# Pillow looks them up by name in the system's font folders, for captions in other than Latin letters.
 WORLD_FONTS = (
     "NotoSansCJK-Regular.ttc",  # Linux
     "NotoSansCJKsc-Regular.otf",
@@ -34,7 +37,7 @@ WORLD_FONTS = (
     "Arial Unicode.ttf",
     "DejaVuSans.ttf",  # no Chinese, but Greek and Cyrillic
 )
-# Pillow's bundled font knows Latin letters and common punctuation only.
+# Pillow's own font has Latin letters and common punctuation only.
 BEYOND_LATIN = re.compile(r"[^\u0000-\u024f\u2000-\u206f\u20ac\u2122]")
 # A line may break between words and after every Chinese or Japanese character, but not before its punctuation.
 CJK = r"\u2e80-\u9fff\uf900-\ufaff\uff00-\uffef"
@@ -50,19 +53,21 @@ def filmstrip(
 ) -> Image.Image:
     """Draw a contact sheet.
 
-    `images` are images [3, H, W], 0..1, the source first, of any size; `captions` are the instructions, one
-    per turn, so one fewer than `images`. A square thumbnail has sides of `thumb` pixels, others the same area.
-    `columns` is the number of images in a row, by default as many as look well, rows evenly filled. `labels` stand
-    above the captions, one per image, by default "source", "turn 1", ...
-    Chinese captions need a Chinese font on the system (most Linux servers have none: install Noto Sans CJK),
-    else they show as boxes. Raises AnchorEditError if images, captions or sizes do not fit together.
+    images    [3, H, W], 0..1, of any size, the source first
+    captions  the instructions, one per turn, so one fewer than `images`
+    thumb     side of a square thumbnail in pixels; others have the same area
+    columns   images in a row (default: about 6 square ones, in evenly filled rows)
+    labels    above the captions, one per image (default: "source", "turn 1", ...)
+
+    Chinese captions need a Chinese font on the system (most Linux servers have none: install Noto Sans CJK), else
+    they show as boxes. Raises AnchorEditError if the numbers of images and captions or the sizes do not fit.
     """
     thumbnails = _thumbnails([to_pil(image) for image in images], thumb) if images else []
     return contact_sheet(thumbnails, captions, thumb, columns, labels)
 
 
 def thumbnail(image: Tensor, thumb: int = 256) -> Image.Image:
-    """An image [3, H, W], 0..1 as `filmstrip` shows it among others of its size."""
+    """Scale an image [3, H, W], 0..1, as `filmstrip` shows it among others of its size."""
     return _thumbnails([to_pil(image)], thumb)[0]
 
 
@@ -73,16 +78,20 @@ def contact_sheet(
     columns: int | None = None,
     labels: list[str] | None = None,
 ) -> Image.Image:
-    """`filmstrip` from images that `thumbnail` has made small: all that a long session needs to keep of them."""
+    """Draw the sheet of `filmstrip` from thumbnails, which are all that a long session needs to keep."""
     if not thumbnails or len(captions) != len(thumbnails) - 1:
         raise AnchorEditError(
-            f"filmstrip got {len(thumbnails)} images and {len(captions)} captions",
+            f"a filmstrip must have one caption fewer than images, got {len(thumbnails)} images and {len(captions)} "
+            "captions",
             "Give the source and then one image and one caption per turn",
         )
     if thumb < 48 or (columns is not None and columns < 1):
-        raise AnchorEditError(f"filmstrip with thumb {thumb} and columns {columns}", "Use 48 px and 1 column or more")
+        raise AnchorEditError(
+            f"a filmstrip must have thumb 48 and columns 1 or more, got thumb {thumb} and columns {columns}",
+            "Use 48 pixels and 1 column or more",
+        )
     labels = labels or ["source", *(f"turn {number}" for number in range(1, len(thumbnails)))]
-    label_font = ImageFont.load_default(max(10, round(thumb / 18)))
+    label_font = default_font(max(10, round(thumb / 18)))
     text_font = caption_font("".join(captions), max(11, round(thumb / 15)))
     line_height = round(sum(text_font.getmetrics()) * 1.15)
     label_height = round(sum(label_font.getmetrics()) * 1.35)
@@ -95,7 +104,7 @@ def contact_sheet(
     rows = [range(first, min(first + columns, len(thumbnails))) for first in range(0, len(thumbnails), columns)]
 
     label_gap = round(gap / 3)
-    # Every row is as high as its own longest caption asks for.
+    # a row is as high as its longest caption needs
     row_heights = [
         image_height + label_gap + label_height + line_height * max(len(texts[i]) for i in row) for row in rows
     ]
@@ -107,7 +116,7 @@ def contact_sheet(
         for column, i in enumerate(row):
             left = gap + column * (cell_width + gap)
             image = thumbnails[i]
-            # Left and bottom aligned: text and image share an edge, and the label stays near its image.
+            # left and bottom aligned, so that text and image share an edge and the label is near its image
             y = top + image_height - image.height
             draw.rectangle((left - 1, y - 1, left + image.width, y + image.height), outline=FRAME)
             sheet.paste(image, (left, y))
@@ -120,10 +129,10 @@ def contact_sheet(
 
 
 def _thumbnails(images: list[Image.Image], thumb: int) -> list[Image.Image]:
-    """Scale images to one common height, chosen so that the typical one covers thumb x thumb pixels."""
+    """Scale images to one height, at which the median aspect ratio covers thumb x thumb pixels."""
     aspect = median(image.width / image.height for image in images)
-    longest = round(thumb * LONGEST)
-    height = min(longest, max(round(thumb / LONGEST), round(thumb / aspect**0.5)))
+    longest = round(thumb * LONGEST_SIDE)
+    height = min(longest, max(round(thumb / LONGEST_SIDE), round(thumb / aspect**0.5)))
     thumbnails = []
     for image in images:
         scale = min(height / image.height, longest / image.width)
@@ -133,21 +142,26 @@ def _thumbnails(images: list[Image.Image], thumb: int) -> list[Image.Image]:
 
 
 def _columns(count: int, cell_width: float) -> int:
-    """Choose the columns for `count` cells of a width in units of `thumb`, so that rows are evenly filled."""
+    """Return the number of columns that fills rows evenly; `cell_width` in units of `thumb`."""
     most = max(2, round(ROW_LENGTH / cell_width))
     rows = -(-count // most)
     return -(-count // rows)
 
 
 def caption_font(text: str, size: int) -> ImageFont.FreeTypeFont:
-    """Choose a font for `text`: Pillow's own, or for other scripts the first of WORLD_FONTS on this system."""
+    """Return a font for `text`: Pillow's own, or for other scripts the first of WORLD_FONTS on this system."""
     if BEYOND_LATIN.search(text):
         for name in WORLD_FONTS:
             try:
                 return ImageFont.truetype(name, size)
             except OSError:
                 continue
-    return ImageFont.load_default(size)  # draws boxes for what it lacks
+    return default_font(size)  # draws boxes for characters that it lacks
+
+
+def default_font(size: int) -> ImageFont.FreeTypeFont:
+    """Return Pillow's own font, which for a given size is always a FreeType font."""
+    return cast(ImageFont.FreeTypeFont, ImageFont.load_default(size))
 
 
 def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
@@ -160,7 +174,7 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
             continue
         if lines[-1] and not piece.isspace():
             lines.append("")
-        for character in piece.strip():  # one by one, for a word longer than a line
+        for character in piece.strip():  # a word may be longer than a line
             if lines[-1] and font.getlength(lines[-1] + character) > width:
                 lines.append("")
             lines[-1] += character

@@ -233,7 +233,7 @@ def _depth(inside: Tensor) -> Tensor:
 
     depths = [
         # undefined without any pixel outside
-        np.full(each.shape, np.inf) if each.all() else distance_transform_edt(each)
+        np.full(each.shape, np.inf) if each.all() else np.asarray(distance_transform_edt(each))
         for each in inside[:, 0].cpu().numpy()
     ]
     return torch.from_numpy(np.stack(depths)).float()[:, None]

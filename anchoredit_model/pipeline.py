@@ -94,13 +94,14 @@ class AnchorEditPipeline:
         """Write the folder that `from_pretrained` reads; safetensors only."""
         from .pretrained import save_parts
 
-        save_parts(folder, self.backbone, self.vae, self.text_encoder, dtype)
+        save_parts(folder, (self.backbone, self.vae, self.text_encoder), dtype)
 
     def to(self, device: str | torch.device) -> AnchorEditPipeline:
         """Return a pipeline whose parts were moved to a device; K/V are computed again there."""
         from .pretrained import move_parts
 
-        return type(self)(*move_parts(self.backbone, self.vae, self.text_encoder, device), self.store)
+        parts = move_parts((self.backbone, self.vae, self.text_encoder), device)
+        return type(self)(*parts, self.store)
 
     # ---------------------------------------------------------------- editing
 

@@ -38,15 +38,10 @@ def load_parts(path: str | Path, dtype: torch.dtype, device: str | torch.device)
     return TransformerBackbone(transformer, edit), vae, text_encoder
 
 
-def save_parts(
-    folder: str | Path,
-    backbone: TransformerBackbone,
-    vae: ImageVAE,
-    text_encoder: TextEncoder,
-    dtype: torch.dtype | None = None,
-) -> None:
+def save_parts(folder: str | Path, parts: tuple[object, object, object], dtype: torch.dtype | None = None) -> None:
     """Write the folder that `load_parts` reads."""
     folder = Path(folder)
+    backbone, vae, text_encoder = _own(parts)
     save_folder(folder / "transformer", backbone.transformer, backbone.config, backbone.edit, dtype)
     vae.save_pretrained(folder / "vae", dtype)
     text_encoder.save_pretrained(folder / "text_encoder")
@@ -55,13 +50,24 @@ def save_parts(
         unfinished.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def move_parts(
-    backbone: TransformerBackbone, vae: ImageVAE, text_encoder: TextEncoder, device: str | torch.device
-) -> Parts:
+def move_parts(parts: tuple[object, object, object], device: str | torch.device) -> Parts:
     """Move the networks to a device."""
+    backbone, vae, text_encoder = _own(parts)
     for part in (backbone.transformer, vae, text_encoder.model):
         part.to(device)
     return TransformerBackbone(backbone.transformer, backbone.edit), vae, text_encoder
+
+
+def _own(parts: tuple[object, object, object]) -> Parts:
+    """Return the parts if they are of the kinds that `load_parts` loads."""
+    backbone, vae, text_encoder = parts
+    if (
+        isinstance(backbone, TransformerBackbone)
+        and isinstance(vae, ImageVAE)
+        and isinstance(text_encoder, TextEncoder)
+    ):
+        return backbone, vae, text_encoder
+    raise TypeError(f"only parts of this package can be saved or moved, got {[type(part).__name__ for part in parts]}")
 
 
 def _folder_of_bundled_parts(weights: Path) -> Path:

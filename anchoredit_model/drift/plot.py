@@ -1,32 +1,32 @@
-"""The drift of a session as an image: likeness, colour, place and sharpness by turn, one small plot each."""
+"""The drift curve of a session as an image: likeness, colour, shift and sharpness by turn, one plot each."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-from ..filmstrip import BACKGROUND, FRAME, LABEL, TEXT
+from ..filmstrip import BACKGROUND, FRAME, LABEL, TEXT, default_font
 from .curve import TurnDrift
 
 WIDTH, HEIGHT, COLUMNS = 1000, 800, 2
-FINE = 2  # drawn so many times larger, then reduced: Pillow's lines are not smooth
+SUPERSAMPLING = 2  # factor of the size it is drawn at, because Pillow's lines are not antialiased
 GRID = (58, 58, 58)
-# Okabe and Ito's palette, told apart by every eye: https://jfly.uni-koeln.de/color/
+# of Okabe and Ito's palette, which the colour-blind can tell apart: https://jfly.uni-koeln.de/color/
 FIRST, SECOND = (86, 180, 233), (230, 159, 0)
 _LEFT, _RIGHT, _TOP, _BELOW = 78, 74, 82, 44  # of a panel, around its axes
 _TITLE, _SMALL, _TICK = 25, 18, 18  # font sizes
 _LINE, _DOT = 3.5, 5.5
-_MOST_DOTS = 26  # turns; with more, dots would hide the line
+_MAX_DOTS = 26  # turns; more dots would hide the line
 _TICKS_X, _TICKS_Y = 8, 4
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One plot: `series` are names and the fields of `TurnDrift` that they show.
+    """Define one plot: `series` are names and the fields of `TurnDrift` that they show.
 
-    The axis shows at least `lowest` to `highest`, so that noise does not look like a landslide.
+    The axis shows at least `lowest` to `highest`, so that noise does not look like drift.
     """
 
     title: str
@@ -46,8 +46,8 @@ PANELS = (
 
 
 def drift_plot(curve: list[TurnDrift]) -> Image.Image:
-    """Draws the curve of a session, 1000 x 800. What could not be measured is a gap in the line."""
-    image = Image.new("RGB", (WIDTH * FINE, HEIGHT * FINE), BACKGROUND)
+    """Draw the curve of a session, 1000 x 800 pixels; what could not be measured is a gap in the line."""
+    image = Image.new("RGB", (WIDTH * SUPERSAMPLING, HEIGHT * SUPERSAMPLING), BACKGROUND)
     draw = ImageDraw.Draw(image)
     rows = math.ceil(len(PANELS) / COLUMNS)
     width, height = WIDTH / COLUMNS, HEIGHT / rows
@@ -64,14 +64,14 @@ def drift_plot(curve: list[TurnDrift]) -> Image.Image:
 
 
 def nice_step(span: float, most: int) -> float:
-    """The smallest of 1, 2, 5, 10, 20 ... that divides `span` into no more than `most` steps."""
+    """Return the smallest of ... 0.5, 1, 2, 5, 10, 20 ... that divides `span` into at most `most` steps."""
     least = span / most
     power = 10 ** math.floor(math.log10(least))
     return next(power * factor for factor in (1, 2, 5, 10) if power * factor >= least * (1 - 1e-9))
 
 
 class _Axes:
-    """One panel within the box (left, top, right, bottom), in pixels of the reduced image."""
+    """Draw one panel within the box (left, top, right, bottom), in pixels of the final image."""
 
     def __init__(self, draw: ImageDraw.ImageDraw, panel: Panel, curve: list[TurnDrift], box: tuple):
         self.pen, self.panel, self.box = draw, panel, box
@@ -112,14 +112,14 @@ class _Axes:
                 run.append((self._x(turn), self._y(value)))
                 continue
             self._line(run, color, _LINE)
-            if len(self.turns) <= _MOST_DOTS or len(run) == 1:
+            if len(self.turns) <= _MAX_DOTS or len(run) == 1:
                 for x, y in run:
-                    circle = [FINE * edge for edge in (x - _DOT, y - _DOT, x + _DOT, y + _DOT)]
-                    self.pen.ellipse(circle, fill=color, outline=BACKGROUND, width=FINE)
+                    circle = [SUPERSAMPLING * edge for edge in (x - _DOT, y - _DOT, x + _DOT, y + _DOT)]
+                    self.pen.ellipse(circle, fill=color, outline=BACKGROUND, width=SUPERSAMPLING)
             run = []
 
     def _last_values(self) -> None:
-        """The newest turn's values at the end of their lines, moved apart where they would touch."""
+        """Write the newest turn's values at the end of their lines, moved apart where they would overlap."""
         last = [(self._y(values[-1]), values[-1], color) for _, color, values in self.series if values[-1] is not None]
         last.sort(key=lambda entry: entry[0])
         if len(last) == 2 and last[1][0] - last[0][0] < _SMALL + 2:
@@ -134,7 +134,7 @@ class _Axes:
         x = right
         for name, color, _ in reversed([entry for entry in self.series if entry[0]]):
             self._text(x, y, name, _SMALL, color, "rs")
-            x -= ImageFont.load_default(_SMALL).getlength(name) + 18
+            x -= default_font(_SMALL).getlength(name) + 18
 
     def _x(self, turn: int) -> float:
         left, _, right, _ = self.box
@@ -146,16 +146,16 @@ class _Axes:
 
     def _line(self, points: list[tuple[float, float]], color: tuple, width: float) -> None:
         if len(points) > 1:
-            scaled = [(x * FINE, y * FINE) for x, y in points]
-            self.pen.line(scaled, fill=color, width=round(width * FINE), joint="curve")
+            scaled = [(x * SUPERSAMPLING, y * SUPERSAMPLING) for x, y in points]
+            self.pen.line(scaled, fill=color, width=round(width * SUPERSAMPLING), joint="curve")
 
     def _text(self, x: float, y: float, words: str, size: int, color: tuple, anchor: str) -> None:
-        font = ImageFont.load_default(size * FINE)
-        self.pen.text((x * FINE, y * FINE), words, font=font, fill=color, anchor=anchor)
+        font = default_font(size * SUPERSAMPLING)
+        self.pen.text((x * SUPERSAMPLING, y * SUPERSAMPLING), words, font=font, fill=color, anchor=anchor)
 
 
 def _number(value: float, step: float) -> str:
-    """A tick's label with as many digits as the step needs."""
+    """Format a tick's label with as many digits as the step needs."""
     digits = max(0, -math.floor(math.log10(step) + 1e-9))
     shown = f"{value:.{digits}f}"
     return shown.removeprefix("-") if float(shown) == 0 else shown

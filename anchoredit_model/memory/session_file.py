@@ -3,8 +3,10 @@
 Tensors: `latents` [n, C, h, w], `text` [rows, E] (all turns' rows one after the other), `image` [3, H, W] and
 `mask_0`, `mask_1`, ... [1, H, W], each once, however many turns share it. The header, under `anchoredit_session`
 in the metadata, has the format's version, the policy, the geometry, fingerprints, and per turn its instruction,
-seed, settings, number of text rows, mask and parent. Keys and values are never written: they are made again from
-the latents.
+seed, settings, number of text rows, mask and parent. K/V are never written: they are recomputed from the latents.
+
+Version 2 keeps the K/V cache settings apart from the policy. Files of version 1 were written before the first
+release and are refused.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ _BEGINNING = f'{{"__metadata__":{{"{_HEADER}"'.encode()  # of the JSON, behind i
 
 
 def save_session(memory: AnchorMemory, path: str | Path) -> None:
-    """Writes the session to a file beside the old one, then replaces it: either is always whole."""
+    """Write a session file; a present one is replaced as a whole or stays."""
     path = Path(path)
     masks = {id(turn.mask): turn.mask for turn in memory.turns if turn.mask is not None}
     mask_names = {key: f"mask_{number}" for number, key in enumerate(masks)}
@@ -66,27 +68,27 @@ def save_session(memory: AnchorMemory, path: str | Path) -> None:
 
 
 def load_session(path: str | Path) -> AnchorMemory:
-    """The memory a session file holds; errors name the file and what to do."""
+    """Read a session file; raises AnchorEditError if it is missing, damaged or of another version."""
     path = Path(path)
     with _opened(path) as (header, file):
         # copies, because no file can be replaced on Windows while a tensor is mapped to it
         tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
     try:
         return _memory(header, tensors)
-    except Exception as error:  # a damaged header fails in every way there is
+    except Exception as error:  # a damaged header fails in many ways
         raise _damaged(path, error) from None
 
 
 def check_session(path: str | Path) -> None:
-    """Raises the errors of `load_session` that need no tensor, which is cheap: it reads the file's header alone."""
+    """Raise those errors of `load_session` that need only the header, which is quick."""
     with _opened(Path(path)):
         pass
 
 
 def begins_as_session(path: str | Path) -> bool:
-    """Whether a file's first bytes are a session's, be it whole or not; quick enough for thousands of files.
+    """Tell whether a file begins as a session file, complete or not; quick enough for thousands of files.
 
-    Raises OSError if it cannot be read.
+    Raises OSError if the file cannot be read.
     """
     with Path(path).open("rb") as file:
         return file.read(8 + len(_BEGINNING))[8:] == _BEGINNING
@@ -94,7 +96,7 @@ def begins_as_session(path: str | Path) -> bool:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[dict, safe_open]]:
-    """The header of a session file, and the file open for its tensors."""
+    """Yield the header of a session file, and the file open for its tensors."""
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
         raise AnchorEditError(f"session file '{path}' {what}", "Check the path")
@@ -144,7 +146,6 @@ def _memory(header: dict, tensors: dict[str, Tensor]) -> AnchorMemory:
         raise ValueError("its images and masks differ in size")
     if latents.ndim != 4 or geometry.work_height * latents.shape[3] != geometry.work_width * latents.shape[2]:
         raise ValueError(f"latents {list(latents.shape)} for images of {geometry.work_width}x{geometry.work_height}")
-    policy.visible(len(entries))  # fails if its numbers are none
     texts = tensors["text"].float().split([entry["text_rows"] for entry in entries])
     turns = tuple(
         Turn(
@@ -170,7 +171,7 @@ def _typed(value, *types: type):
 
 
 def _pack(image: Tensor) -> Tensor:
-    """Bytes where an image or mask came from bytes, so that the file is small; else float32. Lossless either way."""
+    """Store an image or mask as bytes if that loses nothing, so that the file is small, else as float32."""
     packed = (image * 255).round().to(torch.uint8)
     return (packed if torch.equal(_unpack(packed), image) else image).contiguous()
 

@@ -3,11 +3,11 @@
     encoder = TextEncoder.from_pretrained("anchoredit_model/tiny/text_encoder")
     rows, = encoder.encode(["make the circle red"])          # rows: [n, 4096]
 
-Wan conditions on 512 rows of width 4096 and sets the rows after the end token to zero. Such rows say nothing,
-so they are left out here: a text is its n valid rows, and whoever needs 512 of them appends zeros. A narrower
+Wan conditions on 512 rows of width 4096 and sets the rows after the end token to zero. Such rows hold nothing,
+so they are left out here: a text is its n valid rows, and a caller who needs 512 of them appends zeros. A narrower
 encoder fills the first `d_model` columns; the others are zero.
 
-Shapes: B texts, N tokens of the longest one, n tokens of one text, D = d_model, W = text_dim.
+Legend: B texts, N tokens of the longest one, n tokens of one text, D = d_model, W = text_dim.
 
 Sources: Wan's prompt handling is `_get_t5_prompt_embeds` in
 https://github.com/huggingface/diffusers/blob/main/src/diffusers/pipelines/wan/pipeline_wan.py, the checkpoint keys
@@ -19,6 +19,7 @@ from __future__ import annotations
 import html
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,14 +31,14 @@ from ..errors import AnchorEditError
 PAD_ID, END_ID, UNKNOWN_ID = 0, 1, 2  # fixed by umT5's vocabulary; ComfyUI has the first two as literals
 MAX_ROWS = 512  # Wan's max_sequence_length
 TEXT_DIM = 4096  # Wan's text_dim, the width of umT5-XXL
-ENCODE_BATCH = 32  # texts per forward pass: bounds the memory, changes no result
+ENCODE_BATCH = 32  # texts per forward, which bounds the memory and changes no result
 
 
 class TextEncoder:
-    """A umT5 encoder with its sentencepiece vocabulary. `model` and `vocabulary` are open for training code."""
+    """Encode texts by a umT5 encoder and its sentencepiece vocabulary; `model` and `vocabulary` may be trained on."""
 
-    def __init__(self, model, vocabulary: bytes, text_dim: int = TEXT_DIM):
-        """model: a `UMT5EncoderModel`; vocabulary: the bytes of a spiece.model; text_dim: width W of the rows."""
+    def __init__(self, model: Any, vocabulary: bytes, text_dim: int = TEXT_DIM):
+        """Take a `UMT5EncoderModel`, the bytes of its spiece.model and the width W of the rows to return."""
         import sentencepiece
 
         self.model = model.eval().requires_grad_(False)
@@ -53,8 +54,8 @@ class TextEncoder:
             )
         if width > text_dim:
             raise AnchorEditError(
-                f"the text encoder is {width} wide and the model takes {text_dim}",
-                "Choose the encoder it was trained on",
+                f"the text encoder must be at most {text_dim} wide as the model's text, got {width} wide",
+                "Choose the encoder that the model was trained with",
             )
 
     @classmethod
@@ -68,7 +69,7 @@ class TextEncoder:
     ) -> TextEncoder:
         """Load a local encoder: our flat folder (`save_pretrained`), or a diffusers Wan folder or its text_encoder/.
 
-        The vocabulary is looked for beside the weights and in tokenizer/ unless it is named. Safetensors only.
+        Without `tokenizer_file_or_folder` the vocabulary is beside the weights or in tokenizer/. Safetensors only.
         """
         from transformers import UMT5Config, UMT5EncoderModel
 
@@ -76,8 +77,10 @@ class TextEncoder:
         try:
             model_type = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
             if model_type != "umt5":
-                raise AnchorEditError(f"{folder} holds a {model_type!r} model", "Choose a umT5 text encoder")
-            model, report = UMT5EncoderModel.from_pretrained(
+                raise AnchorEditError(
+                    f"the text encoder {folder} must be a umT5, got {model_type!r}", "Choose a umT5 text encoder"
+                )
+            loaded: Any = UMT5EncoderModel.from_pretrained(
                 folder,
                 config=UMT5Config.from_pretrained(folder, local_files_only=True),
                 dtype=dtype,
@@ -85,15 +88,16 @@ class TextEncoder:
                 use_safetensors=True,
                 output_loading_info=True,
             )
+            model, report = loaded
         except AnchorEditError:
             raise
-        except Exception as error:  # transformers checks settings with exceptions of its own, which change by version
+        except Exception as error:  # transformers has exceptions of its own, which change by version
             reason = str(error).strip().partition("\n")[0] or type(error).__name__
             raise AnchorEditError(f"the text encoder {folder} cannot be read ({reason})", "Copy it again") from error
-        if report["missing_keys"]:  # transformers would go on with random weights there
+        if report["missing_keys"]:  # transformers would fill them with random numbers
             key = sorted(report["missing_keys"])[0]
             raise AnchorEditError(f"the text encoder {folder} lacks {key!r}", "Copy its *.safetensors again")
-        if not vocabulary.stat().st_size:  # which sentencepiece would take
+        if not vocabulary.stat().st_size:  # sentencepiece would accept it
             raise AnchorEditError(f"the vocabulary {vocabulary} is empty", "Copy the spiece.model again")
         try:
             return cls(model.to(device), vocabulary.read_bytes(), text_dim)
@@ -103,12 +107,12 @@ class TextEncoder:
             ) from error
 
     def tokenise(self, texts: list[str]) -> list[list[int]]:
-        """The ids umT5 sees for each text: its pieces, at most 511, then the end token."""
+        """Return umT5's ids of each text: its pieces, at most 511, then the end token."""
         pieces = self.pieces.encode([clean_text(text) for text in texts])
         return [ids[: MAX_ROWS - 1] + [END_ID] for ids in pieces]
 
     def states(self, ids: list[list[int]]) -> tuple[Tensor, Tensor]:
-        """Last hidden states [B, N, D] and the mask [B, N] of the valid rows; rows outside the mask mean nothing."""
+        """Return the last hidden states [B, N, D] and the mask [B, N] of the valid rows; other rows are undefined."""
         longest = max(map(len, ids))
         padded = torch.tensor([row + [PAD_ID] * (longest - len(row)) for row in ids], device=self.model.device)
         lengths = torch.tensor([len(row) for row in ids], device=self.model.device)
@@ -117,7 +121,10 @@ class TextEncoder:
 
     @torch.no_grad()
     def encode(self, texts: list[str]) -> list[Tensor]:
-        """The valid rows of each text, [n, W] float32 on the encoder's device; "" gives one row, the end token's."""
+        """Return the valid rows of each text, [n, W] float32 on the encoder's device.
+
+        "" gives one row, the end token's.
+        """
         ids = self.tokenise(texts)
         rows = []
         for start in range(0, len(ids), ENCODE_BATCH):
@@ -148,25 +155,27 @@ class TextEncoder:
 
 
 def clean_text(text: str) -> str:
-    """Wan's cleaning: HTML entities twice, then runs of white space become one space (ftfy, optional there, is out)."""
+    """Unescape HTML twice and collapse white space, as Wan does (without ftfy, which is optional there)."""
     return " ".join(html.unescape(html.unescape(text)).split())
 
 
 def find_encoder(encoder_folder: str | Path, tokenizer_file_or_folder: str | Path | None = None) -> tuple[Path, Path]:
-    """The folder of an encoder's config.json and weights, and the file of its vocabulary."""
+    """Find the folder of an encoder's config.json and weights, and the file of its vocabulary."""
     root = Path(encoder_folder)
     folder = root / "text_encoder" if (root / "text_encoder").is_dir() else root
     if not (folder / "config.json").is_file():
-        raise AnchorEditError(f"no text encoder at {root}", "It needs config.json, *.safetensors and spiece.model")
+        raise AnchorEditError(
+            f"no text encoder at {root}", "Give a folder with config.json, *.safetensors and spiece.model"
+        )
     if tokenizer_file_or_folder is not None:
         return folder, _find_vocabulary(Path(tokenizer_file_or_folder))
     return folder, _find_vocabulary(folder, folder.parent / "tokenizer")
 
 
-def _find_vocabulary(*places: Path) -> Path:
-    """The first spiece.model among files and folders."""
-    for place in places:
-        for path in (place, place / "spiece.model", place / "tokenizer" / "spiece.model"):
+def _find_vocabulary(*candidates: Path) -> Path:
+    """Find the first spiece.model among files and folders."""
+    for candidate in candidates:
+        for path in (candidate, candidate / "spiece.model", candidate / "tokenizer" / "spiece.model"):
             if path.is_file():
                 return path
-    raise AnchorEditError(f"no spiece.model at {places[0]}", "Put it there or name the tokenizer's file")
+    raise AnchorEditError(f"no spiece.model at {candidates[0]}", "Put it there or name the tokenizer's file")

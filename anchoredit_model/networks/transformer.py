@@ -14,7 +14,9 @@ H heads, D = W / H, T text rows, E text width.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -109,6 +111,7 @@ class CausalWanTransformer(nn.Module):
         clean = torch.zeros(1, 1, device=latent.device)
         view = view or FrameView((), (), 0)
         flow, kv = self._run(latent, clean, text, (view,), stride, past, keep=True)
+        assert kv is not None
         return kv, flow
 
     def embed_text(self, text: Tensor, lengths: Tensor | None = None, expand: bool | None = None) -> TextContext:
@@ -119,7 +122,7 @@ class CausalWanTransformer(nn.Module):
         the same sum, and what flash attention on a GPU (the default there) wants, which takes no bias.
         """
         embedded = self._embed(text, lengths, expand)
-        pairs = [block.text_kv(embedded) for block in self.blocks]
+        pairs = [block.text_kv(embedded) for block in cast("Iterable[WanBlock]", self.blocks)]
         return TextContext(tuple(key for key, _ in pairs), tuple(value for _, value in pairs), embedded.bias)
 
     def _embed(self, text: Tensor, lengths: Tensor | None = None, expand: bool | None = None) -> EmbeddedText:

@@ -7,14 +7,16 @@ the work. Files keep Wan's 3-D layout, so stock diffusers and ComfyUI load them.
 Sources: Wan 2.1, https://arxiv.org/abs/2503.20314; diffusers' `AutoencoderKLWan`,
 https://huggingface.co/docs/diffusers/api/models/autoencoder_kl_wan
 
-Shapes: B batch, C channels, H and W height and width in pixels, h = H / 8 and w = W / 8 in latents.
+Legend: B batch, C channels, H and W height and width in pixels, h = H / 8 and w = W / 8 in latents.
 """
+
+from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -23,21 +25,23 @@ from torch import Tensor, nn
 from ..atomic_write import atomic_write
 from ..errors import AnchorEditError
 
-if TYPE_CHECKING:
-    from diffusers import AutoencoderKLWan
-
+# diffusers' AutoencoderKLWan, whose annotations differ from what it returns
+AutoencoderKLWan: TypeAlias = Any
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 CONFIG_NAME = "config.json"
 
 
 class OneFrameConv(nn.Module):
-    """A causal 3-D convolution as it acts on the first frame: only the last temporal slice of its kernel.
+    """Apply a causal 3-D convolution to a first frame, for which only the last temporal slice of its kernel counts.
 
     `weight` is [out, in, kh, kw]. `past` [out, in, kt - 1, kh, kw] holds the slices that a first frame never meets,
     for saving; it is None where the kernel has one slice.
     """
 
-    def __init__(self, conv: nn.Conv3d):
+    past: Tensor | None
+
+    def __init__(self, conv: Any):
+        """Take over the weights of a `WanCausalConv3d`."""
         super().__init__()
         self.weight = nn.Parameter(conv.weight.detach()[:, :, -1].clone(memory_format=torch.channels_last))
         self.bias = conv.bias
@@ -48,20 +52,20 @@ class OneFrameConv(nn.Module):
         self.padding = (conv._padding[2], conv._padding[0])
 
     def forward(self, x: Tensor, cache: None = None) -> Tensor:
-        """[B, in, 1, H, W] -> [B, out, 1, H', W']. diffusers passes earlier frames as `cache`: there are none."""
+        """Map [B, in, 1, H, W] to [B, out, 1, H', W']; diffusers passes earlier frames as `cache`: there are none."""
         return F.conv2d(x.squeeze(2), self.weight, self.bias, self.stride, self.padding).unsqueeze(2)
 
     def video_weight(self) -> Tensor:
-        """The 3-D kernel [out, in, kt, kh, kw] as Wan's files store it."""
+        """Return the 3-D kernel [out, in, kt, kh, kw] as Wan's files store it."""
         last = self.weight.detach().unsqueeze(2)
         return (last if self.past is None else torch.cat([self.past, last], dim=2)).contiguous()
 
 
-def to_image_convolutions(model: "AutoencoderKLWan", forget_past: bool = False) -> "AutoencoderKLWan":
-    """Replace, in place, every causal 3-D convolution that a single frame passes through by its 2-D equal.
+def to_image_convolutions(model: AutoencoderKLWan, zero_past: bool = False) -> AutoencoderKLWan:
+    """Replace, in place, every causal 3-D convolution that a single frame passes through by its 2-D equivalent.
 
-    The `time_conv`s of the resampling layers start at the second frame: they stay, for saving only.
-    `forget_past` zeroes everything that only later frames would meet, for a VAE trained on images alone.
+    The `time_conv`s of the resampling layers start at the second frame: they stay, for saving only. `zero_past`
+    zeroes all weights that only later frames would meet, for a VAE trained on images alone.
     """
     from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
 
@@ -69,22 +73,22 @@ def to_image_convolutions(model: "AutoencoderKLWan", forget_past: bool = False) 
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Conv2d):
                 # Not `model.to(memory_format=...)`: it refuses the 5-D kernels that stay.
-                child.to(memory_format=torch.channels_last)
+                child.weight.data = child.weight.data.to(memory_format=torch.channels_last)
             if not isinstance(child, WanCausalConv3d):
                 continue
             if name != "time_conv":
                 child = OneFrameConv(child)
                 setattr(parent, name, child)
-            if forget_past:
-                unseen = [child.past] if isinstance(child, OneFrameConv) else child.parameters()
+            if zero_past:
+                unseen = [child.past] if isinstance(child, OneFrameConv) else [*child.parameters()]
                 for tensor in unseen:
                     if tensor is not None:
                         nn.init.zeros_(tensor)
     return model
 
 
-def video_state_dict(model: "AutoencoderKLWan") -> dict[str, Tensor]:
-    """The inverse of `to_image_convolutions`: the state dict of the stock 3-D model."""
+def video_state_dict(model: AutoencoderKLWan) -> dict[str, Tensor]:
+    """Return the state dict of the stock 3-D model, which undoes `to_image_convolutions`."""
     state = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
     for name, module in model.named_modules():
         if isinstance(module, OneFrameConv):
@@ -93,14 +97,14 @@ def video_state_dict(model: "AutoencoderKLWan") -> dict[str, Tensor]:
 
 
 class ImageVAE:
-    """Images [B, 3, H, W] in 0..1 to normalised latents [B, 16, h, w] and back, each image by itself.
+    """Map images [B, 3, H, W] in 0..1 to normalised latents [B, 16, h, w] and back, each image by itself.
 
-    `model` is a diffusers `AutoencoderKLWan` and becomes 2-D in place.
+    `model` is a diffusers `AutoencoderKLWan`, which becomes 2-D in place.
     """
 
     spatial_factor = 8
 
-    def __init__(self, model: "AutoencoderKLWan"):
+    def __init__(self, model: AutoencoderKLWan):
         self.model = to_image_convolutions(model).eval()
 
     @property
@@ -112,9 +116,9 @@ class ImageVAE:
     @classmethod
     def from_pretrained(
         cls, folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
-    ) -> "ImageVAE":
+    ) -> ImageVAE:
         """Load a local diffusers folder (config.json and safetensors). Nothing is downloaded or unpickled."""
-        from diffusers import AutoencoderKLWan
+        from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
@@ -131,29 +135,32 @@ class ImageVAE:
         found = config.get("_class_name") if isinstance(config, dict) else None
         if found != "AutoencoderKLWan" or config.get("patch_size") or config.get("is_residual"):
             raise AnchorEditError(
-                f"VAE config '{config_file}' describes {found}", "A Wan 2.1 AutoencoderKLWan is needed"
+                f"VAE config '{config_file}' must describe an AutoencoderKLWan of Wan 2.1, got {found}",
+                "Give a Wan 2.1 AutoencoderKLWan",
             )
         try:
-            # Cast here: diffusers warns about `model.to(dtype)`.
+            # cast here, because diffusers warns about `model.to(dtype)`
             state = {name: tensor.to(device, dtype) for name, tensor in load_file(weights_file).items()}
         except (SafetensorError, OSError) as error:
             raise AnchorEditError(
                 f"VAE file '{weights_file}' is damaged ({error})", "Copy or download it again"
             ) from None
         try:
-            # No memory and no random numbers are spent on weights that the file is about to replace.
+            # on the meta device, because the file is about to replace the weights
             with torch.device("meta"):
-                model = AutoencoderKLWan.from_config(config)
+                model: Any = AutoencoderKLWan.from_config(config)
             for name in ("latents_mean", "latents_std"):
                 torch.tensor(model.config[name], dtype=torch.float32).reshape(model.config.z_dim)
             model.load_state_dict(state, assign=True)
         except (RuntimeError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
-            raise AnchorEditError(f"VAE file '{weights_file}' does not fit its {CONFIG_NAME}", f"{reason}") from None
+            raise AnchorEditError(
+                f"VAE file '{weights_file}' does not fit its {CONFIG_NAME} ({reason})", "Download both again"
+            ) from None
         return cls(model)
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
-        """Write Wan's own 3-D layout, which stock `AutoencoderKLWan.from_pretrained` loads; `dtype` None keeps ours."""
+        """Write Wan's own 3-D layout, which stock `AutoencoderKLWan` loads; `dtype` None keeps that of the weights."""
         from safetensors.torch import save_file
 
         state = {name: tensor.to("cpu", dtype or self.dtype) for name, tensor in video_state_dict(self.model).items()}
@@ -164,35 +171,35 @@ class ImageVAE:
 
     @property
     def latent_channels(self) -> int:
-        """Channels of a latent; 16 for Wan 2.1."""
+        """Return the channels of a latent; 16 for Wan 2.1."""
         return self.model.config.z_dim
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the weights, in which images are computed."""
+        """Return the dtype of the weights, in which images are computed."""
         return next(self.model.parameters()).dtype
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Return the device of the weights."""
         return next(self.model.parameters()).device
 
-    def to(self, device: str | torch.device) -> "ImageVAE":
+    def to(self, device: str | torch.device) -> ImageVAE:
         """Move the weights, in place."""
         self.model.to(device)
         return self
 
     def enable_tiling(self) -> None:
-        """Work on large images in overlapping tiles, as diffusers does: less memory, faintly different numbers."""
+        """Process large images in overlapping tiles, as diffusers does: less memory, slightly different numbers."""
         self.model.enable_tiling()
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] in 0..1 -> float32 latents [B, 16, h, w]: posterior mean, about N(0, 1) per channel."""
+        """Encode images [B, 3, H, W] in 0..1 to float32 latents [B, 16, h, w]: posterior means, about N(0, 1)."""
         if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] % 8 or images.shape[3] % 8:
             raise AnchorEditError(
-                f"images for the VAE are {list(images.shape)}",
-                "Pad or crop them to [B, 3, H, W], H and W multiples of 8",
+                f"images for the VAE must be [B, 3, H, W], H and W multiples of 8, got {list(images.shape)}",
+                "Pad or crop them",
             )
         scaled = images.to(self.device, torch.float32) * 2 - 1
         frames = scaled.to(self.dtype, memory_format=torch.channels_last).unsqueeze(2)
@@ -205,10 +212,11 @@ class ImageVAE:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Normalised latents [B, 16, h, w] -> float32 images [B, 3, H, W], clamped to 0..1."""
+        """Decode normalised latents [B, 16, h, w] to float32 images [B, 3, H, W], clamped to 0..1."""
         if latents.ndim != 4 or latents.shape[1] != self.latent_channels:
             raise AnchorEditError(
-                f"latents for the VAE are {list(latents.shape)}", f"Give [B, {self.latent_channels}, h, w]"
+                f"latents for the VAE must be [B, {self.latent_channels}, h, w], got {list(latents.shape)}",
+                "Give latents of this VAE",
             )
         mean, std = self._statistics()
         raw = (latents.to(self.device, torch.float32) * std + mean).to(self.dtype, memory_format=torch.channels_last)
@@ -219,25 +227,26 @@ class ImageVAE:
         return (frames[:, :, 0].float() / 2 + 0.5).clamp(0, 1).contiguous()
 
     def _statistics(self) -> tuple[Tensor, Tensor]:
-        """latents_mean and latents_std of the config, each [1, C, 1, 1]."""
+        """Return latents_mean and latents_std of the config, each [1, C, 1, 1]."""
         config = self.model.config
         values = torch.tensor([config.latents_mean, config.latents_std], dtype=torch.float32, device=self.device)
-        return tuple(values[:, None, :, None, None])
+        mean, std = values[:, None, :, None, None]
+        return mean, std
 
 
-def encode_moments(model: "AutoencoderKLWan", frames: Tensor) -> Tensor:
-    """Frames [B, 3, 1, H, W] in -1..1 -> mean and log-variance of the posterior [B, 2 C, 1, h, w].
+def encode_moments(model: AutoencoderKLWan, frames: Tensor) -> Tensor:
+    """Encode frames [B, 3, 1, H, W] in -1..1 to mean and log-variance of the posterior [B, 2 C, 1, h, w].
 
     Without diffusers' feature caches, which would keep every activation for a second frame that never comes.
     """
     return model.quant_conv(model.encoder(frames))
 
 
-def decode_frames(model: "AutoencoderKLWan", latents: Tensor) -> Tensor:
-    """Raw latents [B, C, 1, h, w] -> frames [B, 3, 1, H, W], about -1..1."""
+def decode_frames(model: AutoencoderKLWan, latents: Tensor) -> Tensor:
+    """Decode raw latents [B, C, 1, h, w] to frames [B, 3, 1, H, W], about -1..1."""
     return model.decoder(model.post_quant_conv(latents))
 
 
 def latent_space_id(channels: int, mean: Sequence[float], std: Sequence[float]) -> str:
-    """Hash what tells one VAE's latents from another's: their channels and statistics."""
+    """Hash what distinguishes one VAE's latents from another's: their channels and statistics."""
     return hashlib.sha256(json.dumps([channels, list(mean), list(std)]).encode()).hexdigest()[:16]

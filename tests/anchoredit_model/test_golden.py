@@ -238,7 +238,7 @@ def check_rollout_row(model: CausalWanTransformer, data: dict[str, torch.Tensor]
         return model.encode_frame(latent[None, :, None], text[None, None], view, edit.temporal_stride, blocks)[0]
 
     def predictor(memory, text):
-        view, blocks = reader.visible(memory, text)
+        view, blocks = reader.gather(memory, text)
         context = model.embed_text(text[None, None])
 
         def predict(x, time):

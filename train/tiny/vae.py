@@ -92,7 +92,7 @@ def build_model(base_dim: int) -> nn.Module:
     )
     with torch.no_grad():  # start almost without posterior noise, which would drown the first small means
         model.quant_conv.bias[LATENT_CHANNELS:] = -6.0
-    return to_image_convolutions(model, forget_past=True)
+    return to_image_convolutions(model, zero_past=True)
 
 
 def autoencoder_loss(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:

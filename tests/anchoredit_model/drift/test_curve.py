@@ -142,11 +142,13 @@ def test_the_table_is_read_back_by_a_spreadsheet():
 
 def test_bad_masks_say_what_to_do():
     source = scene()
-    with pytest.raises(AnchorEditError, match="the image 128x128[.] Draw the mask at the image's size"):
+    with pytest.raises(
+        AnchorEditError, match="must be 128x128 as the image, got 32x64[.] Draw the mask at the image's size"
+    ):
         measured([source, source], subject=torch.ones(64, 32))
     with pytest.raises(AnchorEditError, match="Paint white what should be measured"):
         measured([source, source], subject=torch.zeros(128, 128))
-    with pytest.raises(AnchorEditError, match="too few to measure drift"):
+    with pytest.raises(AnchorEditError, match="must be edited at 16x16 pixels or more, got 128x8"):
         measured([torch.rand(3, 8, 128)] * 2, area=64)
 
 
