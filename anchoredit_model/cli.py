@@ -92,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     edit.add_argument("--model", type=_path, metavar="DIR_OR_FILE", help="model (default: the bundled one)")
     edit.add_argument("--session", type=_path, metavar="FILE", help="session file to continue")
     edit.add_argument("--seed", type=int, metavar="N", help="seed of the noise (default: the session's, at first 0)")
-    edit.add_argument("--resolution", type=int, metavar="N", help="side in pixels of the square of the edited area")
+    edit.add_argument("--resolution", type=int, metavar="N", help="working resolution: side of a square in pixels")
     edit.add_argument("--steps", type=int, metavar="N", help="sampling steps per turn (default: the model's)")
     # no `choices`: their registry imports torch
     edit.add_argument("--sampler", metavar="NAME", help="renoise or euler (default: the model's)")
@@ -102,7 +102,9 @@ def _parser() -> argparse.ArgumentParser:
     edit.add_argument("--history", choices=("stream", "refresh"), help="how the K/V of earlier turns are kept")
     edit.add_argument("--mask", type=_path, metavar="FILE", help="image, white where the turns may change the source")
     edit.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="device (default: auto)")
-    edit.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="dtype of the weights")
+    edit.add_argument(
+        "--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="dtype of the weights (default: auto)"
+    )
     edit.add_argument("--json", action="store_true", help="one JSON object per turn on stdout")
     return parser
 

@@ -146,23 +146,23 @@ def test_recomputing_is_reported_and_can_be_stopped(model):
         pass
 
     def stop(done, total):
-        told.append((done, total))
+        reported.append((done, total))
         if done == 2:
             raise Stop
 
-    cache, told = CountingCache(model), []
+    cache, reported = CountingCache(model), []
     memory = session(cache, 5, MemoryPolicy(1, 2))
     undisturbed = cache.next_flow(memory)
     again = CountingCache(model, on_encode=stop)
     with pytest.raises(Stop):
         again.next_flow(memory)
-    assert told == [(0, 6), (1, 6), (2, 6)]
-    again.on_encode, told = (lambda *step: told.append(step)), []
+    assert reported == [(0, 6), (1, 6), (2, 6)]
+    again.on_encode, reported = (lambda *step: reported.append(step)), []
     assert torch.equal(again.next_flow(memory), undisturbed)
-    assert told == [(done, 4) for done in range(5)]  # what was encoded before the stop is kept
-    told.clear()
+    assert reported == [(done, 4) for done in range(5)]  # what was encoded before the stop is kept
+    reported.clear()
     again.next_flow(memory)
-    assert told == []
+    assert reported == []
 
 
 def test_a_budget_keeps_what_is_visible_and_changes_no_number(model):

@@ -229,8 +229,8 @@ def test_sessions_from_before_the_first_release_are_refused(memory, tmp_path):
             policy |= {"place": "ram", "kv_dtype": cache["dtype"]}
 
     save_session(memory, tmp_path / "s.safetensors")
-    told = said(rewritten(tmp_path / "s.safetensors", version_1))
-    assert "has format 1 of a version before the first release. Start a new session" in told
+    refusal = said(rewritten(tmp_path / "s.safetensors", version_1))
+    assert "has format 1 of a version before the first release. Start a new session" in refusal
 
 
 DAMAGE = {

@@ -70,22 +70,22 @@ def test_bidirectional_is_the_other_case(model):
 )
 @pytest.mark.parametrize("slots", ["bounded", "absolute"])
 def test_cached_turns_equal_the_sequence(model, policy, slots):
-    """Clean frames read one by one into the cache, against one forward over all of them at t = 0."""
+    """Clean frames encoded one by one into the cache, against one forward over all of them at t = 0."""
     frames = 6
     latents, _, text = sequence(frames)
     # a frame's keys depend on what it saw, in the sequence as in the cache
     views = sequence_views(frames, policy, slots)
     with torch.no_grad():
         whole = model(latents, torch.zeros(1, frames), text, views)
-        blocks = []
+        past = []
         for number in range(frames):
             view = views[number]
-            seen = tuple(blocks[frame] for frame in view.frames)
-            block, flow = model.encode_frame(
+            seen = tuple(past[frame] for frame in view.frames)
+            kv, flow = model.encode_frame(
                 latents[:, :, number : number + 1], text[:, number : number + 1], view, 4, seen
             )
             torch.testing.assert_close(flow, whole[:, :, number : number + 1], atol=1e-5, rtol=0)
-            blocks.append(block)
+            past.append(kv)
 
 
 def test_noisy_turn_on_a_cache_equals_the_sequence(model):
@@ -93,21 +93,21 @@ def test_noisy_turn_on_a_cache_equals_the_sequence(model):
     times[:, :3] = 0
     with torch.no_grad():
         whole = model(latents, times, text)
-        blocks = []
+        past = []
         for number in range(3):
             one = slice(number, number + 1)
             view = frame_view(number, MemoryPolicy(0, 9))
-            blocks.append(model.encode_frame(latents[:, :, one], text[:, one], view, 4, tuple(blocks))[0])
+            past.append(model.encode_frame(latents[:, :, one], text[:, one], view, 4, tuple(past))[0])
         context = model.embed_text(text[:, 3:])
-        flow = model(latents[:, :, 3:], times[:, 3:], context, (frame_view(3, MemoryPolicy(0, 9)),), 4, tuple(blocks))
-        # batch rows may share blocks of batch 1, as the two branches of guidance do
+        flow = model(latents[:, :, 3:], times[:, 3:], context, (frame_view(3, MemoryPolicy(0, 9)),), 4, tuple(past))
+        # batch rows may share K/V of batch 1, as the two branches of guidance do
         two = model(
             latents[:, :, 3:].repeat(2, 1, 1, 1, 1),
             times[:, 3:].repeat(2, 1),
             text[:, 3:].repeat(2, 1, 1, 1),
             (frame_view(3, MemoryPolicy(0, 9)),),
             4,
-            tuple(blocks),
+            tuple(past),
         )
     torch.testing.assert_close(flow, whole[:, :, 3:], atol=1e-5, rtol=0)
     torch.testing.assert_close(two, flow.repeat(2, 1, 1, 1, 1), atol=1e-5, rtol=0)
