@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 
 from anchoredit_model.errors import AnchorEditError
@@ -39,4 +40,6 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names may be in letters that the terminal lacks
     sys.exit(main(sys.argv[1:]))

@@ -80,7 +80,7 @@ def main(argv: list[str]) -> int:
     print(f"patched / (native + longer):           {report['literal']['median']:.3f}")
     print(f"of the fastest of each:                {report['fastest']:.3f}")
     if args.json:
-        args.json.write_text(json.dumps({**report, "rounds": rounds}, indent=2) + "\n")
+        args.json.write_text(json.dumps({**report, "rounds": rounds}, indent=2) + "\n", encoding="utf-8")
     return 0
 
 

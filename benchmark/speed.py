@@ -68,7 +68,7 @@ def main(argv: list[str]) -> int:
     print(f"turn {args.turns} / turn {full}: {ratio:.3f}")
     print(f"bytes held are exactly the visible K/V at every turn: {held == exact}")
     if args.json:
-        args.json.write_text(json.dumps({"turns": rows, "ratio": ratio}, indent=2) + "\n")
+        args.json.write_text(json.dumps({"turns": rows, "ratio": ratio}, indent=2) + "\n", encoding="utf-8")
     return 0 if held == exact else 1
 
 

@@ -9,7 +9,7 @@ import folder_paths
 from torch import Tensor
 
 from ...anchoredit_model.errors import AnchorEditError
-from .paths import NewFiles, SessionFiles, check_relative
+from .paths import NewFiles, SessionFiles, check_new
 
 
 def session_files() -> SessionFiles:
@@ -20,7 +20,7 @@ def session_files() -> SessionFiles:
 def new_files(prefix: str, image: Tensor) -> NewFiles:
     """Return where files with a `filename_prefix` go by the host's own rules; make the folder. `image` is [3, H, W]."""
     what, (height, width) = f"filename_prefix '{prefix}'", image.shape[-2:]
-    check_relative(prefix, what)
+    check_new(prefix, what)
     output = folder_paths.get_output_directory()
     try:
         folder, stem, number, subfolder, _ = folder_paths.get_save_image_path(prefix, output, width, height)

@@ -16,6 +16,9 @@ from ...anchoredit_model.memory.session_file import begins_as_session
 
 SUFFIX = ".safetensors"
 _IN_OUTPUT = " [output]"
+# Names that Windows keeps for devices, with any extension, and characters that it allows in no name.
+_DEVICES = {*"CON PRN AUX NUL CONIN$ CONOUT$".split(), *(f"{port}{n}" for port in ("COM", "LPT") for n in range(10))}
+_NOT_IN_NAMES = {*'<>:"|?*', *map(chr, range(32))}
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,18 @@ def check_relative(name: str, what: str) -> None:
         raise _outside(what)
     if not path.name or "\0" in name:
         raise AnchorEditError(f"{what} must be a file name", "Give a name, or folder/name")
+
+
+def check_new(name: str, what: str) -> None:
+    """Refuse a name that leads out of its folder, or that Windows cannot store: sessions go from system to system."""
+    check_relative(name, what)
+    for part in PureWindowsPath(name).parts:
+        if part.split(".")[0].rstrip().upper() in _DEVICES:
+            raise AnchorEditError(f"{what} must not be the name of a device of Windows", "Choose another name")
+        if part != part.rstrip(". ") or _NOT_IN_NAMES & set(part):
+            raise AnchorEditError(
+                f'{what} must not have < > : " | ? * in it, nor a dot or space at the end', "Choose another name"
+            )
 
 
 def _outside(what: str) -> AnchorEditError:
