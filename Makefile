@@ -1,10 +1,13 @@
-# make demo     edit the bundled picture three times, pictures in demo/
+# make demo     edit the bundled image three times, results in demo/
 # make test     run the tests
+# make test-fast      the tests without the slow ones
 # make test-comfyui   run the tests on a real ComfyUI: COMFYUI_PATH its folder, COMFYUI_PYTHON its interpreter
 # make check-comfyui  the same host in a browser (CHROMIUM), and ComfyUI's linters
-# make workflows      write workflows/ anew by the nodes of that host, with pictures
-# make locales        write the English texts and the tables of the help pages anew by the nodes of that host
 # make lint     check the style
+# make format   format the code
+# make types    check the types; those of nodes/ as well where COMFYUI_PATH and COMFYUI_PYTHON name a host
+# make workflows      write workflows/ from the nodes of that host, with images
+# make locales        write the English texts and the tables of the help pages from the nodes of that host
 # make clean    remove .venv and everything else that these targets made
 #
 # Everything is installed into .venv, once; again only when pyproject.toml has changed.
@@ -30,7 +33,10 @@ PYTEST_ARGS = -q
 RUN = .venv/bin/python
 PIP = $(RUN) -m pip --disable-pip-version-check install --quiet
 
-.PHONY: help demo test test-comfyui check-comfyui workflows locales lint clean
+# What imports ComfyUI.
+HOST_FACING = __init__.py nodes $(wildcard benchmark/patch.py benchmark/*/patch.py)
+
+.PHONY: help demo test test-fast test-comfyui check-comfyui lint format types workflows locales clean
 .DELETE_ON_ERROR:
 # One environment, so one install at a time, also under make -j.
 .NOTPARALLEL:
@@ -41,10 +47,13 @@ help:
 demo: .venv/.demo
 	@rm -rf demo
 	$(RUN) -m anchoredit_model edit $(DEMO_IMAGE) $(DEMO_EDITS) --out demo
-	@echo "The pictures are in demo/"
+	@echo "The images are in demo/"
 
 test: .venv/.test
 	$(RUN) -m pytest $(PYTEST_ARGS)
+
+test-fast: .venv/.test
+	$(RUN) -m pytest $(PYTEST_ARGS) -m "not slow"
 
 test-comfyui: .venv/.test
 	$(RUN) -m pytest $(PYTEST_ARGS) tests/comfyui
@@ -52,14 +61,25 @@ test-comfyui: .venv/.test
 check-comfyui: .venv/.check
 	$(RUN) -m pytest $(PYTEST_ARGS) tests/browser/check_pages.py tests/comfyui/check_linters.py
 
+lint: .venv/.lint
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+format: .venv/.lint
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+# pyright searches where the interpreter does, and PYTHONPATH is part of that.
+types: .venv/.test
+	$(RUN) -m pyright --pythonpath $(RUN)
+	$(if $(COMFYUI_PATH),PYTHONPATH="$(COMFYUI_PATH)" $(RUN) -m pyright \
+	    --pythonpath "$(or $(COMFYUI_PYTHON),$(RUN))" $(HOST_FACING))
+
 workflows: .venv/.test
 	$(RUN) scripts/write_workflows.py
 
 locales: .venv/.test
 	$(RUN) scripts/write_locales.py
-
-lint: .venv/.lint
-	$(RUN) -m ruff check .
 
 clean:
 	rm -rf .venv demo build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
