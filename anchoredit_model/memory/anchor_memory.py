@@ -117,7 +117,7 @@ class AnchorMemory:
     def rewind(self, turn: int) -> AnchorMemory:
         """Return the memory as it was after turn number `turn`; 0 goes back to the source."""
         if not 0 <= turn <= self.last:
-            raise AnchorEditError(f"turn must be 0 to {self.last}, got {turn}", "Choose a turn that the session has")
+            raise AnchorEditError(f"turn must be 0 to {self.last}, got {turn}", f"Choose 0 to {self.last}")
         return replace(self, turns=self.turns[: turn + 1])
 
     def with_policy(self, **options: Any) -> AnchorMemory:
