@@ -1,39 +1,46 @@
-"""python -m benchmark {make,run,ablate,report,judge,speed,memory,patch}: how well turns are made, what they cost."""
+"""python -m benchmark COMMAND ...: how well turns are made, what they cost.
+
+run      sessions through an editor, judged
+compare  runs side by side: tables, a page
+ablate   every way of remembering, each with several noises
+export   sessions as folders, for others to edit
+judge    what the judge accepts and what it does not
+cost     latency of turns, memory of cards, overhead of the patch in ComfyUI
+"""
 
 from __future__ import annotations
 
+import importlib
 import io
 import sys
 
 from anchoredit_model.errors import AnchorEditError
 
-COMMANDS = ("make", "run", "ablate", "report", "judge", "speed", "memory", "patch")
+COMMANDS = {
+    "run": "run",
+    "compare": "report.comparison",
+    "ablate": "ablate",
+    "export": "export",
+    "judge": "judge_check",
+    "cost latency": "cost.latency",
+    "cost memory": "cost.memory",
+    "cost patch": "cost.patch_overhead",
+}
 
 
 def main(argv: list[str]) -> int:
-    if not argv or argv[0] not in COMMANDS:
-        asked = bool(argv) and argv[0] in ("-h", "--help")
-        out = sys.stdout if asked else sys.stderr
-        print(f"usage: python -m benchmark {{{','.join(COMMANDS)}}} [options]", file=out)
+    """Run a command; return the exit code."""
+    words = 2 if argv[:1] == ["cost"] else 1
+    module = COMMANDS.get(" ".join(argv[:words]))
+    if module is None:
+        asked = bool(argv) and argv[-1] in ("-h", "--help")
+        print(
+            f"usage: python -m benchmark {{{','.join(COMMANDS)}}} [options]\n\n{__doc__}",
+            file=None if asked else sys.stderr,
+        )
         return 0 if asked else 2
     try:
-        if argv[0] == "speed":
-            from .speed import main as command
-        elif argv[0] == "judge":
-            from .judge_check import main as command
-        elif argv[0] == "make":
-            from .make import main as command
-        elif argv[0] == "ablate":
-            from .ablate import main as command
-        elif argv[0] == "report":
-            from .report import main as command
-        elif argv[0] == "memory":
-            from .memory import main as command
-        elif argv[0] == "patch":
-            from .patch import main as command
-        else:
-            from .run import main as command
-        return command(argv[1:])
+        return importlib.import_module(f"benchmark.{module}").main(argv[words:])
     except AnchorEditError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -9,7 +9,7 @@ and other protocols or numbers of turns may be added later. Sessions of `chain` 
 of several numbers of turns only the largest is run, and such a run is listed at 12, 24 and 50 turns as well.
 OUT/ablation.json lists all runs found there, each with its variant, protocol, turns, sampling seed, success and
 identity by turn, and whether what the protocol is about is right (`in_question_by_turn`); OUT/report is `python -m
-benchmark report OUT`.
+benchmark compare OUT`.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from typing import Any
 
 from anchoredit_model.errors import AnchorEditError
 
-from .figures import intervals
-from .pooled import Trial, find_trials
-from .protocols import PROTOCOLS
-from .report import markdown, write_report
+from .report.comparison import markdown, write_report
+from .report.editor_runs import Comparison, find_comparisons
+from .report.run_report import PROBES_RIGHT
+from .report.statistics import intervals
 from .run import main as run
 from .run_folder import write_json
-from .run_report import IN_QUESTION
+from .suites.protocols import PROTOCOLS
 
 _EVERYTHING = "1000"  # turns: more than any session has
-VARIANTS: Mapping[str, tuple[str, ...]] = {  # how each is asked for
+ABLATIONS: Mapping[str, tuple[str, ...]] = {  # how each is asked for
     "anchor and window": ("--editor", "pipeline", "--anchor-frames", "1", "--window", "4"),
     "anchor and window, read again": (
         *("--editor", "pipeline", "--anchor-frames", "1", "--window", "4", "--history", "refresh"),
@@ -41,14 +41,14 @@ VARIANTS: Mapping[str, tuple[str, ...]] = {  # how each is asked for
     "full history": ("--editor", "pipeline", "--anchor-frames", "1", "--window", _EVERYTHING),
     "window only": ("--editor", "pipeline", "--anchor-frames", "0", "--window", "5"),
     "previous only": ("--editor", "previous-only"),
-    "chain-vae": ("--editor", "chain-vae"),
+    "decode-reencode": ("--editor", "decode-reencode"),
     "bidirectional": ("--editor", "bidirectional", "--anchor-frames", "1", "--window", "4"),
 }
 _BEGIN_ALIKE = ("chain", "no-op")  # however many turns are asked for
 _LENGTHS = (12, 24, 50)  # turns at which these are listed
 _OF_OTHER_WEIGHTS = ("bidirectional",)  # not asked for by default: other weights would only fail
 _REPORT = "report"
-_LISTED = ("success", "identity", IN_QUESTION)  # figures in ablation.json
+_LISTED = ("success", "identity", PROBES_RIGHT)  # figures in ablation.json
 _PASSED_ON = ("sessions", "seed", "size", "steps", "guidance", "dtype", "device")
 
 
@@ -56,7 +56,7 @@ def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
     if args.sampling_seeds < 1:
         raise AnchorEditError(f"--sampling-seeds {args.sampling_seeds} measures nothing", "Ask for 1 or more")
-    variants = args.only or [name for name in VARIANTS if name not in _OF_OTHER_WEIGHTS]
+    variants = args.only or [name for name in ABLATIONS if name not in _OF_OTHER_WEIGHTS]
     asked = {
         _name(label, variant, len(variants)): (variant, model)
         for label, model in dict(map(_labelled, args.model)).items() or [("", None)]
@@ -68,11 +68,11 @@ def main(argv: list[str]) -> int:
             for name, (variant, model) in asked.items():
                 _run(args, name, variant, model, turns, seed)
     others = sorted(folder.name for folder in args.out.iterdir() if (folder.name not in (*asked, _REPORT)))
-    trials = find_trials([args.out / name for name in (*asked, *others)])
-    write_json(_entries(trials, {*_LENGTHS, *args.turns}), args.out / "ablation.json")
-    write_report(trials, args.out / _REPORT)
-    for trial in trials:
-        print(f"\n{trial.title}\n\n{markdown(trial)}")
+    comparisons = find_comparisons([args.out / name for name in (*asked, *others)])
+    write_json(_entries(comparisons, {*_LENGTHS, *args.turns}), args.out / "ablation.json")
+    write_report(comparisons, args.out / _REPORT)
+    for comparison in comparisons:
+        print(f"\n{comparison.title}\n\n{markdown(comparison)}")
     return 0
 
 
@@ -89,7 +89,7 @@ def _run(args: argparse.Namespace, name: str, variant: str, model: str | None, t
         turns = max([turns, *_finished_turns(args.out / name, args.protocol, seed)])
     folder = args.out / name / f"{args.protocol}-{turns}-seed-{seed}"
     print(f"{name}, {args.protocol}, {turns} turns, sampling seed {seed}", flush=True)
-    options = [*VARIANTS[variant], "--protocol", args.protocol, "--turns", turns, "--sampling-seed", seed]
+    options = [*ABLATIONS[variant], "--protocol", args.protocol, "--turns", turns, "--sampling-seed", seed]
     for option in _PASSED_ON:
         if (value := getattr(args, option)) is not None:
             options += [f"--{option}", value]
@@ -103,25 +103,25 @@ def _finished_turns(folder: Path, protocol: str, seed: int) -> list[int]:
     return [int(report.parent.name.removeprefix(f"{protocol}-").partition("-")[0]) for report in runs]
 
 
-def _entries(trials: Sequence[Trial], lengths: Iterable[int]) -> list[dict[str, Any]]:
+def _entries(comparisons: Sequence[Comparison], lengths: Iterable[int]) -> list[dict[str, Any]]:
     """A line per run, and one for each of the `lengths` that it begins with: means by turn, None where none counts."""
     entries: dict[tuple, dict[str, Any]] = {}
-    for trial in trials:
-        protocol, whole = trial.settings["protocol"], trial.settings["turns"]
+    for comparison in comparisons:
+        protocol, whole = comparison.settings["protocol"], comparison.settings["turns"]
         shorter = sorted(turns for turns in lengths if turns < whole) if protocol in _BEGIN_ALIKE else []
         for turns in (*shorter, whole):
-            for group in trial.groups:
+            for group in comparison.groups:
                 for number, made in enumerate(group.runs):
                     seed = made.settings["editor_settings"].get("sampling_seed")
                     named = {"variant": group.name, "protocol": protocol, "turns": turns}
-                    named |= {"sessions": trial.settings["sessions"], "seed": seed}
+                    named |= {"sessions": comparison.settings["sessions"], "seed": seed}
                     figures = {
                         f"{name.replace(' ', '_')}_by_turn": [
                             figure and figure["mean"] for figure in intervals(group.tables[name][number][:, :turns])
                         ]
                         for name in _LISTED
                     }
-                    entries.setdefault((*named.values(), trial.settings["seed"]), named | figures)
+                    entries.setdefault((*named.values(), comparison.settings["seed"]), named | figures)
     return list(entries.values())
 
 
@@ -139,7 +139,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m benchmark ablate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of all runs; what is there is not done again")
-    parser.add_argument("--only", action="append", default=[], choices=tuple(VARIANTS), help="may be repeated")
+    parser.add_argument("--only", action="append", default=[], choices=tuple(ABLATIONS), help="may be repeated")
     parser.add_argument("--model", action="append", default=[], metavar="LABEL=PATH", help="may be repeated")
     parser.add_argument("--protocol", choices=tuple(PROTOCOLS), default="chain")
     parser.add_argument("--turns", type=int, nargs="+", default=[12])

@@ -70,7 +70,7 @@ def cases(sessions: Sessions, turn: int, generator: torch.Generator):
     """Yields each case's name and images [N, 3, H, W]."""
     before, after, edits = sessions.scenes[turn - 1], sessions.scenes[turn], sessions.edits[turn - 1]
     source, truth = render(before, _SIZE, _SIZE), render(after, _SIZE, _SIZE)
-    yield "truth", truth
+    yield "oracle", truth
     vae = ImageVAE.from_pretrained(TINY / "vae")
     with torch.no_grad():
         yield "round trip", torch.cat([vae.decode(vae.encode(part)).clamp(0, 1) for part in truth.split(8)])

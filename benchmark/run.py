@@ -3,9 +3,9 @@
     python -m benchmark run --suite studio --protocol chain --turns 12 --sessions 60 --editor pipeline --out runs/chain
     python -m benchmark run --suite photos --photos DIR --editor comfyui --workflow my_api.json --out runs/mine
 
-Protocols: `benchmark/protocols.py`. Photos: `benchmark/photos.py`. Editors: `benchmark/editors.py`. `DIR/report.json`:
-`benchmark/run_report.py` and `benchmark/photo_report.py`. `DIR/sheet.png` shows the first sessions. A run
-that was stopped goes on when it is asked for again.
+Protocols: suites/protocols.py. Photos: suites/photo_sessions.py. Editors: editors/registry.py. `DIR/report.json`:
+report/run_report.py and report/photo_report.py. `DIR/sheet.png` shows the first sessions. A run that was stopped
+goes on when the command is given again.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from pathlib import Path
 
 from anchoredit_model.atomic_write import atomic_write
 
-from .editors import DEFAULT_SERVER, EDITORS, EditorOptions, make_editor
+from .editors.base import EditorOptions
+from .editors.registry import DEFAULT_SERVER, EDITORS, make_editor
+from .report.sheet import draw_sheet
 from .run_folder import RunFolder, write_json
-from .sheet import draw_sheet
-from .suites import add_suite_options, make_suite
+from .suites.registry import add_suite_options, make_suite
 
 _SHOWN = 8  # sessions on the sheet
 
@@ -63,12 +64,12 @@ def _parser() -> argparse.ArgumentParser:
     model.add_argument("--dtype", choices=("float32", "bfloat16"))
     model.add_argument("--device", help="cpu (default) or cuda")
     model.add_argument("--sampling-seed", type=int, help="of the noise; the scenes stay the same (default: 0)")
-    comfyui = parser.add_argument_group("a workflow", "of the editor comfyui; see benchmark/comfyui.py")
+    comfyui = parser.add_argument_group("a workflow", "of the editor comfyui; see benchmark/editors/comfyui.py")
     comfyui.add_argument(
         "--workflow", type=Path, help="in the API's format, with marked nodes (default: the bundled model)"
     )
     comfyui.add_argument("--server", help=f"(default: {DEFAULT_SERVER})")
-    parser.add_argument("--images", type=Path, metavar="DIR", help="of the editor folder, see `benchmark make`")
+    parser.add_argument("--images", type=Path, metavar="DIR", help="of the editor folder, see `benchmark export`")
     policy = parser.add_argument_group("what a turn sees", "of the editor pipeline")
     policy.add_argument("--window", type=int)
     policy.add_argument("--anchor-frames", type=int)

@@ -1,7 +1,7 @@
 """The folder of a run: what it was asked for, and every session as soon as it is finished.
 
     DIR/settings.json
-    DIR/sessions/NAME/source.png, turn1.png, turn2.png, ... and what `benchmark make` writes there
+    DIR/sessions/NAME/source.png, turn1.png, turn2.png, ... and what `benchmark export` writes there
     DIR/sessions/NAME/session.json       written last: a session that has it is finished
 
 Every file is written whole or not at all, so a run that is killed goes on with its first unfinished session.

@@ -10,13 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
-import benchmark.studio_suite
+import benchmark.suites.studio
 from anchoredit_model.errors import AnchorEditError
 from anchoredit_model.images import load_image
 from benchmark.__main__ import main as command
-from benchmark.editors import TruthEditor
+from benchmark.editors.controls import OracleEditor
+from benchmark.report.sheet import can_write, caption
 from benchmark.run import main
-from benchmark.sheet import can_write, caption
 from studio.render import render
 
 TURNS, SESSIONS = 4, 3
@@ -47,7 +47,7 @@ class StrictJudge:
 
 @pytest.fixture(autouse=True)
 def strict_judge(monkeypatch):
-    monkeypatch.setattr(benchmark.studio_suite, "Judge", StrictJudge)
+    monkeypatch.setattr(benchmark.suites.studio, "Judge", StrictJudge)
 
 
 def run(out: Path, *options: str) -> dict:
@@ -63,12 +63,12 @@ def means(figures: list[dict]) -> list[float]:
 
 def test_controls(tmp_path, capsys):
     """The truth always succeeds; doing nothing and doing something else never do, null edits apart."""
-    truth = run(tmp_path / "truth", "--editor", "truth")
+    truth = run(tmp_path / "oracle", "--editor", "oracle")
     assert means(truth["success_by_turn"]) == means(truth["SR@k"]) == [1] * TURNS
     assert truth["protocol"] == "chain" and truth["model"] is None and truth["first_failure"]["never"] == SESSIONS
-    with Image.open(tmp_path / "truth" / "sheet.png") as sheet:
+    with Image.open(tmp_path / "oracle" / "sheet.png") as sheet:
         assert sheet.width > TURNS * 144 and sheet.height > SESSIONS * 288
-    idle = run(tmp_path / "idle", "--editor", "return-input")
+    idle = run(tmp_path / "idle", "--editor", "no-op")
     assert idle["overall"]["success_of_edits"]["mean"] == 0 and sum(idle["moot_by_turn"]) > 0  # "undo that": of what?
     shuffled = run(tmp_path / "shuffled", "--editor", "shuffled")
     assert means(shuffled["success_by_turn"]) == [0] * TURNS
@@ -77,17 +77,17 @@ def test_controls(tmp_path, capsys):
 
 @pytest.mark.parametrize("stop_at", [1, TURNS + 3, SESSIONS * TURNS])
 def test_a_stopped_run_goes_on_where_it_was(tmp_path, monkeypatch, stop_at):
-    options = ("--protocol", "sanctioned", "--editor", "truth")
+    options = ("--protocol", "sanctioned", "--editor", "oracle")
     whole = run(tmp_path / "whole", *options)
     edits = []
 
-    def edit(self, instruction, truly=TruthEditor.edit):
+    def edit(self, instruction, truly=OracleEditor.edit):
         edits.append(instruction)
         if len(edits) == stop_at:
             raise KeyboardInterrupt
         return truly(self, instruction)
 
-    monkeypatch.setattr(TruthEditor, "edit", edit)
+    monkeypatch.setattr(OracleEditor, "edit", edit)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "stopped", *options)
     finished = (stop_at - 1) // TURNS
@@ -99,15 +99,15 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path, monkeypatch, stop_at):
 
 
 def test_a_session_without_a_record_is_made_again(tmp_path):
-    whole = run(tmp_path, "--editor", "truth")
+    whole = run(tmp_path, "--editor", "oracle")
     folder = tmp_path / "sessions" / "00001"
     (folder / "session.json").unlink()  # killed after the images ...
     (folder / "turn2.png").write_bytes(b"")  # ... or while another program had one
-    assert run(tmp_path, "--editor", "truth") == whole
+    assert run(tmp_path, "--editor", "oracle") == whole
     record = folder / "session.json"
     record.write_text(record.read_text()[:-20])
-    with pytest.raises(AnchorEditError, match="session.json' cannot be read .*delete it"):
-        run(tmp_path, "--editor", "truth")
+    with pytest.raises(AnchorEditError, match="session.json' cannot be read .*Delete it"):
+        run(tmp_path, "--editor", "oracle")
 
 
 def test_another_run_does_not_go_on_with_these_sessions(tmp_path, small_model, capsys):
@@ -118,20 +118,20 @@ def test_another_run_does_not_go_on_with_these_sessions(tmp_path, small_model, c
         (("--seed", "2"), "seed 1, this one has 2"),
         (("--window", "3"), "editor_settings.policy.window 2, this one has 3"),
     ):
-        with pytest.raises(AnchorEditError, match=words + ": choose another --out"):
+        with pytest.raises(AnchorEditError, match=words + ". Choose another --out"):
             run(tmp_path, *model, *options)
-    assert command(["run", *ASKED, "--editor", "truth", "--steps", "2", "--out", str(tmp_path / "new")]) == 2
-    assert "error: editor 'truth' does not take --steps 2" in capsys.readouterr().err
+    assert command(["run", *ASKED, "--editor", "oracle", "--steps", "2", "--out", str(tmp_path / "new")]) == 2
+    assert "error: editor 'oracle' does not take --steps 2" in capsys.readouterr().err
 
 
 def test_drift_is_measured_where_nothing_should_show(tmp_path, monkeypatch):
-    def lighter(self, instruction, truly=TruthEditor.edit):
+    def lighter(self, instruction, truly=OracleEditor.edit):
         return truly(self, instruction) * 0.9 + 0.1
 
-    truth = run(tmp_path / "truth", "--protocol", "a-b-a", "--editor", "truth")
+    truth = run(tmp_path / "oracle", "--protocol", "a-b-a", "--editor", "oracle")
     assert all(figure["mean"] == 0 for figure in truth["drift_by_turn"]["delta_e"])
-    monkeypatch.setattr(TruthEditor, "edit", lighter)
-    drifted = run(tmp_path / "lighter", "--protocol", "a-b-a", "--editor", "truth")["drift_by_turn"]
+    monkeypatch.setattr(OracleEditor, "edit", lighter)
+    drifted = run(tmp_path / "lighter", "--protocol", "a-b-a", "--editor", "oracle")["drift_by_turn"]
     assert all(figure["low"] > 1 for figure in drifted["dl"]) and all(abs(x) < 0.1 for x in means(drifted["shift"]))
     for session in range(SESSIONS):  # at every second turn the whole image is the source's: all of it is measured
         folder = tmp_path / "lighter" / "sessions" / f"{session:05d}"
@@ -142,14 +142,14 @@ def test_drift_is_measured_where_nothing_should_show(tmp_path, monkeypatch):
 
 
 def test_a_image_of_another_size_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(TruthEditor, "edit", lambda self, instruction: torch.zeros(3, 8, 8))
+    monkeypatch.setattr(OracleEditor, "edit", lambda self, instruction: torch.zeros(3, 8, 8))
     with pytest.raises(AnchorEditError, match=r"turn 1 is \[3, 8, 8\], the source \[3, 32, 32\]"):
-        run(tmp_path, "--editor", "truth")
+        run(tmp_path, "--editor", "oracle")
 
 
 def test_a_caption_no_font_can_write_says_what_is_asked(monkeypatch):
     turn = {"instruction": "\u628a\u5b83\u79fb\u5230\u5de6\u8fb9", "kind": "move", "asked": {"place": "left"}}
-    monkeypatch.setattr("benchmark.sheet.can_write", lambda text, font: False)
+    monkeypatch.setattr("benchmark.report.sheet.can_write", lambda text, font: False)
     assert caption(turn) == "(move) place: left" and caption(turn | {"instruction": ""}) == "(nothing)"
     monkeypatch.undo()
     assert caption(turn | {"instruction": "move it to the left"}) == "move it to the left"

@@ -209,7 +209,7 @@ def test_a_gradient_that_is_not_finite_spoils_nothing(config, tmp_path, monkeypa
         return value * 1.0
 
     monkeypatch.setattr(Pretrain, "loss", spoiled)
-    with pytest.raises(AnchorEditError, match="the norm of the gradient is .* in step 3: lower the learning rate"):
+    with pytest.raises(AnchorEditError, match="the norm of the gradient is .* in step 3. Lower the learning rate"):
         train(config, tmp_path, "pretrain", resume=True)
     assert all(torch.equal(tensor, weights["before"][name]) for name, tensor in weights["now"].items())
     assert [path.name for path in (tmp_path / "pretrain" / "state").iterdir()] == ["step-00000002"]

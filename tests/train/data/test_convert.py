@@ -186,7 +186,7 @@ def test_what_cannot_be_converted_at_all_is_one_clear_error(rows, tmp_path):
     out = ["--out", str(tmp_path / "out")]
     parquet = tmp_path / "edits.parquet"
     parquet.write_bytes(b"PAR1")
-    with pytest.raises(AnchorEditError, match="neither .csv nor .jsonl: export it"):
+    with pytest.raises(AnchorEditError, match="neither .csv nor .jsonl. Export it"):
         main(["convert", str(parquet), *out])
     with pytest.raises(AnchorEditError, match="does not exist"):
         main(["convert", str(tmp_path / "nothing"), *out])

@@ -265,5 +265,5 @@ def test_written_stars_are_trained_on_as_stars(small_model, tmp_path, capsys):
     (tmp_path / "stars").mkdir()
     for path in (tmp_path / "shards").glob("star-*"):
         path.rename(tmp_path / "stars" / path.name)
-    with pytest.raises(AnchorEditError, match="no usable session: 2 x a star, .*: give this stage chains"):
+    with pytest.raises(AnchorEditError, match="no usable session: 2 x a star, .*. Give this stage chains"):
         source(("chain",), "stars")

@@ -110,10 +110,10 @@ def test_only_the_end_of_training_makes_a_vae_that_is_used(quick, tmp_path, monk
     assert not run(Vae(minutes=1, base_dim=BASE_DIM), out)
     assert "stopped and saved at step 2: go on with --resume" in capsys.readouterr().out
     assert (out / "config.json").is_file() and not is_finished(out)
-    with pytest.raises(AnchorEditError, match="is not finished: go on with python -m train vae --resume, or use it as"):
+    with pytest.raises(AnchorEditError, match="is not finished. Go on with python -m train vae --resume, or use it as"):
         folder()
     assert curriculum.Curriculum(load_config("tiny", [f"parts.vae={out}"]), tmp_path).vae_folder() == out
-    with pytest.raises(AnchorEditError, match="is the state of a training: go on with --resume"):
+    with pytest.raises(AnchorEditError, match="is the state of a training. Go on with --resume"):
         run(options, out)
     monkeypatch.setattr(SmallPool, "then", lambda: None)
     assert run(options, out, resume=True) and is_finished(out) and folder() == out

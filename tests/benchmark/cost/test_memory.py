@@ -1,0 +1,33 @@
+"""What a card has to hold is counted from the sizes of the networks themselves."""
+
+from __future__ import annotations
+
+import pytest
+
+from anchoredit_model.config import MemoryPolicy, TransformerConfig
+from anchoredit_model.pipeline import AnchorEditPipeline
+from benchmark.__main__ import main as command
+from benchmark.cost.memory import rows
+
+GIB = 2**30
+
+
+def test_the_bundled_model_holds_what_is_counted():
+    pipeline = AnchorEditPipeline.from_pretrained()
+    counted = next(rows(pipeline.backbone.transformer.config, MemoryPolicy(), 128, 128))
+    assert 2 * counted[1] == sum(
+        weight.nbytes for weight in pipeline.backbone.transformer.parameters()
+    )  # it is in float32
+
+
+@pytest.mark.parametrize(
+    ("size", "weights", "dtype", "place", "card"),
+    [("1.3B", "bfloat16", "bfloat16", "vram", 8), ("14B", "float8", "float8_e4m3fn", "vram", 24)],
+)
+def test_what_fits_on_which_card(size, weights, dtype, place, card, capsys):
+    """However many turns a session has, 50 say: a turn sees the anchor and the window."""
+    assert len(MemoryPolicy().visible(50)) == 5
+    table = {(row[0], row[2], row[3]): row for row in rows(TransformerConfig.named(size), MemoryPolicy(), 1024, 1024)}
+    assert table[weights, dtype, place][-1] <= card * GIB
+    assert table[weights, dtype, "ram"][-1] < table[weights, dtype, place][-1]
+    assert command(["cost", "memory", "--size", size]) == 0 and capsys.readouterr().out.count(f"| {size} |") == 8
