@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from anchoredit_model.checkpoint.fingerprint import fingerprint
-from anchoredit_model.checkpoint.formats import FORMATS
+from anchoredit_model.checkpoint.formats import FORMATS, Format, RawCheckpoint
 from anchoredit_model.checkpoint.keymap import to_wan_name, unwrapped
 from anchoredit_model.checkpoint.loading import UNDISTILLED, load_transformer, outline, read_checkpoint
 from anchoredit_model.checkpoint.saving import save_checkpoint, save_folder
@@ -220,6 +220,17 @@ def test_every_format_gives_the_same_weights(name, tmp_path, weights, diffusers_
 
 def test_every_format_is_tested():
     assert {format for _, format, _ in STORED.values()} == set(FORMATS) - {"gguf"}  # which is refused
+
+
+def test_a_new_format_is_one_entry(tmp_path, weights, monkeypatch):
+    path = tmp_path / "model.xyz"
+    path.write_bytes(b"XYZ1 weights")
+    with pytest.raises(AnchorEditError, match="neither safetensors nor a PyTorch checkpoint"):
+        read_checkpoint(path)
+    xyz = Format(lambda source: source.start.startswith(b"XYZ1"), lambda source: RawCheckpoint(dict(weights)))
+    monkeypatch.setitem(FORMATS, "xyz", xyz)
+    assert read_checkpoint(path).format == "xyz"
+    assert fingerprint(load_transformer(path)[0]) == fingerprint(weights)
 
 
 def test_a_header_as_long_as_a_pickles_first_byte_is_a_header(tmp_path, weights):
