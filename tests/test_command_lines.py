@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("package", ["anchoredit_model", "train", "benchmark"])
 def test_unknown_commands_are_usage_errors(package):
     for arguments, code in ((["paint"], 2), ([], 2), (["--help"], 0)):

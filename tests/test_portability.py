@@ -116,6 +116,7 @@ def as_windows_saves(text: str) -> bytes:
     return BOM + text.replace("\n", "\r\n").encode("utf-8")
 
 
+@pytest.mark.slow
 def test_files_that_people_write_are_read_alike_everywhere(tmp_path):
     """With CRLF and a byte-order mark, and under a locale that knows no Chinese, as cp1252 does not."""
     red = "\u53d8\u7ea2"
@@ -141,6 +142,7 @@ def test_files_that_people_write_are_read_alike_everywhere(tmp_path):
     assert not [line for line in ours if line.startswith(str(ROOT)) and "site-packages" not in line]
 
 
+@pytest.mark.slow
 def test_what_a_command_prints_never_stops_it(tmp_path):
     """On Windows the standard output is cp1252 where it goes to a file or a pipe."""
     folder = tmp_path / "sessions" / "one"

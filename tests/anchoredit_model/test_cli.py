@@ -144,6 +144,7 @@ def test_json_is_all_there_is_on_stdout(edit, photo, tmp_path):
     assert err[0].startswith("note: the instruction is empty: a null edit")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("own_folder", [True, False])
 def test_going_on_equals_never_having_stopped(edit, photo, tmp_path, own_folder):
     words = ["make it red", "add a star", "move it left", "make it blue"]
@@ -238,6 +239,7 @@ def test_a_seed_too_long_to_read_is_a_usage_error(photo, tmp_path, capsys):
         assert stop.value.code == 2 and "--seed" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_instructions_of_any_kind(edit, photo, tmp_path):
     words = [
         "\"quotes\" 'and' \\ $HOME `x`",
@@ -292,6 +294,7 @@ def rotated() -> Image.Exif:
     return exif
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", IMAGES)
 def test_images_of_every_kind(edit, tmp_path, kind):
     make, size = IMAGES[kind]
@@ -598,6 +601,7 @@ def test_an_image_that_cannot_be_written_loses_no_turn(edit, photo, tmp_path, mo
     assert files(out) == files(tmp_path / "whole")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lacking", ["image", "filmstrip"])
 def test_a_turn_is_saved_before_anything_is_drawn(edit, photo, tmp_path, monkeypatch, lacking):
     """Decoding or drawing may need more memory than there is: the sampled turn is not lost."""
@@ -647,6 +651,7 @@ def fails_in(turn: int, error: BaseException, monkeypatch) -> None:
 FIVE = [part for word in ("red", "blue", "green", "white", "black") for part in ("-i", word)]
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_finished_turns(edit, photo, tmp_path, monkeypatch):
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
@@ -668,6 +673,7 @@ def test_ctrl_c_in_the_first_turn_leaves_nothing_in_the_way(edit, photo, tmp_pat
     assert edit(photo, *FIVE, "--out", tmp_path / "out")[0] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("error", "says"),
     [
@@ -707,6 +713,7 @@ def test_a_reader_that_goes_away(edit, photo, tmp_path, monkeypatch):
     gone.close()
 
 
+@pytest.mark.slow
 def test_as_a_program(tmp_path):
     """`python -m anchoredit_model`: the exit code arrives, and help needs no torch."""
     program = [sys.executable, "-X", "importtime", "-m", "anchoredit_model"]

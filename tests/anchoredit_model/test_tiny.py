@@ -30,6 +30,7 @@ def test_it_is_small_and_made_for_comfyui(pipeline):
         assert json.loads(file.metadata()["config"])["transformer"]["num_heads"] == sizes.num_heads
 
 
+@pytest.mark.slow
 def test_it_edits_over_three_turns(pipeline):
     """What it does surest, as a sign that the files hold a trained model; how good it is the benchmark says."""
     scenes = sample_scenes(80, held_out_generator(11))

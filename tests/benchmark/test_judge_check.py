@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from benchmark.__main__ import main
 
 
+@pytest.mark.slow
 def test_the_judge_is_checked_on_every_case(tmp_path, capsys):
     out = tmp_path / "judge.json"
     assert main(["judge", "--sessions", "3", "--turn", "2", "--out", str(out)]) == 0

@@ -61,6 +61,7 @@ def means(figures: list[dict]) -> list[float]:
     return [figure["mean"] for figure in figures]
 
 
+@pytest.mark.slow
 def test_controls(tmp_path, capsys):
     """The truth always succeeds; doing nothing and doing something else never do, null edits apart."""
     truth = run(tmp_path / "oracle", "--editor", "oracle")
@@ -75,6 +76,7 @@ def test_controls(tmp_path, capsys):
     assert "| success | 100.0% |" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop_at", [1, TURNS + 3, SESSIONS * TURNS])
 def test_a_stopped_run_goes_on_where_it_was(tmp_path, monkeypatch, stop_at):
     options = ("--protocol", "sanctioned", "--editor", "oracle")
@@ -98,6 +100,7 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path, monkeypatch, stop_at):
         assert all((tmp_path / "stopped" / n).read_bytes() == (tmp_path / "whole" / n).read_bytes() for n in names)
 
 
+@pytest.mark.slow
 def test_a_session_without_a_record_is_made_again(tmp_path):
     whole = run(tmp_path, "--editor", "oracle")
     folder = tmp_path / "sessions" / "00001"
@@ -110,6 +113,7 @@ def test_a_session_without_a_record_is_made_again(tmp_path):
         run(tmp_path, "--editor", "oracle")
 
 
+@pytest.mark.slow
 def test_another_run_does_not_go_on_with_these_sessions(tmp_path, small_model, capsys):
     model = ("--editor", "pipeline", "--model", str(small_model), "--steps", "1", "--size", "64", "--sessions", "1")
     first = run(tmp_path, *model)
@@ -124,6 +128,7 @@ def test_another_run_does_not_go_on_with_these_sessions(tmp_path, small_model, c
     assert "error: editor 'oracle' does not take --steps 2" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_drift_is_measured_where_nothing_should_show(tmp_path, monkeypatch):
     def lighter(self, instruction, truly=OracleEditor.edit):
         return truly(self, instruction) * 0.9 + 0.1

@@ -33,6 +33,7 @@ def successes(images, previous, before, edits) -> torch.Tensor:
     return Judge().judge(images, previous, before, edits).success
 
 
+@pytest.mark.slow
 def test_the_truth_is_a_success(case):
     before, after, edits, source, truth = case
     verdict = Judge().judge(truth, source, before, edits)
@@ -41,6 +42,7 @@ def test_the_truth_is_a_success(case):
     assert verdict.damage.max() < 1e-5 and verdict.shift.max() < 1e-3 and verdict.likeness.min() > 0.99
 
 
+@pytest.mark.slow
 def test_the_truth_after_a_round_trip_is_a_success(case):
     before, _, edits, source, truth = case
     vae = ImageVAE.from_pretrained(TINY / "vae")
@@ -49,6 +51,7 @@ def test_the_truth_after_a_round_trip_is_a_success(case):
     assert successes(passed, source, before, edits).float().mean() > 0.95
 
 
+@pytest.mark.slow
 def test_what_is_wrong_is_no_success(case):
     before, after, edits, source, truth = case
     real = torch.tensor([edit.kind != "null" for edit in edits])
@@ -59,6 +62,7 @@ def test_what_is_wrong_is_no_success(case):
     assert not successes(torch.rand_like(truth), source, before, edits).any()
 
 
+@pytest.mark.slow
 def test_another_creature_is_no_success(case):
     before, after, edits, source, _ = case
     columns = [TRAIT[name] for name in SUBJECT_TRAITS]
@@ -68,6 +72,7 @@ def test_another_creature_is_no_success(case):
     assert not verdict.identity.any()
 
 
+@pytest.mark.slow
 def test_another_edit_is_no_success(case):
     before, after, edits, source, _ = case
     rng, wrong = random.Random(2), []
@@ -80,6 +85,7 @@ def test_another_edit_is_no_success(case):
     assert not successes(images, source, before, edits).any()
 
 
+@pytest.mark.slow
 def test_a_image_painted_over_in_the_right_colour_is_no_success():
     sessions = sample_sessions(12, 1, held_out_generator(22), kinds=("recolour", "background"))
     (edits,), before, after = sessions.edits, sessions.scenes[0], sessions.scenes[1]
@@ -90,6 +96,7 @@ def test_a_image_painted_over_in_the_right_colour_is_no_success():
     assert not successes(painted, source, before, edits).any()
 
 
+@pytest.mark.slow
 def test_an_earlier_failure_is_not_counted_again():
     """The editor did not put the hat on; what it does next is judged from what it has."""
     sessions = sample_sessions(6, 1, held_out_generator(23), kinds=("null",))
@@ -107,6 +114,7 @@ def test_an_earlier_failure_is_not_counted_again():
     assert judge.judge(then, source, bare.with_facts(first.facts), [background] * len(bare)).success.all()
 
 
+@pytest.mark.slow
 def test_facts_are_read_from_the_image():
     kinds = [kind for kind in KINDS if kind != "null"]
     was, now = sample_sessions(len(kinds), 1, held_out_generator(24), kinds=kinds).scenes
@@ -117,6 +125,7 @@ def test_facts_are_read_from_the_image():
         assert facts[changed] == now.facts[number, changed]
 
 
+@pytest.mark.slow
 def test_damage_grows_with_what_is_done_to_the_rest(case):
     before, _, edits, source, truth = case
     one = slice(0, 6)
@@ -128,6 +137,7 @@ def test_damage_grows_with_what_is_done_to_the_rest(case):
     assert damages[-1].min() > Thresholds().damage
 
 
+@pytest.mark.slow
 def test_a_blot_anywhere_is_damage(case):
     before, _, edits, source, truth = case
     blotted = truth.clone()

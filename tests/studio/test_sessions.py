@@ -132,6 +132,7 @@ def test_undo_goes_back_to_any_state():
     assert undo(states, 3).apply(states[-1]) == states[3] and undo(states, 3).undone == 3
 
 
+@pytest.mark.slow
 def test_objects_stand_once_and_edits_show():
     for states in histories(7, 150, 5):
         for facts in states:
@@ -204,6 +205,7 @@ def test_a_corner_object_changes_only_its_corner():
     assert changed[:20, :20].any() and not changed[20:].any() and not changed[:, 20:].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("height,width", [(128, 128), (40, 100), (101, 33)])
 def test_any_size_and_each_image_by_itself(height, width):
     scenes = sample_sessions(17, 3, generator(13)).scenes[3]
@@ -213,6 +215,7 @@ def test_any_size_and_each_image_by_itself(height, width):
     torch.testing.assert_close(together, alone)
 
 
+@pytest.mark.slow
 def test_fused_drawing_is_the_same_drawing():
     scenes = sample_sessions(3, 3, generator(14)).scenes[3]
     traced = tuple(torch.compile(layer, backend="eager") for layer in LAYERS)  # what is fused, without the compiler
@@ -225,6 +228,7 @@ def test_held_out_seeds_are_none_that_training_counts_to():
     assert all(held_out_generator(seed).initial_seed() > 10**12 for seed in range(100))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(128, 128), (64, 96)])
 def test_parts_are_painted_as_far_as_they_reach(monkeypatch, size):
     """Whatever identity makes of the creature: painting everywhere draws the same."""

@@ -83,6 +83,7 @@ def losses(folder: Path) -> torch.Tensor:
     return torch.tensor([value for row in rows for name, value in row.items() if name.startswith("loss")])
 
 
+@pytest.mark.slow
 def test_two_processes_learn_as_one(config, tmp_path, capsys):
     """By DDP and by FSDP2, the latter with all weights as DTensors: the same 20 losses on the same global batch."""
     assert train(config, tmp_path / "one", "causal", "causal.init=" + start(config, tmp_path))
@@ -117,6 +118,7 @@ def sizes_of(checkpoint: Path) -> tuple:
     return read.transformer_config, read.edit_config
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_as_if_it_had_not_been(config, tmp_path):
     """SIGKILL at step 30 of 60, the last state being that of step 20: bit for bit the same in the end."""
     changed = Path(config).read_text(encoding="utf-8").replace("steps: 20", "steps: 60", 1)
@@ -151,6 +153,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(config, tmp_path):
         assert all(torch.equal(tensor, last[name]) for name, tensor in weights[0].items())
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_a_full_disk_leaves_the_state_before(config, tmp_path, monkeypatch, largest_file, capsys):
     train_step = Engine.train_step
 
@@ -190,6 +193,7 @@ def test_ctrl_c_saves_and_a_full_disk_leaves_the_state_before(config, tmp_path, 
     assert (folder / "transformer.safetensors").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_one_of_two_processes_stops_both_at_one_step(config, tmp_path):
     done = worker(config, tmp_path, "pretrain", "--interrupt", 3, processes=2)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -234,6 +238,7 @@ def test_a_log_that_cannot_be_written_is_one_clear_error(tmp_path, largest_file)
         Log(tmp_path / "file", 0, "stage", 0.0)
 
 
+@pytest.mark.slow
 def test_the_whole_curriculum_and_its_export(config, tmp_path, monkeypatch):
     """`all` goes through every stage in bfloat16, hands weights over and exports what nodes and ComfyUI read."""
     monkeypatch.chdir(tmp_path)
@@ -257,6 +262,7 @@ def test_the_whole_curriculum_and_its_export(config, tmp_path, monkeypatch):
     assert (run / "model" / "model_index.json").is_file()
 
 
+@pytest.mark.slow
 def test_variants_have_one_budget_and_one_start(config, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     asked = ["--config", config, "--out", "run"]
@@ -278,6 +284,7 @@ def test_variants_have_one_budget_and_one_start(config, tmp_path, monkeypatch, c
     assert "there is no variant 'stage 4': choose of 'stage 1'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_checkpointing_learns_the_same(config, tmp_path, precision):
     learnt = []
@@ -307,6 +314,7 @@ def test_adapters_alone_learn_and_both_files_say_the_same(config, tmp_path):
         torch.testing.assert_close(merged.state_dict()[name], expected, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_adapters_go_through_the_stages_on_one_base(config, tmp_path, capsys):
     """The exported LoRA file makes the exported model of the weights that the first stage began with."""
     base = start(config, tmp_path)
@@ -342,6 +350,7 @@ def test_adapters_go_through_the_stages_on_one_base(config, tmp_path, capsys):
         other.start("causal", 32)
 
 
+@pytest.mark.slow
 def test_a_dry_run_says_what_there_is_and_writes_nothing(config, tmp_path, capsys):
     assert main(["all", "--config", config, "--out", str(tmp_path / "none"), "--dry-run"]) == 0
     said = capsys.readouterr().out
@@ -350,6 +359,7 @@ def test_a_dry_run_says_what_there_is_and_writes_nothing(config, tmp_path, capsy
     assert "missing" not in said and not (tmp_path / "none").exists()
 
 
+@pytest.mark.slow
 def test_a_dry_run_names_everything_that_is_missing(config, small_model, tmp_path, capsys):
     """As the run itself would, but all at once; what an earlier step of the command makes is not missing."""
 

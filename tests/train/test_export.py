@@ -41,6 +41,7 @@ def weights(folder: Path) -> int:
     return sum(file.stat().st_size for file in (folder / "transformer").glob("*.safetensors"))
 
 
+@pytest.mark.slow
 def test_an_export_is_the_same_model(exported, small_model, tmp_path):
     whole, half = exported("float32"), exported("bfloat16")
     expected = image(small_model)
@@ -53,12 +54,14 @@ def test_an_export_is_the_same_model(exported, small_model, tmp_path):
     assert set(names[1]) <= set(names[0])
 
 
+@pytest.mark.slow
 def test_an_export_may_be_sampled_otherwise(exported, small_model):
     trained = AnchorEditPipeline.from_pretrained(small_model).edit
     other = {"renoise": "euler", "euler": "renoise"}[trained.sampler]
     assert AnchorEditPipeline.from_pretrained(exported("float32", other)).edit == replace(trained, sampler=other)
 
 
+@pytest.mark.slow
 def test_runs_may_be_averaged(exported, small_model, tmp_path):
     """The mean of weights, of which one counts as much as another; other sizes are refused."""
     one, edit = load_transformer(small_model / "transformer")

@@ -51,6 +51,7 @@ def test_copies_of_the_anchor_do_not_drift():
         assert (turn.colour, turn.cast, turn.right, turn.down, turn.scale, turn.sharpness) == (0,) * 6
 
 
+@pytest.mark.slow
 def test_each_damage_shows_where_it_belongs():
     source = scene(seed=3)
     yellowed = (source * torch.tensor([1.0, 0.97, 0.85])[:, None, None]).clamp(0, 1)
@@ -63,6 +64,7 @@ def test_each_damage_shows_where_it_belongs():
     assert yellow.likeness > 0.99 and shift.likeness > 0.9
 
 
+@pytest.mark.slow
 def test_likeness_falls_with_damage_and_not_with_light():
     source, other = scene(seed=5), scene(seed=6)
     assert likeness(0.5 * source + 0.2, source) == pytest.approx(1, abs=1e-4)

@@ -100,6 +100,7 @@ def placed(found, dx=0.0, dy=0.0, scale=0.0):
     return True
 
 
+@pytest.mark.slow
 @images
 @pytest.mark.parametrize("masked", [False, True])
 def test_an_identical_copy_has_no_drift(name, masked):
@@ -118,6 +119,7 @@ def test_an_identical_copy_has_no_drift(name, masked):
 # --- Place
 
 
+@pytest.mark.slow
 @images
 @pytest.mark.parametrize("dx, dy", [(0.3, 0.0), (-0.45, 0.2), (3.7, -5.25)])
 def test_shift(name, dx, dy):
@@ -130,17 +132,20 @@ def test_content_that_lies_further_right_and_down_is_positive():
     assert placed(alignment(image.roll((2, 5), dims=(1, 2)), image), 5, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [0.01, -0.01, 0.002, 0.1, -0.15])
 def test_scale(scale):
     assert placed(alignment(waves(128, 176, scale=scale), waves(128, 176)), scale=scale)
 
 
+@pytest.mark.slow
 @images
 def test_scale_of_images(name):
     image = IMAGES[name]()
     assert placed(alignment(grown(image, 1.01), image), scale=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "height, width, dx, dy, scale",
     [(300, 200, 7.6, -4.2, 0.03), (900, 1400, 1.3, 0.6, -0.004), (1200, 96, -0.4, 3.3, 0.002)],
@@ -149,6 +154,7 @@ def test_shift_and_scale_at_any_size(height, width, dx, dy, scale):
     assert placed(alignment(waves(height, width, dx, dy, scale), waves(height, width)), dx, dy, scale)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dx, dy, scale", [(40, 25, 0), (0, 0, 0.2), (15, -20, 0.1), (30, 10, -0.15)])
 def test_far_from_where_it_was(dx, dy, scale):
     """Where only phase correlation finds the way: every wave has been left behind by several lengths."""
@@ -156,6 +162,7 @@ def test_far_from_where_it_was(dx, dy, scale):
     assert placed(alignment(waves(height, width, dx, dy, scale), waves(height, width)), dx, dy, scale)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "damage",
     [
@@ -173,6 +180,7 @@ def test_other_damage_moves_nothing(name, damage):
     assert placed(alignment(damage(moved(image, 0.3, -0.2)), image), 0.3, -0.2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["waves", "astronaut", "coffee"])
 @pytest.mark.parametrize("dx, dy", [(0.0, 0.0), (0.3, -0.2), (4.5, 2.25)])
 def test_a_subject_that_moved_is_not_the_image_that_moved(name, dx, dy):
@@ -202,6 +210,7 @@ def test_flat_images_have_no_place(height, width):
     assert sharpness(flat + 0.2, flat) == pytest.approx(0, abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "image, reference",
     [
@@ -217,6 +226,7 @@ def test_what_has_nothing_in_common_has_no_place(image, reference):
     assert found.confidence < 0.2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tilt", [0.0, 0.6, 1.2])
 def test_a_shift_along_stripes_is_not_made_up(tilt):
     y, x = torch.meshgrid(torch.arange(128.0), torch.arange(128.0), indexing="ij")
@@ -311,6 +321,7 @@ def test_sharpness_of_a_blurred_wave(frequency, sigma):
 # --- Masks
 
 
+@pytest.mark.slow
 def test_a_mask_of_ones_is_no_mask():
     image = IMAGES["waves"]()
     after = (moved(image, 0.3, 0.1) + 0.02 * noise(image)).clamp(0, 1)
@@ -318,6 +329,7 @@ def test_a_mask_of_ones_is_no_mask():
     assert asdict(masked) == pytest.approx(asdict(plain), abs=1e-4)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=10)
 @given(
     top=st.integers(0, 70), left=st.integers(0, 100), height=st.integers(1, 60), width=st.integers(1, 80),
@@ -356,6 +368,7 @@ DAMAGE = {
 strength = st.floats(0.05, 1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", DAMAGE)
 @settings(deadline=None, max_examples=8)
 @given(one=strength, two=strength)
@@ -371,6 +384,7 @@ def test_drift_grows_with_the_damage(kind, one, two):
         assert 0 < sign * getattr(weak, metric.lstrip("-")) < sign * getattr(strong, metric.lstrip("-")), metric
 
 
+@pytest.mark.slow
 def test_scale_grows_with_the_damage():
     found = [alignment(waves(128, 128, scale=s), waves(128, 128)).scale for s in (-0.05, -0.01, 0.0, 0.003, 0.02, 0.2)]
     assert found == sorted(found)

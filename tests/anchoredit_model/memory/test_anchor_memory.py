@@ -191,6 +191,7 @@ def test_branches_share_entries_and_do_not_disturb_each_other(model):
     assert len(cache.store) == held + 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("history", ["stream", "refresh"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float8_e4m3fn"])
 def test_rounded_kv_are_used_as_they_were_stored(model, history, dtype):
@@ -260,6 +261,7 @@ def committed(policy: MemoryPolicy, **second) -> AnchorMemory:
 FIRST_PROMPT = EditConfig(anchor_prompt="first_prompt")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("made", "asked", "identity", "policy", "second", "config", "forwards"),
     [

@@ -10,6 +10,7 @@ from anchoredit_model.memory.kv_size import kv_size
 from anchoredit_model.pipeline import AnchorEditPipeline
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "itemsize"), [("auto", 4), ("bfloat16", 2), ("float8_e4m3fn", 1)])
 def test_the_bundled_models_kv_are_as_large_as_announced(dtype, itemsize):
     pipeline = AnchorEditPipeline.from_pretrained()

@@ -156,6 +156,7 @@ def test_a_shared_mask_is_stored_once(memory, tmp_path):
     assert loaded.turns[2].mask is loaded.turns[3].mask
 
 
+@pytest.mark.slow
 def test_a_loaded_session_goes_on_bit_for_bit(small_model, tmp_path):
     from anchoredit_model.pipeline import AnchorEditPipeline
 
@@ -341,6 +342,7 @@ def test_a_failed_replacement_leaves_the_old_file(memory, tmp_path, monkeypatch,
     assert path.read_bytes() == before and os.listdir(tmp_path) == [path.name]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 def test_killed_while_saving_it_is_the_old_or_the_new_file(memory, tmp_path):
     # with 10 MB of latents, so that most of the time is spent on writing

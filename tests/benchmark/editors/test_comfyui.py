@@ -109,6 +109,7 @@ def asked(host, tmp_path, graph: dict = PLAIN) -> list[str]:
     return [*ASKED, *files]
 
 
+@pytest.mark.slow
 def test_a_plain_workflow_is_fed_its_own_images(host, tmp_path):
     assert run(asked(host, tmp_path)) == 0
     report = json.loads((tmp_path / "run" / "report.json").read_text())
@@ -143,6 +144,7 @@ def test_marks_that_do_not_fit_are_named(host, tmp_path, change, message):
         run(asked(host, tmp_path, PLAIN | change))
 
 
+@pytest.mark.slow
 def test_a_server_that_fails_costs_a_line_and_no_finished_session(host, tmp_path):
     host.fails = 2  # the first turn of the second session
     with pytest.raises(AnchorEditError, match="node 'sampler.*' failed .*CUDA out of memory"):

@@ -23,6 +23,7 @@ ASKED = ["--sessions", "2", "--turns", "2", "--size", "32"]
 NAMES = ["anchor and window", "previous only"]
 
 
+@pytest.mark.slow
 def test_an_ablation_is_done_once_and_pooled_by_variant(tmp_path, monkeypatch, capsys):
     asked = [*ASKED, "--sampling-seeds", "2", "--out", str(tmp_path), *(f"--only={name}" for name in NAMES)]
     assert ablate(asked) == 0
@@ -66,6 +67,7 @@ def test_an_ablation_is_done_once_and_pooled_by_variant(tmp_path, monkeypatch, c
     assert len(json.loads((tmp_path / "ablation.json").read_text())) == 12
 
 
+@pytest.mark.slow
 def test_the_page_stands_alone_and_the_tables_say_the_same(tmp_path):
     for editor in ("oracle", "no-op"):
         run([*ASKED, "--editor", editor, "--out", str(tmp_path / editor)])
@@ -99,6 +101,7 @@ def test_differences_are_paired():
     assert paired_difference((harder, harder), (counts, counts * 0)) is None
 
 
+@pytest.mark.slow
 def test_what_cannot_be_compared_is_said(tmp_path):
     with pytest.raises(AnchorEditError, match="no finished run in .*benchmark run"):
         report([str(tmp_path), "--out", str(tmp_path / "out")])

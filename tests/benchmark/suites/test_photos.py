@@ -145,6 +145,7 @@ def test_the_default_set_comes_with_scikit_image():
             assert min(image.size) >= 300
 
 
+@pytest.mark.slow
 def test_a_run_is_measured_and_can_be_read_back(tmp_path, capsys):
     """What an editor drifts is found, by another run of its images too; who does nothing shows no change."""
     photos = put(tmp_path / "photos", {"cat.png": A, "dog.png": B, "instructions.json": TURNS})

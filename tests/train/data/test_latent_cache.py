@@ -71,6 +71,7 @@ def test_every_session_is_read_once_over_all_ranks_and_workers(world, workers):
     assert sorted(part.number for part in ended) == list(range(5))
 
 
+@pytest.mark.slow
 def test_what_is_cached_is_what_the_encoders_make(encoders, tmp_path):
     data = prepare(PARTS, encoders, tmp_path, SIZES)
     assert len(data) == 20 and set(data.shapes) == {(1, 32, 32), (2, 32, 32), (1, 16, 48), (2, 16, 48)}
@@ -101,6 +102,7 @@ def test_nothing_is_encoded_or_loaded_twice(encoders, tmp_path, monkeypatch):
     assert left_out in "\n".join(first.describe()) and first.describe() == again.describe()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world, workers", [(2, 0), (3, 1), (1, 2)])
 def test_processes_and_workers_make_the_same_files_as_one(encoders, tmp_path, world, workers):
     one = prepare(PARTS, encoders, tmp_path / "one", SIZES)

@@ -59,6 +59,7 @@ texts = st.text(st.characters(codec="utf-8"), max_size=20)
 instructions = st.lists(st.fixed_dictionaries({"en": texts}, optional={"zh": texts}), min_size=1, max_size=3)
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(st.lists(instructions, min_size=1, max_size=5), st.integers(1, 3), st.integers(1, 20), st.integers(1, 20))
 def test_what_is_written_is_read_back(tmp_path_factory, said, per_shard, width, height):
@@ -243,6 +244,7 @@ def test_written_studio_shards_are_valid(tmp_path, capsys):
     assert "3 sessions in 2 shards, 6 turns" in said and "3 x 48x32" in said
 
 
+@pytest.mark.slow
 def test_written_stars_are_trained_on_as_stars(small_model, tmp_path, capsys):
     """By the first stage, beside chains; the others leave them out by name, and say so if nothing else is there."""
     for name, more in (("star", ["--star"]), ("chain", ["--seed", "2"])):

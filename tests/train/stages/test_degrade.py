@@ -49,6 +49,7 @@ def test_one_generator_one_damage_and_every_frame_its_own(kind: str):
     assert (torch.cdist(frames, frames) + 1e3 * torch.eye(len(frames))).min() > 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", LATENT_KINDS)
 def test_damage_grows_from_the_anchor_to_the_last_frame(kind: str):
     x = latents()[:1].repeat(400, 1, 1, 1, 1)[:, :1].expand(-1, 5, -1, -1, -1)

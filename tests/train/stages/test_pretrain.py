@@ -111,6 +111,7 @@ def test_identity_mapping_has_the_source_as_target_and_both_have_no_instruction(
     assert (times[:, 0] == 0).all() and abs(noise.std() - 1) < 0.1 and abs((noise * target).mean()) < 0.1
 
 
+@pytest.mark.slow
 def test_training_learns_and_a_draw_belongs_to_its_step():
     model, batch = small_model(), sessions(8, 2, star=True)
     stage = stage_with(model, dropout=0.0)

@@ -45,6 +45,7 @@ def sessions(frames: int = TURNS + 1) -> tuple[Tensor, Tensor]:
     return latents, frame_texts(null, words)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [{}, {"sampler": "euler", "num_steps": 3, "shift": 3.0, "cfg": 2.0}],

@@ -72,6 +72,7 @@ def test_the_gelu_that_is_compiled_is_the_models_own():
     assert torch.allclose(fast, plain, atol=2e-6) and torch.allclose(slopes[1], slopes[0], atol=2e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("forcing", "rollout"),
     [*product(("teacher", "diffusion"), ("cached", "one_pass", "none")), ("bidirectional", "none")],
@@ -86,6 +87,7 @@ def test_every_weight_learns_behind_every_kind_of_history(forcing, rollout):
     assert loss.isfinite() and learnt(module) == [name for name, _ in module.named_parameters()]
 
 
+@pytest.mark.slow
 def test_histories_are_what_the_settings_say():
     """Without damage or rollout the history is the truth; the anchor is never the model's own; targets stay true."""
     shown = {}
@@ -113,6 +115,7 @@ def test_histories_are_what_the_settings_say():
         assert (times[:, :3] == 0).all() and (times[:, 3:] > 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("last", [0, 2])
 def test_own_steps_are_what_inference_makes(monkeypatch, last):
     """The loss is the error of the sampler's image, stopped at a step, behind the true history."""
@@ -136,6 +139,7 @@ def test_own_steps_are_what_inference_makes(monkeypatch, last):
     assert learnt(stage.main.module) == [name for name, _ in stage.main.module.named_parameters()]
 
 
+@pytest.mark.slow
 def test_sessions_and_rollout_grow_over_the_budget():
     stage = causal(rollout_end=1.0, rollout_peak=0.5, first_turns=1, turns_end=1.0)
     frames = []
@@ -156,6 +160,7 @@ def test_micro_batches_share_what_decides_how_much_work_there_is():
     assert not torch.equal(first.noise((8,)), second.noise((8,)))
 
 
+@pytest.mark.slow
 def test_consistency_teaches_the_student_alone():
     stage = stage_of(Consistency, ConsistencySettings(steps=1), student=network(0))
     stage.teacher = network(1)
@@ -167,6 +172,7 @@ def test_consistency_teaches_the_student_alone():
     assert not learnt(stage.teacher.module) and not learnt(stage.main.average.network.module)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("share", "own"), [(0.0, [False, False, False]), (1.0, [False, True, True])])
 def test_consistency_behind_what_the_student_made(monkeypatch, share, own):
     """All three models see one history: the truth, or the anchor and the student's turns as inference makes them."""
@@ -188,6 +194,7 @@ def test_consistency_behind_what_the_student_made(monkeypatch, share, own):
     assert differs == own
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("learner", ["generator", "fake"])
 def test_matching_teaches_one_network_at_a_time(learner):
     stage = stage_of(Matching, MatchingSettings(steps=1, every=5), generator=network(0), fake=network(1))

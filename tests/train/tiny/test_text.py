@@ -32,6 +32,7 @@ def test_careless_typing_and_lost_tokens_keep_what_counts():
     assert all(0 <= token < 400 for row in rows for token in row)
 
 
+@pytest.mark.slow
 def test_from_instructions_to_a_saved_encoder(tmp_path, capsys):
     run(Text(steps=15, floor=0, pool=600), tmp_path / "text")
     encoder = TextEncoder.from_pretrained(tmp_path / "text")

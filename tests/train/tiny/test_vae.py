@@ -45,6 +45,7 @@ def train(it: Trainer, steps: int) -> list[float]:
     return losses
 
 
+@pytest.mark.slow
 def test_going_on_equals_never_having_stopped(tmp_path):
     whole = trainer(tmp_path / "vae")
     losses = train(whole, 2)
@@ -67,6 +68,7 @@ def test_what_cannot_be_resumed_is_named(tmp_path):
         trainer(tmp_path / "vae", base_dim=16).load_state()
 
 
+@pytest.mark.slow
 def test_decoder_only_leaves_the_encoder_untouched(tmp_path):
     torch.manual_seed(1)
     ImageVAE(build_model(BASE_DIM)).save_pretrained(tmp_path / "vae")
@@ -101,6 +103,7 @@ def quick(monkeypatch):
         monkeypatch.setattr(f"train.vae.{name}", value)
 
 
+@pytest.mark.slow
 def test_only_the_end_of_training_makes_a_vae_that_is_used(quick, tmp_path, monkeypatch, capsys):
     """Ctrl-C saves; what has begun or is finished is neither used half nor lost."""
     out, options = tmp_path / "vae", Vae(minutes=0.02, base_dim=BASE_DIM)
