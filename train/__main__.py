@@ -30,7 +30,7 @@ ORDER = ("vae", "text", "pretrain", "causal", "distill", "export")
 
 
 def main(argv: list[str]) -> int:
-    commands = (*ORDER, "all", "variants", "data")
+    commands = (*ORDER, "all", "ablations", "data")
     if not argv or argv[0] not in commands:
         asked = bool(argv) and argv[0] in ("-h", "--help")
         out = sys.stdout if asked else sys.stderr
@@ -51,10 +51,10 @@ def main(argv: list[str]) -> int:
             lines = (f"missing: {line}" for line in lacking)
             print(report(command, config, options.out), *lines, sep="\n", flush=True)
             return 2 if lacking else 0
-        if command == "variants":
-            from .ablations import run as train_variants
+        if command == "ablations":
+            from .ablations import run as train_ablations
 
-            return 0 if train_variants(config, options.out, options.only, options.resume) else 130
+            return 0 if train_ablations(config, options.out, options.only, options.resume) else 130
         steps = ORDER if command == "all" else (command,)
         return 0 if all(run(step, config, options.out, options.resume, command == "all") for step in steps) else 130
     except AnchorEditError as error:
@@ -89,7 +89,7 @@ def _options(command: str, argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     parser.add_argument("--resume", action="store_true", help="go on where it was; what is finished is left alone")
-    if command == "variants":
+    if command == "ablations":
         parser.add_argument("--only", action="append", default=[], metavar="NAME", help="this variant; may be repeated")
     parser.add_argument("--dry-run", action="store_true", help="print sizes, memory and what is missing; train nothing")
     return parser.parse_args(argv)

@@ -1,7 +1,7 @@
 """The curriculum taken apart: variants that lack one component each, trained with the same budget.
 
-    python -m train variants --config tiny --set pretrain.minutes=15 --set causal.minutes=20 --out runs/variants
-    python -m train variants ... --only "without self-rollout"        # one of them
+    python -m train ablations --config tiny --set pretrain.minutes=15 --set causal.minutes=20 --out runs/variants
+    python -m train ablations ... --only "without self-rollout"        # one of them
 
 All share one first stage with its budget, but the one that is to lack a part of it, and then have the second stage's
 budget each: more of stage 1, stage 2, or stages 2 and 3 together. OUT/NAME/model is ready for
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from anchoredit_model.errors import AnchorEditError
 
-from .config import Config, StageSettings
+from .config import Config, StageConfig
 from .config_io import merge
 from .curriculum import Curriculum
 from .engine import CHECKPOINT
@@ -26,26 +26,26 @@ from .export import run as export
 _SHARED = "shared"  # folder of the first stage that most start from
 _NO_IDENTITY = {"pretrain": {"identity": 0.0}}
 # What is trained after the first stage, and what is different.
-VARIANTS: Mapping[str, tuple[str, dict]] = {
+ABLATIONS: Mapping[str, tuple[str, dict]] = {
     "stage 1": ("pretrain", {}),
     "stages 1 and 2": ("causal", {}),
     "without self-rollout": ("causal", {"causal": {"rollout": "none"}}),
     "without degradation": ("causal", {"causal": {"degrade": False}}),
     "without identity mapping": ("causal", _NO_IDENTITY),
-    "bidirectional": ("causal", {"causal": {"forcing": "bidirectional", "rollout": "none", "own_steps": 0.0}}),
+    "bidirectional": ("causal", {"causal": {"forcing": "bidirectional", "rollout": "none", "on_policy_prob": 0.0}}),
     "stages 1 to 3": ("distill", {}),
 }
 
 
 def run(config: Config, out: Path, only: Sequence[str] = (), resume: bool = False) -> bool:
     """Train and export the variants; False if that was interrupted. With `resume`, finished ones are left alone."""
-    if unknown := [name for name in only if name not in VARIANTS]:
-        raise AnchorEditError(f"there is no variant {unknown[0]!r}", f"Choose of {', '.join(map(repr, VARIANTS))}")
-    return all(_train(name, config, out, resume) for name in only or VARIANTS)
+    if unknown := [name for name in only if name not in ABLATIONS]:
+        raise AnchorEditError(f"there is no ablation {unknown[0]!r}", f"Choose one of {', '.join(map(repr, ABLATIONS))}")
+    return all(_train(name, config, out, resume) for name in only or ABLATIONS)
 
 
 def _train(name: str, config: Config, out: Path, resume: bool) -> bool:
-    last, changes = VARIANTS[name]
+    last, changes = ABLATIONS[name]
     config, folder = _with_shared_parts(merge(config, changes), out), out / name
     if resume and (folder / "model").is_dir():
         return True
@@ -66,7 +66,7 @@ def _train(name: str, config: Config, out: Path, resume: bool) -> bool:
     return True
 
 
-def _budget(whole: StageSettings, *parts: StageSettings) -> dict[str, float]:
+def _budget(whole: StageConfig, *parts: StageConfig) -> dict[str, float]:
     """What of a stage's budget others leave."""
     left = {name: getattr(whole, name) - sum(getattr(part, name) for part in parts) for name in ("steps", "minutes")}
     if min(left.values()) < 0 or not any(left.values()):

@@ -16,14 +16,14 @@ from dataclasses import dataclass, field, replace
 from anchoredit_model.config import EditConfig, TransformerConfig
 from anchoredit_model.errors import AnchorEditError
 
-from .stages.degrade import Degradations
+from .stages.degrade import DegradationConfig
 from .stages.timesteps import TimeSampling
 
 _FOUR_STEPS = (1000.0, 750.0, 500.0, 250.0)
 
 
 @dataclass(frozen=True)
-class Data:
+class DataConfig:
     """Where the sessions come from.
 
     path     folder of shards (`python -m train data`), relative to where the command is run; empty: the studio,
@@ -57,8 +57,8 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Vae:
-    """The small VAE, learnt from `pool` images.
+class VaeConfig:
+    """The small VAE, learned from `pool` images.
 
     `decoder_only` goes on with the decoder of a finished one, so that all latents stay valid.
     """
@@ -72,7 +72,7 @@ class Vae:
 
 
 @dataclass(frozen=True)
-class Text:
+class TextConfig:
     """The small text encoder; `floor` is the least accuracy on held-out texts, over all slots, that is accepted."""
 
     steps: int = 800
@@ -82,7 +82,7 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Parts:
+class PartsConfig:
     """Finished parts. A VAE and a text encoder that are not given are those that this run trains under --out.
 
     transformer  where the first stage starts: any file or folder that `anchoredit_model` reads, or "random"
@@ -96,7 +96,7 @@ class Parts:
 
 
 @dataclass(frozen=True)
-class Engine:
+class EngineConfig:
     """How training runs, the same for all stages.
 
     seed             of the random start, of new adapters and of every draw; the order of the data has data.seed
@@ -130,7 +130,7 @@ class Engine:
 
 
 @dataclass(frozen=True)
-class Lora:
+class AdapterConfig:
     """Low-rank adapters (https://arxiv.org/abs/2106.09685) in place of all weights; rank 0: none.
 
     The same ones go through all stages, so that the last LoRA file belongs to the weights that the first began with; a
@@ -146,7 +146,7 @@ class Lora:
 
 
 @dataclass(frozen=True)
-class Optimiser:
+class OptimiserConfig:
     """`kind` "muon" takes the matrices of the blocks by Muon (https://kellerjordan.github.io/posts/muon/), the rest
     by AdamW; "adamw" takes all by AdamW.
 
@@ -172,7 +172,7 @@ class Optimiser:
 
 
 @dataclass(frozen=True)
-class StageSettings:
+class StageConfig:
     """What all stages of the curriculum have.
 
     init           weights to start from; empty: those of the stage before
@@ -188,7 +188,7 @@ class StageSettings:
     batch: int = 1
     micro_batches: int = 1
     ema: float = 0.999
-    optimiser: Optimiser = field(default_factory=Optimiser)
+    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
 
     def __post_init__(self):
         if self.batch < 1 or self.micro_batches < 1:
@@ -198,23 +198,23 @@ class StageSettings:
 
 
 @dataclass(frozen=True)
-class Pretrain(StageSettings):
+class PretrainConfig(StageConfig):
     """Stage 1: one edit of a source at a time.
 
     times           of the noisy edits
     identity        how often the instruction is null and the target the source itself
     dropout         how often the instruction alone is null, for guidance
-    change_weight   how much more than the whole image that which an edit changes counts, whatever its size
+    edit_region_weight   how much more than the whole image that which an edit changes counts, whatever its size
     """
 
     times: TimeSampling = field(default_factory=TimeSampling)
     identity: float = 0.1
     dropout: float = 0.05
-    change_weight: float = 0.0
+    edit_region_weight: float = 0.0
 
 
 @dataclass(frozen=True)
-class Causal(StageSettings):
+class CausalConfig(StageConfig):
     """Stage 2: whole sessions, each turn behind a history as it will meet it.
 
     forcing            "teacher": every noisy turn behind a history at t = 0, all in one forward; "diffusion": one
@@ -224,11 +224,11 @@ class Causal(StageSettings):
     times              of the noisy turns
     first_turns, turns sessions grow from so many turns to so many, the last count being reached at `turns_end`
     turn_weight        alpha: turn number p of 0..1 weighs 1 + alpha * p
-    change_weight      as in `Pretrain`
+    edit_region_weight as in `PretrainConfig`
     dropout            how often an instruction is null, for guidance
-    own_steps          how often the noisy turns are not the noisy truth but what the sampler itself has made on its way
-                       to one of `times.own`, so that its later steps learn to mend what earlier ones missed; only in
-                       teacher forcing, for a model that is sampled by re-noising at those times
+    on_policy_prob     how often the noisy turns are not the noisy truth but what the sampler itself has made on its way
+                       to one of `times.sampler_timesteps`, so that its later steps learn to correct what earlier ones
+                       missed; only in teacher forcing, for a model that is sampled by re-noising at those times
     degrade            whether histories are damaged, by `degradations`
     rollout            the form of self-rollout: "cached", as inference does it, "one_pass" or "none"
     rollout_peak       probability that a frame of the history is the model's own, from `rollout_end` on; none
@@ -244,11 +244,11 @@ class Causal(StageSettings):
     turns: int = 5
     turns_end: float = 0.3
     turn_weight: float = 1.0
-    change_weight: float = 0.0
+    edit_region_weight: float = 0.0
     dropout: float = 0.05
-    own_steps: float = 0.0
+    on_policy_prob: float = 0.0
     degrade: bool = True
-    degradations: Degradations = field(default_factory=Degradations)
+    degradations: DegradationConfig = field(default_factory=DegradationConfig)
     rollout: str = "cached"
     rollout_start: float = 0.1
     rollout_end: float = 0.6
@@ -262,10 +262,10 @@ class Causal(StageSettings):
         _one_of("causal.rollout", self.rollout, ("cached", "one_pass", "none"))
         for name in ("first_turns", "turns", "rollout_steps"):
             _at_least(1, f"causal.{name}", getattr(self, name))
-        if self.own_steps and (self.forcing != "teacher" or not self.times.own):
+        if self.on_policy_prob and (self.forcing != "teacher" or not self.times.sampler_timesteps):
             raise AnchorEditError(
-                f"causal.own_steps is {self.own_steps}",
-                "List the sampler's times in causal.times.own, the noisiest "
+                f"causal.on_policy_prob is {self.on_policy_prob}",
+                "List the sampler's times in causal.times.sampler_timesteps, the noisiest "
                 "first, and set causal.forcing=teacher, or set it to 0",
             )
         if self.forcing == "bidirectional" and self.rollout != "none":
@@ -277,16 +277,16 @@ class Causal(StageSettings):
 
 
 @dataclass(frozen=True)
-class Consistency(StageSettings):
+class ConsistencyConfig(StageConfig):
     """Stage 3a: consistency distillation along a grid of `grid` steps with `shift`, the teacher guided.
 
-    change_weight  as in `Pretrain`
+    edit_region_weight  as in `PretrainConfig`
     rollout        probability that a frame of the history is the student's own, made as inference does
     rollout_share  of the steps in which there is any; 0: histories are true, as published
     """
 
     turns: int = 5
-    change_weight: float = 0.0
+    edit_region_weight: float = 0.0
     grid: int = 48
     shift: float = 5.0
     guidance: float = 3.0
@@ -300,7 +300,7 @@ class Consistency(StageSettings):
 
 
 @dataclass(frozen=True)
-class Matching(StageSettings):
+class MatchingConfig(StageConfig):
     """Stage 3b: distribution matching behind the model's own histories.
 
     guidance        of the real score
@@ -313,7 +313,7 @@ class Matching(StageSettings):
     guidance: float = 3.0
     times: TimeSampling = field(default_factory=lambda: TimeSampling(low=20, high=980))
     every: int = 5
-    critic: Optimiser = field(default_factory=lambda: Optimiser(lr=5e-6, betas=(0.0, 0.999)))
+    critic: OptimiserConfig = field(default_factory=lambda: OptimiserConfig(lr=5e-6, betas=(0.0, 0.999)))
 
     def __post_init__(self):
         super().__post_init__()
@@ -322,16 +322,16 @@ class Matching(StageSettings):
 
 
 @dataclass(frozen=True)
-class Distill:
+class DistillConfig:
     """Stage 3: first 3a, then 3b. Both are taught by `teacher`; empty: the second stage's weights."""
 
     teacher: str = ""
-    consistency: Consistency = field(default_factory=Consistency)
-    matching: Matching = field(default_factory=Matching)
+    consistency: ConsistencyConfig = field(default_factory=ConsistencyConfig)
+    matching: MatchingConfig = field(default_factory=MatchingConfig)
 
 
 @dataclass(frozen=True)
-class Export:
+class ExportConfig:
     """The model that is put together, with its LoRA file if any.
 
     transformer  empty: the last stage's
@@ -360,16 +360,16 @@ class Config:
 
     model: TransformerConfig
     edit: EditConfig = field(default_factory=EditConfig)
-    data: Data = field(default_factory=Data)
-    parts: Parts = field(default_factory=Parts)
-    engine: Engine = field(default_factory=Engine)
-    lora: Lora = field(default_factory=Lora)
-    vae: Vae = field(default_factory=Vae)
-    text: Text = field(default_factory=Text)
-    pretrain: Pretrain = field(default_factory=Pretrain)
-    causal: Causal = field(default_factory=Causal)
-    distill: Distill = field(default_factory=Distill)
-    export: Export = field(default_factory=Export)
+    data: DataConfig = field(default_factory=DataConfig)
+    parts: PartsConfig = field(default_factory=PartsConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    lora: AdapterConfig = field(default_factory=AdapterConfig)
+    vae: VaeConfig = field(default_factory=VaeConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    causal: CausalConfig = field(default_factory=CausalConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
 
     def undistilled(self) -> EditConfig:
         """How the checkpoints of stages 1 and 2 are sampled."""
@@ -394,18 +394,18 @@ def _tiny() -> Config:
     later ones can read much of it off the image. Instructions are seldom dropped, as nothing is guided here and a
     null instruction should keep to what it means. Two micro-batches are one for each of two cores.
     """
-    muon = Optimiser("muon", lr=1.5e-3, betas=(0.9, 0.99), clip=1.0, decay=0.15)
-    times = TimeSampling(own=_FOUR_STEPS, own_weights=(0.55, 0.2, 0.15, 0.1), own_share=0.7)
+    muon = OptimiserConfig("muon", lr=1.5e-3, betas=(0.9, 0.99), clip=1.0, decay=0.15)
+    times = TimeSampling(sampler_timesteps=_FOUR_STEPS, sampler_weights=(0.55, 0.2, 0.15, 0.1), sampler_share=0.7)
     return Config(
         model=TransformerConfig.named("tiny"),
         edit=EditConfig(
             resolution=128, resolution_step=128, max_aspect_ratio=1.0, max_turns=6, num_steps=8, shift=3.0, cfg=1.0
         ),
-        parts=Parts(transformer="random"),
-        pretrain=Pretrain(
-            minutes=60, batch=14, micro_batches=2, optimiser=muon, times=times, dropout=0.01, change_weight=2.0
+        parts=PartsConfig(transformer="random"),
+        pretrain=PretrainConfig(
+            minutes=60, batch=14, micro_batches=2, optimiser=muon, times=times, dropout=0.01, edit_region_weight=2.0
         ),
-        causal=Causal(
+        causal=CausalConfig(
             minutes=120,
             batch=6,
             micro_batches=2,
@@ -413,26 +413,26 @@ def _tiny() -> Config:
             times=times,
             first_turns=5,  # every length is compiled anew, for minutes
             turn_weight=0.5,
-            change_weight=1.0,  # more draws what is added where it does not belong
+            edit_region_weight=1.0,  # more draws what is added where it does not belong
             dropout=0.005,
-            degradations=Degradations(p_round_trip=0.02, p_jpeg=0.02),  # the VAE is slow on a CPU
+            degradations=DegradationConfig(p_round_trip=0.02, p_jpeg=0.02),  # the VAE is slow on a CPU
             rollout_steps=2,
         ),
-        distill=Distill(
-            consistency=Consistency(
+        distill=DistillConfig(
+            consistency=ConsistencyConfig(
                 minutes=15,
                 batch=10,
                 optimiser=replace(muon, lr=2e-4, warm_up=0.02),
                 guidance=1.0,
-                change_weight=1.0,
+                edit_region_weight=1.0,
                 rollout_share=0.75,
             ),
-            matching=Matching(
+            matching=MatchingConfig(
                 minutes=15,
                 batch=8,
                 guidance=1.0,
-                optimiser=Optimiser(lr=2e-5, betas=(0.0, 0.99), clip=1.0, decay=0.4),
-                critic=Optimiser(lr=5e-5, betas=(0.0, 0.99), clip=1.0),
+                optimiser=OptimiserConfig(lr=2e-5, betas=(0.0, 0.99), clip=1.0, decay=0.4),
+                critic=OptimiserConfig(lr=5e-5, betas=(0.0, 0.99), clip=1.0),
             ),
         ),
     )
@@ -442,18 +442,18 @@ def _wan(size: str) -> Config:
     """The published schedule. Many small budgets make no sense at this size, so these are in steps."""
     edit = EditConfig(num_steps=50, shift=8.0, cfg=5.0)
     times = TimeSampling(shift=5.0)
-    adamw = Optimiser(lr=1e-5)
-    matching = Optimiser(lr=1e-6, betas=(0.0, 0.999))
+    adamw = OptimiserConfig(lr=1e-5)
+    matching = OptimiserConfig(lr=1e-6, betas=(0.0, 0.999))
     return Config(
         model=TransformerConfig.named(size),
         edit=edit,
-        data=Data(path="runs/shards"),
-        engine=Engine(parallel="fsdp", checkpointing=True, save_minutes=30),
-        pretrain=Pretrain(steps=10_000, micro_batches=64, optimiser=adamw, times=times),
-        causal=Causal(steps=10_000, micro_batches=64, optimiser=adamw, times=times),
-        distill=Distill(
-            consistency=Consistency(steps=5_000, micro_batches=64, optimiser=Optimiser(lr=5e-6)),
-            matching=Matching(steps=2_000, micro_batches=64, optimiser=matching),
+        data=DataConfig(path="runs/shards"),
+        engine=EngineConfig(parallel="fsdp", checkpointing=True, save_minutes=30),
+        pretrain=PretrainConfig(steps=10_000, micro_batches=64, optimiser=adamw, times=times),
+        causal=CausalConfig(steps=10_000, micro_batches=64, optimiser=adamw, times=times),
+        distill=DistillConfig(
+            consistency=ConsistencyConfig(steps=5_000, micro_batches=64, optimiser=OptimiserConfig(lr=5e-6)),
+            matching=MatchingConfig(steps=2_000, micro_batches=64, optimiser=matching),
         ),
     )
 
@@ -461,15 +461,15 @@ def _wan(size: str) -> Config:
 def _wan_lora(size: str) -> Config:
     """Adapters learn at a higher rate and fit one GPU."""
     config = _wan(size)
-    adamw = Optimiser(lr=1e-4, clip=1.0)
+    adamw = OptimiserConfig(lr=1e-4, clip=1.0)
     matching = replace(config.distill.matching, micro_batches=8, optimiser=replace(adamw, lr=1e-5, betas=(0.0, 0.999)))
     return replace(
         config,
-        lora=Lora(rank=32),
+        lora=AdapterConfig(rank=32),
         engine=replace(config.engine, parallel="ddp"),
         pretrain=replace(config.pretrain, micro_batches=8, optimiser=adamw),
         causal=replace(config.causal, micro_batches=8, optimiser=adamw),
-        distill=Distill(
+        distill=DistillConfig(
             consistency=replace(config.distill.consistency, micro_batches=8, optimiser=replace(adamw, lr=5e-5)),
             matching=replace(matching, critic=replace(matching.critic, lr=5e-5)),
         ),

@@ -48,7 +48,7 @@ def merge(settings: T, changes: Mapping[str, Any], path: str = "") -> T:
     for key, value in changes.items():
         whole = f"{path}{key}"
         if key not in known:
-            raise AnchorEditError(f"there is no setting {whole!r}", f"{_nearest(settings, path, whole)}")
+            raise AnchorEditError(f"there is no setting {whole!r}", _nearest(settings, path, whole))
         current = getattr(settings, key)
         if is_dataclass(current):
             if not isinstance(value, Mapping):
@@ -90,7 +90,7 @@ def _from_file(path: Path) -> Config:
         raise AnchorEditError(f"config '{path}' cannot be read ({error})", "Give a name or a YAML file") from None
     tree = _parse(text, f"config '{path}'")
     if not isinstance(tree, dict):
-        raise AnchorEditError(f"config '{path}' holds no settings: write it as `key", "Value` lines")
+        raise AnchorEditError(f"config '{path}' holds no settings", "Write lines `key: value`")
     base = tree.pop("base", "tiny")
     return merge(named(base), tree)
 
@@ -111,7 +111,7 @@ def _nearest(settings: Any, path: str, wanted: str) -> str:
     level = [f"{path}{field.name}" for field in fields(settings)]
     near = [key for key in below if key.endswith(f".{wanted.removeprefix(path)}")][:1]  # "lr" for "optimiser.lr"
     near = near or difflib.get_close_matches(wanted, level, n=1) or difflib.get_close_matches(wanted, below, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(level)}"
+    return f"Did you mean {near[0]!r}" if near else f"Choose one of {', '.join(level)}"
 
 
 def _typed(value: Any, hint: Any, name: str) -> Any:

@@ -22,7 +22,7 @@ from accelerate import Accelerator
 
 from anchoredit_model.errors import AnchorEditError
 
-from .config import Config, StageSettings
+from .config import Config, StageConfig
 from .data.latent_cache import Encoders
 from .data.source import Source, find_parts, open_source
 from .engine import CHECKPOINT, LORA, Engine, make_accelerator
@@ -53,7 +53,7 @@ class Curriculum:
         """Train the stages of a command; False if it was interrupted. With `resume`, what is finished is left alone."""
         return all(self._train(kind, resume) for kind in STAGES[command] if self.wanted(kind))
 
-    def settings(self, name: str) -> StageSettings:
+    def settings(self, name: str) -> StageConfig:
         """The part of the config that belongs to a stage, by its dotted name."""
         found = self.config
         for part in name.split("."):

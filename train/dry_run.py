@@ -19,7 +19,7 @@ from anchoredit_model.errors import AnchorEditError
 from anchoredit_model.networks.transformer import CausalWanTransformer
 from anchoredit_model.networks.vae import ImageVAE
 
-from .config import Config, Lora
+from .config import AdapterConfig, Config
 from .curriculum import STAGES, Curriculum, refusals
 from .data.source import find_parts
 from .networks import adapted
@@ -56,7 +56,7 @@ def missing(command: str, config: Config, out: Path) -> list[str]:
     found = refusals(find for part, find in folders.items() if getattr(config.parts, part) or not whole)
     if command == "export" and not config.export.transformer:
         found += refusals([curriculum.last_checkpoint])
-    stages = {"all": tuple(STAGES), "variants": ("pretrain",), "export": ()}.get(command, (command,))
+    stages = {"all": tuple(STAGES), "ablations": ("pretrain",), "export": ()}.get(command, (command,))
     made: list[str] = []
     for kind in (kind for stage in stages for kind in STAGES[stage] if curriculum.wanted(kind)):
         found += [line for line in curriculum.missing(kind, made) if line not in found]
@@ -68,10 +68,10 @@ def report(command: str, config: Config, out: Path) -> str:
     """Lines on what `command` would do."""
     curriculum = Curriculum(config, out)
     sizes, edit = config.model, config.edit
-    total, learnt, _ = parameters(sizes, config.lora)
+    total, learned, _ = parameters(sizes, config.lora)
     side = edit.resolution // ImageVAE.spatial_factor
     lines = [
-        f"model: {total / 1e6:.1f} M weights, {learnt / 1e6:.1f} M trained; {sizes.num_layers} layers of {sizes.dim}, "
+        f"model: {total / 1e6:.1f} M weights, {learned / 1e6:.1f} M trained; {sizes.num_layers} layers of {sizes.dim}, "
         f"{sizes.num_heads} heads",
         f"images: {edit.resolution}x{edit.resolution}, latents {side}x{side}, {tokens(config)} tokens a frame",
     ]
@@ -102,29 +102,29 @@ def tokens(config: Config) -> int:
     return (side // config.model.patch_size[1]) * (side // config.model.patch_size[2])
 
 
-def parameters(sizes: TransformerConfig, lora: Lora) -> tuple[int, int, int]:
+def parameters(sizes: TransformerConfig, lora: AdapterConfig) -> tuple[int, int, int]:
     """How many weights there are, how many are trained, and how many of those are the blocks' matrices."""
     with torch.device("meta"):
         module = adapted(CausalWanTransformer(sizes), lora)
-    learnt = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    learned = [parameter for parameter in module.parameters() if parameter.requires_grad]
     inside = [parameter for parameter in module.blocks.parameters() if parameter.requires_grad]
     matrices = [parameter for parameter in inside if parameter.ndim == 2]
-    return tuple(sum(part.numel() for part in parts) for parts in (list(module.parameters()), learnt, matrices))
+    return tuple(sum(part.numel() for part in parts) for parts in (list(module.parameters()), learned, matrices))
 
 
 def estimate(name: str, config: Config, world: int) -> Memory:
     """Bytes of one of `world` processes in the stage of this name."""
     settings = Curriculum(config, Path()).settings(name)
-    total, learnt, matrices = parameters(config.model, config.lora)
+    total, learned, matrices = parameters(config.model, config.lora)
     trained = 2 if name == "distill.matching" else 1  # the fake score learns as well
     teachers = 1 if name.startswith("distill") else 0
     shared = world if config.engine.parallel == "fsdp" else 1
     half = _HALF if config.engine.precision == "bfloat16" else _FLOAT
-    moments = 2 * learnt if settings.optimiser.kind == "adamw" else 2 * (learnt - matrices) + matrices
-    moments += 2 * learnt * (trained - 1)
+    moments = 2 * learned if settings.optimiser.kind == "adamw" else 2 * (learned - matrices) + matrices
+    moments += 2 * learned * (trained - 1)
     return Memory(
         weights=_FLOAT * total * trained / shared,
-        gradients=_FLOAT * learnt * trained / shared,
+        gradients=_FLOAT * learned * trained / shared,
         optimiser=_FLOAT * moments / shared,
         average=_FLOAT * total / shared,
         frozen=half * total * teachers / shared,

@@ -4,7 +4,7 @@
 
 writes `model/`, a folder as `AnchorEditPipeline.from_pretrained` reads it, and `anchoredit.safetensors`, the
 transformer alone with Wan's keys and, in its metadata, how it edits and its sizes as ComfyUI reads them; the nodes,
-the pipeline and ComfyUI's own loader take it. A LoRA run also has `lora.safetensors`, all that its stages learnt, for
+the pipeline and ComfyUI's own loader take it. A LoRA run also has `lora.safetensors`, all that its stages learned, for
 the weights that the first of them began with (`base` in its metadata).
 """
 

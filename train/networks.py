@@ -29,7 +29,7 @@ from anchoredit_model.config import TransformerConfig
 from anchoredit_model.errors import AnchorEditError
 from anchoredit_model.networks.transformer import CausalWanTransformer
 
-from .config import Config, Engine, Lora, Optimiser
+from .config import AdapterConfig, Config, EngineConfig, OptimiserConfig
 
 _EMBEDDING_STD = 0.02  # of text and time embeddings at the start, as in Wan
 _AVERAGE_WARM_UP = 10  # steps
@@ -59,15 +59,17 @@ class Network:
     base     name of the weights that it began with, without adapters
     """
 
-    def __init__(self, module: CausalWanTransformer, forward: nn.Module, base: str, optimiser: Optimiser | None = None):
+    def __init__(
+        self, module: CausalWanTransformer, forward: nn.Module, base: str, optimiser: OptimiserConfig | None = None
+    ):
         self.module = module
         self.forward = forward
         self.base = base
         self.settings = optimiser
         self.optimisers = make_optimisers(module, optimiser) if optimiser else []
-        self.average: Average | None = None
+        self.average: EMA | None = None
 
-    def learnt(self) -> dict[str, nn.Parameter]:
+    def learned(self) -> dict[str, nn.Parameter]:
         """The parameters that are trained, by name."""
         return {name: parameter for name, parameter in self.module.named_parameters() if parameter.requires_grad}
 
@@ -85,7 +87,7 @@ class Network:
         Raises AnchorEditError, and changes nothing, if the norm is not finite.
         """
         rate = self.settings.rate(progress)
-        norm = nn.utils.clip_grad_norm_(self.learnt().values(), self.settings.clip)
+        norm = nn.utils.clip_grad_norm_(self.learned().values(), self.settings.clip)
         norm = (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
         if not math.isfinite(norm):
             raise AnchorEditError(
@@ -102,7 +104,7 @@ class Network:
         return norm, rate
 
 
-class Average:
+class EMA:
     """Exponential moving average of a network's trained parameters, in a network of its own of the same build."""
 
     def __init__(self, network: Network, decay: float):
@@ -113,13 +115,13 @@ class Average:
     def tensors(self, source: Network) -> dict[str, Tensor]:
         """The averaged parameters, by name."""
         mine = dict(self.network.module.named_parameters())
-        return {name: mine[name].detach() for name in source.learnt()}
+        return {name: mine[name].detach() for name in source.learned()}
 
     @torch.no_grad()
     def update(self, source: Network, step: int) -> None:
         """Step 1 is the first; shards of FSDP2 are averaged where they lie."""
         decay = min(self.decay, (1 + step) / (_AVERAGE_WARM_UP + step))  # the first steps are soon forgotten
-        now = [parameter.detach() for parameter in source.learnt().values()]
+        now = [parameter.detach() for parameter in source.learned().values()]
         torch._foreach_lerp_(list(self.tensors(source).values()), now, 1 - decay)
 
 
@@ -130,11 +132,11 @@ class Builder:
         self.config = config
         self.accelerator = accelerator
 
-    def trained(self, start: Start, optimiser: Optimiser, ema: float | None = None) -> Network:
+    def trained(self, start: Start, optimiser: OptimiserConfig, ema: float | None = None) -> Network:
         """A network to train, or its adapters if the config has a LoRA rank, with its average if `ema` is given."""
         network = self._network(start, trainable=True, optimiser=optimiser)
         if ema is not None:
-            network.average = Average(self._network(start, trainable=True), ema)
+            network.average = EMA(self._network(start, trainable=True), ema)
         return network
 
     def frozen(self, start: Start) -> Network:
@@ -144,7 +146,7 @@ class Builder:
 
     def _network(self, start, trainable, dtype=torch.float32, optimiser=None) -> Network:
         engine, accelerator = self.config.engine, self.accelerator
-        lora = self.config.lora if trainable else Lora()
+        lora = self.config.lora if trainable else AdapterConfig()
         sharded = accelerator.num_processes > 1 and engine.parallel == "fsdp"
         module = None
         if accelerator.is_main_process or not sharded:
@@ -169,7 +171,7 @@ class Builder:
 
 
 def shard(
-    full: CausalWanTransformer | None, build: Callable[[], CausalWanTransformer], engine: Engine, device: str
+    full: CausalWanTransformer | None, build: Callable[[], CausalWanTransformer], engine: EngineConfig, device: str
 ) -> CausalWanTransformer:
     """A transformer sharded over all processes; `full`, with its weights, is needed in the first process only."""
     # torch warns of writing into what a block returns, which nothing does
@@ -181,7 +183,7 @@ def shard(
     policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for block in module.blocks:
         fully_shard(block, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
-        register_fsdp_forward_method(block, "read_text")
+        register_fsdp_forward_method(block, "text_kv")
     outer = replace(policy, param_dtype=None)
     fully_shard(module, mesh=mesh, reshard_after_forward=True, mp_policy=outer)
     for method in ("read", "embed_text"):
@@ -192,7 +194,7 @@ def shard(
     return module
 
 
-def _empty(sizes: TransformerConfig, lora: Lora, dtype: torch.dtype) -> CausalWanTransformer:
+def _empty(sizes: TransformerConfig, lora: AdapterConfig, dtype: torch.dtype) -> CausalWanTransformer:
     """The transformer without any memory for its weights."""
     with torch.device("meta"):
         return adapted(CausalWanTransformer(sizes), lora).to(dtype)
@@ -209,13 +211,13 @@ class CompiledGelu(nn.Module):
         return (wide * torch.sigmoid(_GELU_SCALE * (wide + 0.044715 * wide**3))).to(x.dtype)
 
 
-def make_optimisers(module: CausalWanTransformer, settings: Optimiser) -> list[torch.optim.Optimizer]:
+def make_optimisers(module: CausalWanTransformer, settings: OptimiserConfig) -> list[torch.optim.Optimizer]:
     """Muon for the blocks' matrices and AdamW for the rest, or AdamW for all."""
-    learnt = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    learned = [parameter for parameter in module.parameters() if parameter.requires_grad]
     inner = module.blocks.parameters() if settings.kind == "muon" else ()
     matrices = [parameter for parameter in inner if parameter.requires_grad and parameter.ndim == 2]
     chosen = {id(parameter) for parameter in matrices}
-    rest = [parameter for parameter in learnt if id(parameter) not in chosen]
+    rest = [parameter for parameter in learned if id(parameter) not in chosen]
     optimisers: list[torch.optim.Optimizer] = []
     if matrices:
         decay = settings.weight_decay
@@ -229,7 +231,7 @@ def make_optimisers(module: CausalWanTransformer, settings: Optimiser) -> list[t
     return optimisers
 
 
-def adapted(module: CausalWanTransformer, lora: Lora, seed: int = 0) -> CausalWanTransformer:
+def adapted(module: CausalWanTransformer, lora: AdapterConfig, seed: int = 0) -> CausalWanTransformer:
     """The transformer with low-rank adapters and everything else frozen, by peft; itself at rank 0."""
     if not lora.rank:
         return module
@@ -318,7 +320,7 @@ def file_start(path: str, sizes: TransformerConfig) -> Start:
     return Start(sizes, weights, path)
 
 
-def lora_start(base: Start, path: Path, lora: Lora) -> Start:
+def lora_start(base: Start, path: Path, lora: AdapterConfig) -> Start:
     """The base with the adapters of a LoRA file that the stage before left, to go on with.
 
     Raises AnchorEditError if the file cannot be read, or has adapters of another base, rank, alpha or of other layers.

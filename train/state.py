@@ -99,7 +99,7 @@ def _tensors(networks: Mapping[str, Network]) -> dict[str, Any]:
     tensors: dict[str, Any] = {}
     for name, network in networks.items():
         tensors[name] = {
-            "weights": {key: parameter.detach() for key, parameter in network.learnt().items()},
+            "weights": {key: parameter.detach() for key, parameter in network.learned().items()},
             "optimisers": get_optimizer_state_dict(network.module, network.optimisers),
         }
         if network.average:

@@ -19,7 +19,7 @@ from studio.sessions import (
     sample_sessions,
     visible_states,
 )
-from train.data.procedural import StudioSettings
+from train.data.procedural import ProceduralConfig
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -68,8 +68,8 @@ def test_shares_say_how_often_kinds_come():
     assert uneven["resize"] / uneven["move"] == pytest.approx(4 * even["resize"] / even["move"], rel=0.1)
     assert uneven["null"] / uneven["move"] == pytest.approx(0.5 * even["null"] / even["move"], rel=0.1)
     for shares in ((("resise", 2.0),), (("resize", 0.0),)):
-        with pytest.raises(AnchorEditError, match=f"shares gives .* '{shares[0][0]}': .*background"):
-            StudioSettings(turns=1, shares=shares)
+        with pytest.raises(AnchorEditError, match=f"shares gives .* '{shares[0][0]}'. .*background"):
+            ProceduralConfig(turns=1, shares=shares)
 
 
 def test_in_a_star_every_edit_starts_from_the_source():

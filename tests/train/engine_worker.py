@@ -70,7 +70,7 @@ def gradients_are_shards(engine: Engine) -> None:
     network.sync_gradients(False)
     draws = Draws.of(1, "check", "model", 0, micro, engine.accelerator.device)
     engine.stage.loss("model", engine.source.batch(0, micro), draws, 0.0).backward()
-    for parameter in network.learnt().values():
+    for parameter in network.learned().values():
         assert isinstance(parameter.grad, DTensor)
         parameter.grad = None
 

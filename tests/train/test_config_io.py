@@ -6,7 +6,7 @@ import pytest
 
 from anchoredit_model.checkpoint.loading import UNDISTILLED
 from anchoredit_model.errors import AnchorEditError
-from train.config import NAMES, Optimiser
+from train.config import NAMES, OptimiserConfig
 from train.config_io import load_config, to_yaml
 
 
@@ -19,54 +19,59 @@ def test_every_named_config_survives_a_file(name, tmp_path):
 
 def test_a_file_changes_its_base_and_settings_change_the_file(tmp_path):
     path = tmp_path / "mine.yaml"
-    path.write_text("base: wan-1.3b\ncausal: {steps: 7, times: {own: [1000, 500]}}\n", encoding="utf-8")
+    path.write_text("base: wan-1.3b\ncausal: {steps: 7, times: {sampler_timesteps: [1000, 500]}}\n", encoding="utf-8")
     config = load_config(str(path), ["causal.optimiser.lr=1e-4", "causal.steps=9", "engine.compile=false"])
     assert config.model == load_config("wan-1.3b").model and config.causal.steps == 9
-    assert config.causal.times.own == (1000.0, 500.0) and config.causal.optimiser.lr == 1e-4
+    assert config.causal.times.sampler_timesteps == (1000.0, 500.0) and config.causal.optimiser.lr == 1e-4
     assert config.engine.compile is False and config.pretrain == load_config("wan-1.3b").pretrain
 
 
 def test_wan_is_sampled_as_wan_is():
     for name in NAMES[1:]:
         edit = load_config(name).undistilled()
-        assert all(getattr(edit, part) == getattr(UNDISTILLED, part) for part in ("num_steps", "shift", "guidance"))
+        assert all(getattr(edit, part) == getattr(UNDISTILLED, part) for part in ("num_steps", "shift", "cfg"))
 
 
 def test_settings_that_need_each_other_may_come_in_any_order():
-    changes = ["causal.times.own=[1000, 500]", "causal.times.own_weights=[2, 1]", "causal.steps=3", "causal.steps=4"]
+    changes = [
+        "causal.times.sampler_timesteps=[1000, 500]",
+        "causal.times.sampler_weights=[2, 1]",
+        "causal.steps=3",
+        "causal.steps=4",
+    ]
     for order in (changes, [*changes[1::-1], *changes[2:]]):
         config = load_config("tiny", order)
-        assert config.causal.times.own_weights == (2.0, 1.0) and config.causal.steps == 4
+        assert config.causal.times.sampler_weights == (2.0, 1.0) and config.causal.steps == 4
     assert load_config("tiny", ["causal.forcing=bidirectional", "causal.rollout=none"]).causal.rollout == "none"
-    for change in ("causal.forcing=diffusion", "causal.times={own: [], own_weights: [], own_share: 0}"):
-        with pytest.raises(AnchorEditError, match="causal.own_steps is 0.5.*set it to 0"):
-            load_config("tiny", ["causal.own_steps=0.5", change])
+    for change in ("causal.forcing=diffusion", "causal.times={sampler_timesteps: [], sampler_weights: [], sampler_share: 0}"):
+        with pytest.raises(AnchorEditError, match="causal.on_policy_prob is 0.5.*set it to 0"):
+            load_config("tiny", ["causal.on_policy_prob=0.5", change])
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ("pretrain.step=3", "did you mean 'pretrain.steps'"),
-        ("pretrian.steps=3", "did you mean 'pretrain'"),
-        ("causal.lr=3", "did you mean 'causal.optimiser.lr'"),
-        ("wholly_unlike=3", "choose one of model, "),
-        ("pretrain=3", "set one of its parts"),
-        ("pretrain.steps=many", "give a whole number"),
-        ("pretrain.steps=1.5", "give a whole number"),
-        ("engine.compile=1", "give true or false"),
-        ("pretrain.optimiser.betas=[0.9]", "give 2"),
-        ("engine.parallel=magic", "choose one of ddp, fsdp"),
-        ("pretrain.batch=0", "set both to 1 or more"),
+        ("pretrain.step=3", "Did you mean 'pretrain.steps'"),
+        ("pretrian.steps=3", "Did you mean 'pretrain'"),
+        ("causal.lr=3", "Did you mean 'causal.optimiser.lr'"),
+        ("wholly_unlike=3", "Choose one of model, "),
+        ("pretrain=3", "Set one of its parts"),
+        ("pretrain.steps=many", "Give a whole number"),
+        ("pretrain.steps=1.5", "Give a whole number"),
+        ("engine.compile=1", "Give true or false"),
+        ("pretrain.optimiser.betas=[0.9]", "Give 2"),
+        ("engine.parallel=magic", "Choose one of ddp, fsdp"),
+        ("pretrain.batch=0", "Set both to 1 or more"),
         ("engine.log_steps=0", "engine.log_steps is 0. Set it to 1 or more"),
-        ("engine.sample_steps=-1", "set it to 0 or more"),
+        ("engine.sample_steps=-1", "Set it to 0 or more"),
         ("lora.rank=-4", "lora.rank is -4. Set it to 0 or more"),
         ("causal.turns=0", "causal.turns is 0. Set it to 1 or more"),
         ("distill.consistency.grid=0", "distill.consistency.grid is 0"),
         ("distill.matching.every=0", "distill.matching.every is 0. Set it to 1 or more"),
-        ("distill.matching.times.own_share=0.5", "list them in times.own, or set it to 0"),
-        ("causal.times.own_weights=[1, 2]", "give each a weight"),
-        ("causal.times.own=[]", "list them in times.own"),
-        ("pretrain.steps", "write it as key=value"),
+        ("distill.matching.times.sampler_share=0.5", "List them in times.sampler_timesteps, or set it to 0"),
+        ("causal.times.sampler_weights=[1, 2]", "Give each a weight"),
+        ("causal.times.sampler_timesteps=[]", "List them in times.sampler_timesteps"),
+        ("pretrain.steps", "Write it as key=value"),
         ("pretrain.steps=[", "is not YAML"),
     ],
 )
@@ -78,12 +83,12 @@ def test_what_is_wrong_is_said_with_its_remedy(change, said):
 
 @pytest.mark.parametrize("name", ["small", "missing.yaml"])
 def test_an_unknown_config_is_an_error(name):
-    with pytest.raises(AnchorEditError, match="name|choose"):
+    with pytest.raises(AnchorEditError, match="name|Choose"):
         load_config(name)
 
 
 def test_the_learning_rate_rises_stays_and_falls_to_zero():
-    rate = Optimiser(lr=1.0, decay=0.4).rate
+    rate = OptimiserConfig(lr=1.0, decay=0.4).rate
     assert rate(0) == 0 and rate(1) == 0
     assert rate(0.3) == 1 and abs(rate(0.8) - 0.5) < 1e-9
-    assert Optimiser(lr=1.0, warm_up=0).rate(0) == Optimiser(lr=1.0).rate(1) == 1
+    assert OptimiserConfig(lr=1.0, warm_up=0).rate(0) == OptimiserConfig(lr=1.0).rate(1) == 1

@@ -25,7 +25,7 @@ from anchoredit_model.checkpoint.loading import load_transformer, read_checkpoin
 from anchoredit_model.checkpoint.saving import save_checkpoint
 from anchoredit_model.errors import AnchorEditError
 from train.__main__ import main
-from train.ablations import VARIANTS
+from train.ablations import ABLATIONS
 from train.config_io import load_config
 from train.curriculum import Curriculum
 from train.dry_run import estimate, largest_forward
@@ -46,12 +46,12 @@ def config(small_model, tmp_path_factory) -> str:
         f"""
 base: tiny
 model: {{dim: 32, ffn_dim: 32, num_heads: 2, num_layers: 2, freq_dim: 16, text_dim: 32}}
-edit: {{area: 64, area_step: 64, num_steps: 2}}
+edit: {{resolution: 64, resolution_step: 64, num_steps: 2}}
 parts: {{vae: {small_model / "vae"}, text: {small_model / "text_encoder"}}}
 data: {{cache: {folder / "cache"}, stars: 12, star_turns: 2, chains: 12, chain_turns: 3, shown: 2}}
 engine: {{compile: false, precision: float32, log_steps: 1, sample_steps: 0}}
 pretrain: {{steps: 20, minutes: 0, batch: 2, micro_batches: 2}}
-causal: {{steps: 20, minutes: 0, batch: 2, micro_batches: 2, own_steps: 0.5, rollout_start: 0.0, rollout_steps: 1}}
+causal: {{steps: 20, minutes: 0, batch: 2, micro_batches: 2, on_policy_prob: 0.5, rollout_start: 0.0, rollout_steps: 1}}
 distill:
   consistency: {{steps: 3, minutes: 0, batch: 2, micro_batches: 2}}
   matching: {{steps: 6, minutes: 0, batch: 2, micro_batches: 2}}
@@ -268,31 +268,31 @@ def test_variants_have_one_budget_and_one_start(config, tmp_path, monkeypatch, c
     asked = ["--config", config, "--out", "run"]
     for change in ("pretrain.steps=2", "causal.steps=9", "distill.consistency.steps=3", "distill.matching.steps=2"):
         asked += ["--set", change]
-    assert main(["variants", *asked]) == 0
+    assert main(["ablations", *asked]) == 0
     run, steps = tmp_path / "run", {}
-    for name in VARIANTS:
+    for name in ABLATIONS:
         assert (run / name / "model" / "model_index.json").is_file()
         logs = (run / name).glob("causal/log.jsonl"), (run / name).glob("distill/*/log.jsonl")
         logs = [*chain(*logs), *((run / name).glob("pretrain/log.jsonl") if name == "stage 1" else ())]
         steps[name] = sum(len(log.read_text(encoding="utf-8").splitlines()) for log in logs)
     assert set(steps.values()) == {9}
-    own = [name for name in VARIANTS if (run / name / "pretrain").is_dir()]
+    own = [name for name in ABLATIONS if (run / name / "pretrain").is_dir()]
     assert own == ["stage 1", "without identity mapping"] and len(losses(run / "shared" / "pretrain")) == 2
     made = [path.read_bytes() for path in sorted(run.glob("*/anchoredit.safetensors"))]
-    assert len(made) == len(set(made)) == len(VARIANTS)
-    assert main(["variants", *asked, "--only", "stage 4"]) == 2
-    assert "there is no variant 'stage 4': choose of 'stage 1'" in capsys.readouterr().err
+    assert len(made) == len(set(made)) == len(ABLATIONS)
+    assert main(["ablations", *asked, "--only", "stage 4"]) == 2
+    assert "there is no ablation 'stage 4'. Choose one of 'stage 1'" in capsys.readouterr().err
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_checkpointing_learns_the_same(config, tmp_path, precision):
-    learnt = []
+    learned = []
     for checkpointing in ("false", "true"):
         changes = [f"engine.precision={precision}", f"engine.checkpointing={checkpointing}", "pretrain.steps=2"]
         assert train(config, tmp_path / checkpointing, "pretrain", *changes)
-        learnt.append(losses(tmp_path / checkpointing / "pretrain"))
-    assert torch.equal(*learnt)
+        learned.append(losses(tmp_path / checkpointing / "pretrain"))
+    assert torch.equal(*learned)
 
 
 def test_adapters_alone_learn_and_both_files_say_the_same(config, tmp_path):
@@ -334,7 +334,7 @@ def test_adapters_go_through_the_stages_on_one_base(config, tmp_path, capsys):
             if f"{layer}.alpha" in adapters:
                 up, down = (adapters[f"{layer}.lora_{part}.weight"] for part in "BA")
                 expected = expected + adapters[f"{layer}.alpha"] / 4 * up @ down
-                assert not torch.equal(tensor, models[-2][name]), "nothing learnt"
+                assert not torch.equal(tensor, models[-2][name]), "nothing learned"
             torch.testing.assert_close(tensor, expected, atol=1e-6, rtol=1e-5)
     main(["export", "--config", config, *(word for change in lora for word in ("--set", change)), "--out", str(out)])
     assert load_file(out / "lora.safetensors").keys() == adapters.keys()
@@ -383,7 +383,7 @@ def test_a_dry_run_names_everything_that_is_missing(config, small_model, tmp_pat
     )
     assert names(missing("export", *bare), "a VAE", "a text encoder", "no trained transformer")
     wan = ["model.dim=128", "model.ffn_dim=128", "model.num_heads=1", f"parts.transformer={small_model}"]
-    assert missing("pretrain", *wan) == missing("variants", *wan) == []
+    assert missing("pretrain", *wan) == missing("ablations", *wan) == []
     assert names(missing("pretrain", *wan, "model.num_layers=3"), "the config asks for 3")
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from anchoredit_model.errors import AnchorEditError
 
 from .convert import convert_folders, convert_table
-from .procedural import StudioSettings, studio_parts
+from .procedural import ProceduralConfig, studio_parts
 from .session import Problems, languages_of
 from .shards import ShardPart, shard_parts, store, write_shards
 
@@ -81,7 +81,7 @@ def validate(parts: list[ShardPart], problems: Problems) -> list[str]:
 
 def _write(options: argparse.Namespace) -> None:
     width, height = options.size
-    settings = StudioSettings(options.turns, height, width, options.seed, options.star)
+    settings = ProceduralConfig(options.turns, height, width, options.seed, options.star)
     problems = Problems()
     parts = studio_parts(settings, options.sessions, device=options.device, compiled=options.compile)
     drawn = (session for part in parts for session in part.sessions(problems))

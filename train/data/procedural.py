@@ -1,6 +1,6 @@
 """The studio as a source of edit sessions: drawn on demand, the same on every machine, and written as shards.
 
-    parts = studio_parts(StudioSettings(turns=6, height=128, width=128, seed=1), sessions=4096)
+    parts = studio_parts(ProceduralConfig(turns=6, height=128, width=128, seed=1), sessions=4096)
 
 Both languages say the same edit, so a session can be learned in either.
 """
@@ -30,7 +30,7 @@ _DRAWN_BY += [Path(studio.__file__).with_name(name) for name in ("sessions.py", 
 
 
 @dataclass(frozen=True)
-class StudioSettings:
+class ProceduralConfig:
     """What to draw. With `star` every edit starts from the source, else from the image before. `shares`: kinds of
     edits that come so many times as often as the others."""
 
@@ -60,7 +60,7 @@ class StudioSettings:
 class StudioPart:
     """Sessions `start` to `stop` of the studio with these settings."""
 
-    settings: StudioSettings
+    settings: ProceduralConfig
     start: int
     stop: int
     device: str = "cpu"
@@ -98,7 +98,7 @@ class StudioPart:
 
 
 def studio_parts(
-    settings: StudioSettings, sessions: int, per_part: int = 4 * _BATCH, device: str = "cpu", compiled: bool = False
+    settings: ProceduralConfig, sessions: int, per_part: int = 4 * _BATCH, device: str = "cpu", compiled: bool = False
 ) -> list[StudioPart]:
     """The first `sessions` sessions as a source. `compiled`: see `render.compiled_layers`.
 

@@ -1,7 +1,7 @@
 """Where a stage's sessions come from, as numbered micro-batches of latents and text states.
 
 The same step and micro-batch have the same sessions whoever asks, so a position in the data is a number, and neither
-the count of processes nor an interruption changes what is learnt.
+the count of processes nor an interruption changes what is learned.
 
 The data are shards (`*.tar`) in `data.path` or, without a path, the studio itself. Both are encoded once, see `cache`.
 
@@ -21,11 +21,11 @@ from torch import Tensor
 from anchoredit_model.config import EditConfig
 from anchoredit_model.errors import AnchorEditError
 
-from ..config import Data, StageSettings
+from ..config import DataConfig, StageConfig
 from .dataset import EncodedSessions
 from .latent_cache import Encoders, prepare
 from .loader import Loader
-from .procedural import StudioSettings, studio_parts
+from .procedural import ProceduralConfig, studio_parts
 from .session import Part, WorkSizes
 from .shards import shard_parts
 
@@ -61,7 +61,7 @@ class Source:
     def __init__(
         self,
         data: EncodedSessions,
-        settings: StageSettings,
+        settings: StageConfig,
         seed: int = 1,
         shown: EncodedSessions | None = None,
         english: float = 0.5,
@@ -113,7 +113,9 @@ class Source:
         return Batch(loaded["latents"].float(), loaded["texts"].float(), loaded["star"])
 
 
-def find_parts(data: Data, edit: EditConfig, layouts: Sequence[str], device: str = "cpu") -> tuple[list[Part], bool]:
+def find_parts(
+    data: DataConfig, edit: EditConfig, layouts: Sequence[str], device: str = "cpu"
+) -> tuple[list[Part], bool]:
     """The parts of the data, and whether they are the studio's stars, which it draws if they come first in `layouts`.
 
     Sessions in shards say themselves what they are.
@@ -131,8 +133,8 @@ def find_parts(data: Data, edit: EditConfig, layouts: Sequence[str], device: str
 
 
 def open_source(
-    data: Data,
-    settings: StageSettings,
+    data: DataConfig,
+    settings: StageConfig,
     edit: EditConfig,
     layouts: Sequence[str],
     encoders: Encoders,
@@ -164,7 +166,7 @@ def _shares_of(data: EncodedSessions, english: float) -> dict[str, float]:
     return {"en": english, **{name: (1 - english) / len(others) for name in sorted(others)}}
 
 
-def _studio(data: Data, edit: EditConfig, star: bool, count: int, seed: int, device: str) -> Sequence[Part]:
+def _studio(data: DataConfig, edit: EditConfig, star: bool, count: int, seed: int, device: str) -> Sequence[Part]:
     turns = data.star_turns if star else data.chain_turns
-    settings = StudioSettings(turns, edit.resolution, edit.resolution, seed, star, data.shares)
+    settings = ProceduralConfig(turns, edit.resolution, edit.resolution, seed, star, data.shares)
     return studio_parts(settings, count, device=device, compiled=data.compile and count >= _COMPILED_FROM)

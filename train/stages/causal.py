@@ -19,7 +19,7 @@ from ..networks import Network
 from .degrade import degrade
 from .forcing import sequence_denoiser, turns_denoiser
 from .losses import SequenceDenoiser, add_noise, flow_matching_loss, frame_weights, regression_loss, turn_weights
-from .pretrain import change_weight, without
+from .pretrain import edit_region_weight, without
 from .rollout import (
     last_step_x0,
     one_pass,
@@ -70,22 +70,22 @@ class Causal(Stage):
         history = self._damaged(history, draws)
         predict = turns_denoiser(self.main.forward, history, batch.text, slots=self.slots, stride=self.stride)
         weights = turn_weights(turns, settings.turn_weight)[None]
-        emphasis = change_weight(target, latents[:, :-1], settings.change_weight)
-        if settings.own_steps and draws.chance(settings.own_steps):
-            return self._after_own_steps(predict, target, weights, emphasis, draws)
+        spatial_weight = edit_region_weight(target, latents[:, :-1], settings.edit_region_weight)
+        if settings.on_policy_prob and draws.chance(settings.on_policy_prob):
+            return self._after_own_steps(predict, target, weights, spatial_weight, draws)
         times = sample_times(target.shape[:2], settings.times, draws.own)
         sigma, noise = sigma_of(times), draws.noise(target.shape)
         flow = predict(add_noise(target, noise, sigma), times)
-        return flow_matching_loss(flow, target, noise, weights, emphasis)
+        return flow_matching_loss(flow, target, noise, weights, spatial_weight)
 
     def _after_own_steps(
-        self, predict: SequenceDenoiser, target: Tensor, weights: Tensor, emphasis: Tensor | None, draws: Draws
+        self, predict: SequenceDenoiser, target: Tensor, weights: Tensor, spatial_weight: Tensor | None, draws: Draws
     ) -> Tensor:
         """The sampler stopped at one of its steps; divided by its noise level, so that late steps learn as well."""
         times = self.settings.times
         step = draws.which(times.weights)
-        x0 = last_step_x0(predict, draws.noise((step + 1, *target.shape)), step, times.own)
-        return regression_loss(x0, target, weights, emphasis) / (times.own[step] / NOISE)
+        x0 = last_step_x0(predict, draws.noise((step + 1, *target.shape)), step, times.sampler_timesteps)
+        return regression_loss(x0, target, weights, spatial_weight) / (times.sampler_timesteps[step] / NOISE)
 
     def _diffusion(self, batch: Batch, draws: Draws, progress: float, form: str) -> Tensor:
         """One sequence of frames 0..T, each noisy in its own way, or one behind a history at t = 0."""
@@ -105,8 +105,8 @@ class Causal(Stage):
         flow = predict(add_noise(shown, noise, sigma), times)
         weights = frame_weights(latents.shape[1] - 1, settings.turn_weight, replaced, times)
         before = torch.cat([latents[:, :1], latents[:, :-1]], dim=1)
-        emphasis = change_weight(latents, before, settings.change_weight)
-        return flow_matching_loss(flow, latents, noise, weights, emphasis)
+        spatial_weight = edit_region_weight(latents, before, settings.edit_region_weight)
+        return flow_matching_loss(flow, latents, noise, weights, spatial_weight)
 
     def _bidirectional(self, batch: Batch, draws: Draws) -> Tensor:
         """The last turn alone, as all frames see each other: it must not be seen by turns that are still to be made."""
@@ -118,8 +118,8 @@ class Causal(Stage):
         damaged = self._damaged(history, draws)
         predict = sequence_denoiser(self.main.forward, damaged, batch.text, views, self.stride)
         flow = predict(add_noise(target, noise, sigma), times)
-        emphasis = change_weight(target, history[:, -1:], settings.change_weight)
-        return flow_matching_loss(flow, target, noise, emphasis=emphasis)
+        spatial_weight = edit_region_weight(target, history[:, -1:], settings.edit_region_weight)
+        return flow_matching_loss(flow, target, noise, spatial_weight=spatial_weight)
 
     def _rollout_form(self, turns: int, draws: Draws, progress: float) -> str:
         """The form of self-rollout in this step, which all processes agree on."""

@@ -36,7 +36,7 @@ _BLUR_LEAST = 0.1  # sigma of the faintest blur
 
 
 @dataclass(frozen=True)
-class Degradations:
+class DegradationConfig:
     """How often each kind hits a frame, and how hard at strength 1.
 
     A frame's strength is uniform between `least` and a bound that grows from `least` at the anchor to 1 at the
@@ -87,7 +87,9 @@ class Draws:
     blur: Tensor
 
 
-def degrade(latents: Tensor, settings: Degradations, generator: torch.Generator, vae: ImageVAE | None = None) -> Tensor:
+def degrade(
+    latents: Tensor, settings: DegradationConfig, generator: torch.Generator, vae: ImageVAE | None = None
+) -> Tensor:
     """Damaged copies of latents [B, F, C, h, w]; `vae` is needed unless its two kinds never hit.
 
     The numbers come from `generator`, on its device: a generator on the CPU does the same damage everywhere.
@@ -95,7 +97,7 @@ def degrade(latents: Tensor, settings: Degradations, generator: torch.Generator,
     return apply(latents, draw(latents.shape, settings, generator), settings, vae)
 
 
-def draw(shape: torch.Size, settings: Degradations, generator: torch.Generator) -> Draws:
+def draw(shape: torch.Size, settings: DegradationConfig, generator: torch.Generator) -> Draws:
     """The random numbers for latents of shape [B, F, C, h, w]."""
     batch, frames, channels, height, width = shape
     device = generator.device
@@ -121,7 +123,7 @@ def draw(shape: torch.Size, settings: Degradations, generator: torch.Generator) 
 
 
 @torch.no_grad()
-def apply(latents: Tensor, draws: Draws, settings: Degradations, vae: ImageVAE | None = None) -> Tensor:
+def apply(latents: Tensor, draws: Draws, settings: DegradationConfig, vae: ImageVAE | None = None) -> Tensor:
     """The damage that `draws` describes, done to latents [B, F, C, h, w]; float32, on the latents' device."""
     x = latents.float()
     device = x.device
@@ -181,7 +183,9 @@ def blur(x: Tensor, mix: Tensor, sigma: Tensor) -> Tensor:
     return torch.lerp(x, blurred, _frames(mix))
 
 
-def through_vae(x: Tensor, round_trip: Tensor, jpeg: Tensor, settings: Degradations, vae: ImageVAE | None) -> Tensor:
+def through_vae(
+    x: Tensor, round_trip: Tensor, jpeg: Tensor, settings: DegradationConfig, vae: ImageVAE | None
+) -> Tensor:
     """Decodes and encodes again the frames whose strength [B, F] for either kind is above 0.
 
     A round trip is mixed in by its strength; a JPEG, whose quality falls with strength, is what the image now is.

@@ -18,7 +18,7 @@ from ..data.source import Batch
 from ..networks import Network
 from .forcing import forcing_views, sequence_denoiser, turns_denoiser
 from .losses import SequenceDenoiser, consistency_loss, critic_loss, generator_loss
-from .pretrain import change_weight
+from .pretrain import edit_region_weight
 from .rollout import SessionCache, last_step_x0, own_history, rollout, sample_replaced
 from .stage import Draws, Stage, StageParts
 from .timesteps import consistency_times, sample_times, sigma_of
@@ -64,7 +64,7 @@ class Consistency(Stage):
             draws.noise(target.shape),
             times,
             (sigma_of(times[0]), sigma_of(times[1])),
-            change_weight(target, before, settings.change_weight),
+            edit_region_weight(target, before, settings.edit_region_weight),
         )
 
     def _own(self, batch: Batch, draws: Draws) -> Tensor:
@@ -104,10 +104,10 @@ class Matching(Stage):
     def _generator(self, batch: Batch, draws: Draws) -> Tensor:
         turn, text = self._turn(batch, draws), batch.text
         cache, history = self._sessions(batch, turn - 1, draws)
-        cache.read(history[:, -1], text[:, turn - 1 : turn])
+        cache.encode_frame(history[:, -1], text[:, turn - 1 : turn])
         step = draws.number(0, len(self.edit.timesteps))
         noise = draws.noise((step + 1, *history[:, :1].shape))
-        x0 = last_step_x0(cache.predictor(text[:, turn : turn + 1]), noise, step, self.edit.timesteps)
+        x0 = last_step_x0(cache.denoiser(text[:, turn : turn + 1]), noise, step, self.edit.timesteps)
 
         text = text[:, : turn + 1]
         null = torch.cat([text[:, :-1], text[:, :1]], dim=1)

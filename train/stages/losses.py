@@ -9,7 +9,7 @@ A model comes in as a `SequenceDenoiser`, which hides its history, its texts and
 noise levels are given apart, in float32, though usually sigma = t / 1000. The stages are AnchorEdit's
 (https://github.com/xuhang07/AnchorEdit); the sources of the formulas stand with them.
 
-Legend: B batch, F frames that are learnt in one forward, C latent channels, h w latent size.
+Legend: B batch, F frames that are learned in one forward, C latent channels, h w latent size.
 """
 
 from __future__ import annotations
@@ -57,22 +57,24 @@ def frame_weights(turns: int, alpha: float, replaced: Tensor | None = None, time
 
 
 def flow_matching_loss(
-    flow: Tensor, clean: Tensor, noise: Tensor, weights: Tensor | None = None, emphasis: Tensor | None = None
+    flow: Tensor, clean: Tensor, noise: Tensor, weights: Tensor | None = None, spatial_weight: Tensor | None = None
 ) -> Tensor:
     """Mean squared error of the flow against noise - clean (https://arxiv.org/abs/2210.02747), all [B, F, C, h, w].
 
     Frames count by `weights` [B or 1, F] within their sample; a sample without any weight does not count.
-    `emphasis` [B, F, 1, h, w] multiplies the error position by position.
+    `spatial_weight` [B, F, 1, h, w] multiplies the error position by position.
     """
-    return _weighted(flow.float() - (noise.float() - clean.float()), weights, emphasis)
+    return _weighted(flow.float() - (noise.float() - clean.float()), weights, spatial_weight)
 
 
-def regression_loss(x0: Tensor, clean: Tensor, weights: Tensor | None = None, emphasis: Tensor | None = None) -> Tensor:
+def regression_loss(
+    x0: Tensor, clean: Tensor, weights: Tensor | None = None, spatial_weight: Tensor | None = None
+) -> Tensor:
     """Mean squared error of x0 against the truth, all [B, F, C, h, w]; weights as in `flow_matching_loss`.
 
     Where what a model made is its own input no noise is left that a flow could be held against.
     """
-    return _weighted(x0.float() - clean.float(), weights, emphasis)
+    return _weighted(x0.float() - clean.float(), weights, spatial_weight)
 
 
 def consistency_loss(
@@ -83,14 +85,14 @@ def consistency_loss(
     noise: Tensor,
     times: tuple[Tensor, Tensor],
     sigmas: tuple[Tensor, Tensor],
-    emphasis: Tensor | None = None,
+    spatial_weight: Tensor | None = None,
 ) -> Tensor:
     """Consistency distillation (https://arxiv.org/abs/2303.01469, algorithm 2), squared error.
 
     The teacher, guided by `sampling.guided`, makes one Euler step from (t, s) to (t', s'); the student's x0 before
     it is pulled to that of its moving `average` after it. Latents [B, F, C, h, w]; times (t, t') and sigmas
-    (s, s') [B, F]. Where s' = 0, the target is what the teacher arrives at. `emphasis` [B, F, 1, h, w] multiplies the
-    error position by position.
+    (s, s') [B, F]. Where s' = 0, the target is what the teacher arrives at. `spatial_weight` [B, F, 1, h, w] multiplies
+    the error position by position.
     """
     (time, later), (sigma, lower) = times, sigmas
     noisy = add_noise(clean, noise, sigma)
@@ -98,7 +100,7 @@ def consistency_loss(
         stepped = noisy + _over_latents(lower - sigma) * teacher(noisy, time).float()
         target = x0_of(stepped, average(stepped, later), lower)
     error = (x0_of(noisy, student(noisy, time), sigma) - target).square()
-    return (error if emphasis is None else error * emphasis).mean()
+    return (error if spatial_weight is None else error * spatial_weight).mean()
 
 
 def distribution_gradient(x0: Tensor, x0_real: Tensor, x0_fake: Tensor) -> Tensor:
@@ -134,11 +136,11 @@ def critic_loss(fake: SequenceDenoiser, x0: Tensor, noise: Tensor, time: Tensor,
     return flow_matching_loss(fake(add_noise(x0, noise, sigma), time), x0, noise)
 
 
-def _weighted(difference: Tensor, weights: Tensor | None, emphasis: Tensor | None) -> Tensor:
-    """Mean square of [B, F, C, h, w], each frame by its weight, each position by its emphasis."""
+def _weighted(difference: Tensor, weights: Tensor | None, spatial_weight: Tensor | None) -> Tensor:
+    """Mean square of [B, F, C, h, w], each frame by its weight, each position by its spatial_weight."""
     error = difference.square()
-    if emphasis is not None:
-        error = error * emphasis
+    if spatial_weight is not None:
+        error = error * spatial_weight
     frames = error.mean(dim=(-3, -2, -1))  # [B, F]
     if weights is None:
         return frames.mean()

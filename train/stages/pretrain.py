@@ -50,7 +50,9 @@ class Pretrain(Stage):
         views = sequence_views(batch.latents.shape[1], MemoryPolicy(1, 0))
         predict = sequence_denoiser(self.main.forward, source, text, views, self.stride)
         flow = predict(add_noise(target, noise, sigma), times)
-        return flow_matching_loss(flow, target, noise, emphasis=change_weight(target, source, settings.change_weight))
+        return flow_matching_loss(
+            flow, target, noise, spatial_weight=edit_region_weight(target, source, settings.edit_region_weight)
+        )
 
 
 def pairs(batch: Batch) -> Batch:
@@ -67,7 +69,7 @@ def without(text: Tensor, dropped: Tensor) -> Tensor:
     return torch.cat([text[:, :1], turns], dim=1)
 
 
-def change_weight(target: Tensor, source: Tensor, extra: float) -> Tensor | None:
+def edit_region_weight(target: Tensor, source: Tensor, extra: float) -> Tensor | None:
     """Weight [..., 1, h, w] of every latent position: 1, and more where the edit changes it; None without `extra`.
 
     What an edit changes counts `extra` times as much as the whole image, however small it is: a smile learns as

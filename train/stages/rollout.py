@@ -56,7 +56,7 @@ class SessionCache:
         return sum(block.nbytes for block in self._blocks.values())
 
     @torch.no_grad()
-    def read(self, latent: Tensor, text: Tensor | TextContext) -> None:
+    def encode_frame(self, latent: Tensor, text: Tensor | TextContext) -> None:
         """Remembers one more clean frame [B, C, h, w], whose text is [B, 1, rows, E]."""
         view, blocks = self._visible()
         block, _ = self.model.encode_frame(latent[:, :, None], text, view, self.stride, blocks)
@@ -65,7 +65,7 @@ class SessionCache:
         seen = self._view().frames
         self._blocks = {frame: block for frame, block in self._blocks.items() if frame in seen}
 
-    def predictor(self, text: Tensor | TextContext) -> SequenceDenoiser:
+    def denoiser(self, text: Tensor | TextContext) -> SequenceDenoiser:
         """The flow of the next frame [B, 1, C, h, w] under text [B, 1, rows, E], from what is remembered now."""
         view, blocks = self._visible()
 
@@ -108,10 +108,10 @@ def rollout(
     """
     frames = [latents[:, 0].float()]
     for turn, draws in enumerate(noise, start=1):
-        cache.read(frames[-1], cache.model.embed_text(text[:, turn - 1 : turn]))
-        predict = cache.predictor(cache.model.embed_text(text[:, turn : turn + 1]))
+        cache.encode_frame(frames[-1], cache.model.embed_text(text[:, turn - 1 : turn]))
+        predict = cache.denoiser(cache.model.embed_text(text[:, turn : turn + 1]))
         if edit.cfg != 1:
-            predict = guided(predict, cache.predictor(cache.model.embed_text(text[:, :1])), edit.cfg)
+            predict = guided(predict, cache.denoiser(cache.model.embed_text(text[:, :1])), edit.cfg)
         x0 = _sample(predict, draws[:, :, None], edit, sigmas)[:, 0]
         if replaced is not None:
             x0 = torch.where(replaced[:, turn, None, None, None], x0, latents[:, turn].float())

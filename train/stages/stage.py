@@ -18,7 +18,7 @@ from torch import Tensor
 from anchoredit_model.config import EditConfig
 from anchoredit_model.networks.vae import ImageVAE
 
-from ..config import Config, StageSettings
+from ..config import Config, StageConfig
 from ..data.source import Batch
 from ..networks import Builder, Network, Start
 
@@ -85,7 +85,7 @@ class Stage(ABC):
     name: ClassVar[str]
     layouts: ClassVar[tuple[str, ...]] = ("chain",)  # of the data, in order of preference
 
-    def __init__(self, settings: StageSettings, parts: StageParts):
+    def __init__(self, settings: StageConfig, parts: StageParts):
         self.settings = settings
         self.config = parts.config
         self.vae = parts.vae

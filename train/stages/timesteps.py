@@ -28,7 +28,7 @@ class TimeSampling:
     low, high    of the uniform part; low itself is never drawn
     shift        pushes times towards noise, s = shift*u / (1 + (shift-1)*u) with u = t / 1000
     own          the sampler's own times, with their weights (none: equal ones)
-    own_share    how often a time is one of those
+    sampler_share    how often a time is one of those
 
     Raises AnchorEditError for a share of no times, and weights that are not one for each.
     """
@@ -36,25 +36,29 @@ class TimeSampling:
     low: float = 0
     high: float = NOISE
     shift: float = 1.0
-    own: tuple[float, ...] = ()
-    own_weights: tuple[float, ...] = ()
-    own_share: float = 0.0
+    sampler_timesteps: tuple[float, ...] = ()
+    sampler_weights: tuple[float, ...] = ()
+    sampler_share: float = 0.0
 
     def __post_init__(self):
-        if self.own_share and not self.own:
+        if self.sampler_share and not self.sampler_timesteps:
             raise AnchorEditError(
-                f"times.own_share is {self.own_share} of no times", "List them in times.own, or set it to 0"
+                f"times.sampler_share is {self.sampler_share} of no times",
+                "List them in times.sampler_timesteps, or set it to 0",
             )
-        if self.own_weights and (len(self.own_weights) != len(self.own) or min(self.own_weights) < 0):
+        if self.sampler_weights and (
+            len(self.sampler_weights) != len(self.sampler_timesteps) or min(self.sampler_weights) < 0
+        ):
             raise AnchorEditError(
-                f"times.own_weights {list(self.own_weights)} do not fit times.own {list(self.own)}",
+                f"times.sampler_weights {list(self.sampler_weights)} do not fit times.sampler_timesteps "
+                f"{list(self.sampler_timesteps)}",
                 "Give each a weight of 0 or more, or none at all",
             )
 
     @property
     def weights(self) -> tuple[float, ...]:
         """Of the sampler's own times, one each."""
-        return self.own_weights or (1.0,) * len(self.own)
+        return self.sampler_weights or (1.0,) * len(self.sampler_timesteps)
 
 
 def sigma_of(times: Tensor) -> Tensor:
@@ -74,12 +78,12 @@ def sample_times(shape: Sequence[int], sampling: TimeSampling, generator: torch.
     """Independent times of this shape, float32; never 0, so that every one has something to learn."""
     u = 1 - _uniform(shape, generator)  # 0 < u <= 1
     times = shifted(sampling.low + (sampling.high - sampling.low) * u, sampling.shift)
-    if not sampling.own_share:
+    if not sampling.sampler_share:
         return times
-    own = torch.tensor(sampling.own, dtype=torch.float32, device=generator.device)
+    own = torch.tensor(sampling.sampler_timesteps, dtype=torch.float32, device=generator.device)
     weights = torch.tensor(sampling.weights, device=generator.device)
     picked = torch.multinomial(weights, times.numel(), replacement=True, generator=generator).view(tuple(shape))
-    return torch.where(_uniform(shape, generator) < sampling.own_share, own[picked], times)
+    return torch.where(_uniform(shape, generator) < sampling.sampler_share, own[picked], times)
 
 
 def forcing_times(

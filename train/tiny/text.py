@@ -26,7 +26,7 @@ from anchoredit_model.errors import AnchorEditError
 from anchoredit_model.networks.text_encoder import END_ID, PAD_ID, UNKNOWN_ID, TextEncoder
 from studio.sessions import INSTRUCTION_SLOTS, sample_instructions
 
-from ..config import Text
+from ..config import TextConfig
 from .parts import is_finished, mark_finished
 
 VOCABULARY_SIZE = 1000  # 256 of them are the bytes that any text falls back on
@@ -224,7 +224,7 @@ def normalise(encoder: TextEncoder, texts: list[str]) -> float:
     return power.item()
 
 
-def run(options: Text, out: Path, resume: bool = False) -> bool:
+def run(options: TextConfig, out: Path, resume: bool = False) -> bool:
     """Draw instructions, build the vocabulary, train, measure, save in `out`; True when that is done.
 
     Too short to be resumed: with `resume` a finished encoder is left alone, and any other is made from the start.

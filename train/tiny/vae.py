@@ -34,7 +34,7 @@ from anchoredit_model.networks.vae import (
 from studio.render import compiled_layers, render
 from studio.sessions import sample_images, sample_sessions
 
-from ..config import Vae
+from ..config import VaeConfig
 from ..interrupt import Interrupt
 from .parts import is_finished, mark_finished
 
@@ -139,7 +139,7 @@ def measure_psnr(vae: ImageVAE, images: Tensor) -> float:
 class Trainer:
     """Model, average and optimizer, and the clock that decides the learning rate; all of it goes into `state_file`."""
 
-    def __init__(self, options: Vae, out: Path):
+    def __init__(self, options: VaeConfig, out: Path):
         self.options, self.out = options, out
         self.started = time.monotonic()
         self.step = 0
@@ -266,7 +266,7 @@ def _as_matrix(kernel: Tensor) -> Tensor:
     return kernel.permute(0, 2, 3, 1).contiguous().view(len(kernel), -1)
 
 
-def run(options: Vae, out: Path, resume: bool = False) -> bool:
+def run(options: VaeConfig, out: Path, resume: bool = False) -> bool:
     """Train, measure the latents, choose the dtype to store, save in `out`; False if it was interrupted.
 
     With `resume` it goes on from its state, if it has one, and a finished VAE is left alone unless it is given more

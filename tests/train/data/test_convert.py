@@ -195,5 +195,5 @@ def test_what_cannot_be_converted_at_all_is_one_clear_error(rows, tmp_path):
         main(["convert", str(table), *out])
     assert not (tmp_path / "out").exists()
     table.write_bytes(b"session,turn\n\xff\xfe")
-    with pytest.raises(AnchorEditError, match="save it as UTF-8"):
+    with pytest.raises(AnchorEditError, match="Save it as UTF-8"):
         main(["convert", str(table), *out])

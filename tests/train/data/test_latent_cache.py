@@ -205,12 +205,12 @@ def test_a_damaged_file_is_named(encoders, tmp_path):
         whole = path.read_bytes()
         for spoiled in (whole[:-1], whole[:100], b"", b"\xff" * 100):
             path.write_bytes(spoiled)
-            with pytest.raises(AnchorEditError, match=f"{path.name}' is damaged .*delete it"):
+            with pytest.raises(AnchorEditError, match=f"{path.name}' is damaged .*Delete it"):
                 prepare(PARTS[:2], encoders, tmp_path, SIZES)
         path.unlink()
         assert len(prepare(PARTS[:2], encoders, tmp_path, SIZES)) == 8
 
 
 def test_data_without_a_usable_session_is_an_error_that_says_why(encoders, tmp_path):
-    with pytest.raises(AnchorEditError, match="no usable session in 1 parts: 1 x mixed sizes, first: part-7"):
+    with pytest.raises(AnchorEditError, match="no usable session in 1 parts. 1 x mixed sizes, first: part-7"):
         prepare([FakePart(7, count=0)], encoders, tmp_path, SIZES)

@@ -139,7 +139,7 @@ def test_stars_and_chains_are_never_in_one_batch():
     assert "left out: 6 x a star, first: session 0_0_0: a star (1 edits of one image)" in "\n".join(
         mixed.chains().describe()
     )
-    with pytest.raises(AnchorEditError, match="no usable session: 16 x a star"):
+    with pytest.raises(AnchorEditError, match="no usable session. 16 x a star"):
         mixed.as_stars().chains()
 
 

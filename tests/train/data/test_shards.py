@@ -17,10 +17,10 @@ from PIL import Image
 
 from anchoredit_model.config import EditConfig
 from anchoredit_model.errors import AnchorEditError
-from train.config import Data, Pretrain
+from train.config import DataConfig, PretrainConfig
 from train.data.cli import main
 from train.data.latent_cache import Encoders
-from train.data.procedural import StudioSettings, studio_parts
+from train.data.procedural import ProceduralConfig, studio_parts
 from train.data.session import REMEDIES, EditSession, Problems, WorkSizes
 from train.data.shards import ShardPart, StoredSession, key_of, shard_parts, store, to_jpeg, write_shards
 from train.data.source import open_source
@@ -80,7 +80,7 @@ def test_what_is_written_is_read_back(tmp_path_factory, said, per_shard, width, 
 
 
 def test_a_studio_session_survives_compression_and_writing_repeats_itself(tmp_path):
-    part = studio_parts(StudioSettings(turns=2, height=32, width=48, seed=5), sessions=3, per_part=2)[0]
+    part = studio_parts(ProceduralConfig(turns=2, height=32, width=48, seed=5), sessions=3, per_part=2)[0]
     drawn = list(part.sessions(Problems()))
     assert len(drawn) == 2 and drawn[0].images.shape == (3, 3, 32, 48)
     assert all(set(texts) == {"en", "zh"} for session in drawn for texts in session.instructions)
@@ -91,7 +91,7 @@ def test_a_studio_session_survives_compression_and_writing_repeats_itself(tmp_pa
         assert session.instructions == original.instructions
         assert (session.images.float() - original.images.float()).abs().mean() < 3
     assert part.fingerprint == studio_parts(part.settings, 4, per_part=2)[0].fingerprint
-    others = [StudioSettings(2, 32, 48, 6), StudioSettings(2, 32, 48, 5, star=True), StudioSettings(3, 32, 48, 5)]
+    others = [ProceduralConfig(2, 32, 48, 6), ProceduralConfig(2, 32, 48, 5, star=True), ProceduralConfig(3, 32, 48, 5)]
     assert part.fingerprint not in {studio_parts(other, 2)[0].fingerprint for other in others}
 
 
@@ -256,8 +256,8 @@ def test_written_stars_are_trained_on_as_stars(small_model, tmp_path, capsys):
     alone = SimpleNamespace(device="cpu", process_index=0, num_processes=1, wait_for_everyone=lambda: None)
 
     def source(layouts, path="shards"):
-        data, edit = Data(path=str(tmp_path / path)), EditConfig(resolution=64, resolution_step=64)
-        return open_source(data, Pretrain(batch=2), edit, layouts, encoders, tmp_path / "cache", alone)
+        data, edit = DataConfig(path=str(tmp_path / path)), EditConfig(resolution=64, resolution_step=64)
+        return open_source(data, PretrainConfig(batch=2), edit, layouts, encoders, tmp_path / "cache", alone)
 
     both = source(("star", "chain"))
     assert {both.batch(step, 0).star for step in range(2)} == {True, False} and both.shown(4).latents.shape[0] == 2
@@ -267,5 +267,5 @@ def test_written_stars_are_trained_on_as_stars(small_model, tmp_path, capsys):
     (tmp_path / "stars").mkdir()
     for path in (tmp_path / "shards").glob("star-*"):
         path.rename(tmp_path / "stars" / path.name)
-    with pytest.raises(AnchorEditError, match="no usable session: 2 x a star, .*. Give this stage chains"):
+    with pytest.raises(AnchorEditError, match="no usable session. 2 x a star, .*: give this stage chains"):
         source(("chain",), "stars")

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from train.stages.degrade import KINDS, Degradations, apply, compress, degrade, draw
+from train.stages.degrade import KINDS, DegradationConfig, apply, compress, degrade, draw
 
-NEVER = Degradations(**{f"p_{kind}": 0.0 for kind in KINDS})
+NEVER = DegradationConfig(**{f"p_{kind}": 0.0 for kind in KINDS})
 LATENT_KINDS = tuple(kind for kind in KINDS if kind not in ("round_trip", "jpeg"))
 SHAPE = (3, 5, 16, 8, 12)  # [B, F, C, h, w]
 
@@ -24,12 +24,12 @@ def latents() -> Tensor:
     return torch.randn(SHAPE, generator=generator(7))
 
 
-def only(kind: str, **settings) -> Degradations:
+def only(kind: str, **settings) -> DegradationConfig:
     """One kind, in every frame; a blur of the usual sigma is often too faint to see."""
     return replace(NEVER, **{f"p_{kind}": 1.0, "blur_sigma": 1.5} | settings)
 
 
-def damage(settings: Degradations, x: Tensor | None = None) -> Tensor:
+def damage(settings: DegradationConfig, x: Tensor | None = None) -> Tensor:
     """What is added to latents [B, F, C, h, w]."""
     x = latents() if x is None else x
     return degrade(x, settings, generator()) - x
@@ -60,7 +60,7 @@ def test_damage_grows_from_the_anchor_to_the_last_frame(kind: str):
 
 
 def test_each_frame_is_hit_with_its_own_probability():
-    hit = draw((4000, 5, 1, 8, 8), Degradations(p_colour=0.3, p_jpeg=0.2), generator()).hit
+    hit = draw((4000, 5, 1, 8, 8), DegradationConfig(p_colour=0.3, p_jpeg=0.2), generator()).hit
     assert 0.28 < hit["colour"].float().mean() < 0.32
     assert 0.18 < hit["jpeg"][:, 1:].float().mean() < 0.22
     assert not hit["jpeg"][:, 0].any() and not hit["round_trip"][:, 0].any()  # the anchor is what was given
@@ -119,7 +119,7 @@ def test_the_vae_sees_the_chosen_frames_alone(small_model: Path):
     from anchoredit_model.networks.vae import ImageVAE
 
     vae, x = ImageVAE.from_pretrained(small_model / "vae"), latents()
-    settings = Degradations(p_round_trip=0.3, p_jpeg=0.3)
+    settings = DegradationConfig(p_round_trip=0.3, p_jpeg=0.3)
     drawn = draw(SHAPE, settings, generator())
     no = dict.fromkeys(KINDS, torch.zeros(SHAPE[:2], dtype=torch.bool))
     trip, jpeg = drawn.hit["round_trip"] & ~drawn.hit["jpeg"], drawn.hit["jpeg"]
@@ -147,6 +147,6 @@ def test_a_jpeg_loses_more_at_lower_quality():
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_does_the_same_damage():
-    settings = replace(Degradations(), p_round_trip=0.0, p_jpeg=0.0)
+    settings = replace(DegradationConfig(), p_round_trip=0.0, p_jpeg=0.0)
     there = degrade(latents().cuda(), settings, generator())
     torch.testing.assert_close(there.cpu(), degrade(latents(), settings, generator()), atol=1e-5, rtol=0)

@@ -25,7 +25,7 @@ from anchoredit_model.memory.visibility import bidirectional_views
 from anchoredit_model.networks.full_sequence import sequence_denoiser
 from anchoredit_model.networks.transformer import CausalWanTransformer, TextContext
 from anchoredit_model.samplers import guided, nearest_sigma, shifted_sigmas
-from train.stages.degrade import KINDS, Degradations, apply, draw
+from train.stages.degrade import KINDS, DegradationConfig, apply, draw
 from train.stages.losses import (
     add_noise,
     consistency_loss,
@@ -204,7 +204,7 @@ def check_degradation(golden: Golden):
         "laplace_scale": "laplace_b_max",
         "blur_sigma": "blur_sigma_max",
     }
-    settings = Degradations(
+    settings = DegradationConfig(
         block_sizes=tuple(config["block_sizes"]), **{ours: config[theirs] for ours, theirs in names.items()}
     )
     position = torch.linspace(0, 1, frames) if settings.growing else torch.ones(frames)
@@ -245,7 +245,7 @@ def check_consistency(golden: Golden):
     def remembered(model: CausalWanTransformer) -> SessionCache:
         cache = SessionCache(model, stride=STRIDE)
         for frame in range(turn):
-            cache.read(latents[:, frame], texts[:, frame : frame + 1])
+            cache.encode_frame(latents[:, frame], texts[:, frame : frame + 1])
         return cache
 
     def by_published_x0(predict: Callable) -> Callable:
@@ -263,9 +263,9 @@ def check_consistency(golden: Golden):
     grid = shifted_sigmas(facts["N"], facts["cd_shift"])
     sigmas = tuple(grid[step].expand(batch, 1) for step in (index, index + 1))
     loss = consistency_loss(
-        by_published_x0(remembered(student).predictor(text)),
-        by_published_x0(remembered(average).predictor(text)),
-        guided(memory.predictor(text), memory.predictor(negative), facts["guidance"]),
+        by_published_x0(remembered(student).denoiser(text)),
+        by_published_x0(remembered(average).denoiser(text)),
+        guided(memory.denoiser(text), memory.denoiser(negative), facts["guidance"]),
         latents[:, turn : turn + 1],
         noise,
         tuple(1000 * sigma for sigma in sigmas),
@@ -312,11 +312,11 @@ def check_generator(golden: Golden):
     turn, texts = golden.draw().item(), golden.frame_texts()
     generator = golden.model(facts["scale_generator"])
     cache, history = generated_history(golden, generator, turn - 1)
-    cache.read(history[:, -1], texts[:, turn - 1 : turn])
+    cache.encode_frame(history[:, -1], texts[:, turn - 1 : turn])
     step = golden.draw().item()
     noise = torch.stack([part.flatten(0, -4)[:, None] for part in golden.draws(step + 1)])
     sigmas = looked_up(torch.tensor(STEPS), facts["model_shift"]).tolist()
-    x0 = last_step_x0(cache.predictor(texts[:, turn : turn + 1]), noise, step, STEPS, sigmas)
+    x0 = last_step_x0(cache.denoiser(texts[:, turn : turn + 1]), noise, step, STEPS, sigmas)
 
     time = score_times(golden)
     sequence = after(history, latents.shape[1])

@@ -9,10 +9,10 @@ import torch
 
 from anchoredit_model.config import TransformerConfig
 from anchoredit_model.networks.transformer import CausalWanTransformer
-from train.config import Pretrain as Settings
+from train.config import PretrainConfig
 from train.data.source import Batch
 from train.networks import initialise, widen_text
-from train.stages.pretrain import Pretrain, change_weight, pairs
+from train.stages.pretrain import Pretrain, edit_region_weight, pairs
 from train.stages.stage import Draws
 
 SIZES = TransformerConfig(dim=64, ffn_dim=96, num_heads=2, num_layers=2, freq_dim=32, text_dim=24)
@@ -29,7 +29,7 @@ def small_model() -> CausalWanTransformer:
 def stage_with(model, **settings) -> Pretrain:
     """The stage around any model, without the engine."""
     stage = Pretrain.__new__(Pretrain)
-    stage.settings, stage.stride, stage.slots = Settings(steps=1, **settings), 4, "bounded"
+    stage.settings, stage.stride, stage.slots = PretrainConfig(steps=1, **settings), 4, "bounded"
     stage.networks = {"model": SimpleNamespace(forward=model, module=model)}
     return stage
 
@@ -58,7 +58,7 @@ def test_a_star_is_as_many_pairs():
         torch.stack([star.text[:, :1].expand(-1, 3, -1, -1), star.text[:, 1:]], 2).flatten(0, 1),
         star=True,
     )
-    stage = stage_with(model, identity=0.0, dropout=0.0, change_weight=2.0)
+    stage = stage_with(model, identity=0.0, dropout=0.0, edit_region_weight=2.0)
     losses = []
     for batch in (star, apart):
         fixed = FixedDraws(draws().own, draws().shared)
@@ -78,14 +78,14 @@ def test_the_loss_is_the_weighted_flow_error():
     """A model that always answers zero has a loss that can be computed by hand."""
     latents = torch.randn(64, 3, 16, 8, 8)
     latents[:, 1, :, :, 4:] = latents[:, 0, :, :, 4:]  # half of the first edit changes nothing
-    stage = stage_with(lambda sequence, *_: torch.zeros_like(sequence), identity=0.0, change_weight=3.0)
+    stage = stage_with(lambda sequence, *_: torch.zeros_like(sequence), identity=0.0, edit_region_weight=3.0)
     loss = stage.loss("model", Batch(latents, torch.zeros(64, 3, 2, 24), star=True), draws(), 0.0)
     small = latents[:, :1].clone()
     small[..., 0, 0] += 1  # one of 64 positions counts as much as half of them
-    weight = change_weight(small, latents[:, :1], 3.0)
+    weight = edit_region_weight(small, latents[:, :1], 3.0)
     torch.testing.assert_close(weight[..., 0, 0], torch.full((64, 1, 1), 1 + 3.0 * 64))
     torch.testing.assert_close(weight.mean(dim=(-2, -1)), torch.full((64, 1, 1), 1 + 3.0))
-    weight = change_weight(latents[:, 1:], latents[:, :1], 3.0)
+    weight = edit_region_weight(latents[:, 1:], latents[:, :1], 3.0)
     assert set(weight.unique().tolist()) == {1.0, 4.0, 7.0}
     energy = latents[:, 1:].square() + 1  # E (noise - x)^2
     torch.testing.assert_close(loss, (energy * weight).mean(), rtol=0.02, atol=0)

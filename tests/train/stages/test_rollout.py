@@ -96,9 +96,9 @@ def test_the_training_forward_is_the_cached_one(policy: MemoryPolicy | None, slo
     together = turns_denoiser(model, latents[:, :TURNS], text, policy, slots)(noisy, times)
     cache = SessionCache(model, policy, slots)
     for turn in range(1, TURNS + 1):
-        cache.read(latents[:, turn - 1], text[:, turn - 1 : turn])
+        cache.encode_frame(latents[:, turn - 1], text[:, turn - 1 : turn])
         now = slice(turn - 1, turn)
-        alone = cache.predictor(text[:, turn : turn + 1])(noisy[:, now], times[:, now])
+        alone = cache.denoiser(text[:, turn : turn + 1])(noisy[:, now], times[:, now])
         torch.testing.assert_close(together[:, now], alone, atol=1e-5, rtol=0)
 
 
@@ -106,7 +106,7 @@ def test_frames_that_nobody_will_see_again_are_forgotten():
     latents, text = sessions()
     cache, held = SessionCache(small_transformer(), SLIDING), []
     for frame in range(TURNS + 1):
-        cache.read(latents[:, frame], text[:, frame : frame + 1])
+        cache.encode_frame(latents[:, frame], text[:, frame : frame + 1])
         held.append(cache.nbytes)
     assert held == [held[0] * frames for frames in (1, 2, 3, 3, 3, 3)]
 
@@ -182,7 +182,7 @@ def test_steps_add_up_to_the_sampler():
     noise = torch.randn(2, 4, SESSIONS, 16, 4, 6)
     made = rollout(cache, latents, text, noise, edit)
     assert cache.frames == 2
-    x0 = last_step_x0(cache.predictor(text[:, 2:]), noise[1, :, :, None], 3, edit.timesteps)
+    x0 = last_step_x0(cache.denoiser(text[:, 2:]), noise[1, :, :, None], 3, edit.timesteps)
     torch.testing.assert_close(x0[:, 0], made[:, 2], atol=1e-5, rtol=0)
     assert x0.requires_grad
 

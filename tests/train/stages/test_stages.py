@@ -11,14 +11,11 @@ import torch
 
 from anchoredit_model.config import EditConfig, TransformerConfig
 from anchoredit_model.networks.transformer import CausalWanTransformer
-from train.config import Causal as CausalSettings
-from train.config import Config, Distill
-from train.config import Consistency as ConsistencySettings
-from train.config import Matching as MatchingSettings
+from train.config import CausalConfig, Config, ConsistencyConfig, DistillConfig, MatchingConfig
 from train.data.source import Batch
 from train.networks import CompiledGelu, initialise
 from train.stages.causal import Causal
-from train.stages.degrade import Degradations
+from train.stages.degrade import DegradationConfig
 from train.stages.distill import Consistency, Matching
 from train.stages.forcing import turns_denoiser
 from train.stages.rollout import SessionCache, rollout
@@ -26,7 +23,7 @@ from train.stages.stage import Draws
 from train.stages.timesteps import TimeSampling
 
 SIZES = TransformerConfig(dim=32, ffn_dim=48, num_heads=2, num_layers=2, freq_dim=16, text_dim=12)
-LATENT_DAMAGE = Degradations(p_round_trip=0.0, p_jpeg=0.0)  # the kinds that need no VAE
+LATENT_DAMAGE = DegradationConfig(p_round_trip=0.0, p_jpeg=0.0)  # the kinds that need no VAE
 
 
 def network(seed: int):
@@ -41,14 +38,14 @@ def network(seed: int):
 def stage_of(kind, settings, **networks):
     """The stage around small networks, without the engine."""
     stage = kind.__new__(kind)
-    stage.config = Config(SIZES, distill=Distill())
+    stage.config = Config(SIZES, distill=DistillConfig())
     stage.settings, stage.stride, stage.slots, stage.vae = settings, 4, "bounded", None
     stage.networks = networks
     return stage
 
 
 def causal(**settings) -> Causal:
-    chosen = CausalSettings(steps=1, turns=3, degradations=LATENT_DAMAGE, rollout_start=0, rollout_share=1, **settings)
+    chosen = CausalConfig(steps=1, turns=3, degradations=LATENT_DAMAGE, rollout_start=0, rollout_share=1, **settings)
     return stage_of(Causal, replace(chosen, rollout_steps=2), model=network(0))
 
 
@@ -61,7 +58,7 @@ def draws(step: int = 0, micro: int = 0) -> Draws:
     return Draws.of(1, "stage", "model", step, micro, torch.device("cpu"))
 
 
-def learnt(module) -> list[str]:
+def learned(module) -> list[str]:
     return [name for name, parameter in module.named_parameters() if parameter.grad is not None]
 
 
@@ -84,7 +81,7 @@ def test_every_weight_learns_behind_every_kind_of_history(forcing, rollout):
         loss = stage.loss("model", batch(), draws(), 1.0)
     loss.backward()
     module = stage.main.module
-    assert loss.isfinite() and learnt(module) == [name for name, _ in module.named_parameters()]
+    assert loss.isfinite() and learned(module) == [name for name, _ in module.named_parameters()]
 
 
 @pytest.mark.slow
@@ -122,8 +119,8 @@ def test_own_steps_are_what_inference_makes(monkeypatch, last):
     drawn, steps, turns = [], (1000.0, 750.0, 500.0), 3
     noise = Draws.noise
     monkeypatch.setattr(Draws, "noise", lambda self, shape: drawn.append(noise(self, shape)) or drawn[-1])
-    times = TimeSampling(own=steps, own_weights=tuple(float(step == last) for step in range(3)))
-    stage = causal(own_steps=1.0, times=times, degrade=False, rollout="none", dropout=0.0, turn_weight=0.0)
+    times = TimeSampling(sampler_timesteps=steps, sampler_weights=tuple(float(step == last) for step in range(3)))
+    stage = causal(on_policy_prob=1.0, times=times, degrade=False, rollout="none", dropout=0.0, turn_weight=0.0)
     loss = stage.loss("model", batch(turns), draws(), 1.0)
     edit = EditConfig(sampler="renoise", timesteps=steps[: last + 1], cfg=1.0)
     errors = []
@@ -136,7 +133,7 @@ def test_own_steps_are_what_inference_makes(monkeypatch, last):
         errors.append((made - latents)[:, turn].square().mean())
     assert torch.allclose(loss, torch.stack(errors).mean() / (steps[last] / 1000), rtol=1e-4)
     loss.backward()
-    assert learnt(stage.main.module) == [name for name, _ in stage.main.module.named_parameters()]
+    assert learned(stage.main.module) == [name for name, _ in stage.main.module.named_parameters()]
 
 
 @pytest.mark.slow
@@ -162,14 +159,14 @@ def test_micro_batches_share_what_decides_how_much_work_there_is():
 
 @pytest.mark.slow
 def test_consistency_teaches_the_student_alone():
-    stage = stage_of(Consistency, ConsistencySettings(steps=1), student=network(0))
+    stage = stage_of(Consistency, ConsistencyConfig(steps=1), student=network(0))
     stage.teacher = network(1)
     stage.main.average = SimpleNamespace(network=network(2))
     loss = stage.loss("student", batch(), draws(), 0.0)
     loss.backward()
     module = stage.main.module
-    assert loss > 0 and learnt(module) == [name for name, _ in module.named_parameters()]
-    assert not learnt(stage.teacher.module) and not learnt(stage.main.average.network.module)
+    assert loss > 0 and learned(module) == [name for name, _ in module.named_parameters()]
+    assert not learned(stage.teacher.module) and not learned(stage.main.average.network.module)
 
 
 @pytest.mark.slow
@@ -183,7 +180,7 @@ def test_consistency_behind_what_the_student_made(monkeypatch, share, own):
         return turns_denoiser(model, history, *args, **options)
 
     monkeypatch.setattr("train.stages.distill.turns_denoiser", spy)
-    settings = ConsistencySettings(steps=1, rollout=1.0, rollout_share=share)
+    settings = ConsistencyConfig(steps=1, rollout=1.0, rollout_share=share)
     stage = stage_of(Consistency, settings, student=network(0))
     stage.teacher = network(1)
     stage.main.average = SimpleNamespace(network=network(2))
@@ -197,12 +194,12 @@ def test_consistency_behind_what_the_student_made(monkeypatch, share, own):
 @pytest.mark.slow
 @pytest.mark.parametrize("learner", ["generator", "fake"])
 def test_matching_teaches_one_network_at_a_time(learner):
-    stage = stage_of(Matching, MatchingSettings(steps=1, every=5), generator=network(0), fake=network(1))
+    stage = stage_of(Matching, MatchingConfig(steps=1, every=5), generator=network(0), fake=network(1))
     stage.teacher = network(2)
     for step in range(4):  # several turns and steps of the sampler
         stage.loss(learner, batch(), draws(step), 0.0).backward()
     for name, other in stage.networks.items():
         expected = [name for name, _ in other.module.named_parameters()] if name == learner else []
-        assert learnt(other.module) == expected
-    assert not learnt(stage.teacher.module)
+        assert learned(other.module) == expected
+    assert not learned(stage.teacher.module)
     assert [stage.learners(step) for step in (0, 1, 5)] == [("generator", "fake"), ("fake",), ("generator", "fake")]

@@ -21,7 +21,7 @@ def test_times_cover_the_whole_range():
 
 
 def test_the_samplers_own_times_come_as_often_as_asked():
-    sampling = TimeSampling(20, 980, own=STEPS, own_weights=(0.4, 0.3, 0.2, 0.1), own_share=0.6)
+    sampling = TimeSampling(20, 980, sampler_timesteps=STEPS, sampler_weights=(0.4, 0.3, 0.2, 0.1), sampler_share=0.6)
     times = sample_times((100, 200), sampling, generator())
     shares = torch.tensor([(times == step).float().mean() for step in STEPS])
     torch.testing.assert_close(shares, 0.6 * torch.tensor([0.4, 0.3, 0.2, 0.1]), atol=0.01, rtol=0)

@@ -10,7 +10,7 @@ import torch
 from anchoredit_model.errors import AnchorEditError
 from anchoredit_model.networks.text_encoder import END_ID, TextEncoder
 from studio.sessions import sample_instructions
-from train.config import Text
+from train.config import TextConfig
 from train.tiny.text import lose_tokens, run, split_pool, type_carelessly
 
 
@@ -34,7 +34,7 @@ def test_careless_typing_and_lost_tokens_keep_what_counts():
 
 @pytest.mark.slow
 def test_from_instructions_to_a_saved_encoder(tmp_path, capsys):
-    run(Text(steps=15, floor=0, pool=600), tmp_path / "text")
+    run(TextConfig(steps=15, floor=0, pool=600), tmp_path / "text")
     encoder = TextEncoder.from_pretrained(tmp_path / "text")
     texts, _ = sample_instructions(100, torch.Generator().manual_seed(0))
     states = torch.cat(encoder.encode(texts))[:, : encoder.model.config.d_model]
@@ -42,6 +42,6 @@ def test_from_instructions_to_a_saved_encoder(tmp_path, capsys):
     assert "step 15/15" in capsys.readouterr().out
     made = {path: path.stat().st_mtime_ns for path in (tmp_path / "text").iterdir()}
     with pytest.raises(AnchorEditError, match="keep a finished one with --resume"):
-        run(Text(steps=15, floor=0, pool=600), tmp_path / "text")
-    assert run(Text(steps=15, floor=0, pool=600), tmp_path / "text", resume=True)
+        run(TextConfig(steps=15, floor=0, pool=600), tmp_path / "text")
+    assert run(TextConfig(steps=15, floor=0, pool=600), tmp_path / "text", resume=True)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "text").iterdir()} == made

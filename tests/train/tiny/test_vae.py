@@ -18,7 +18,7 @@ from studio.sessions import sample_images
 from train import curriculum
 from train.__main__ import main
 from train.__main__ import run as run_command
-from train.config import Vae
+from train.config import VaeConfig
 from train.config_io import load_config
 from train.tiny.parts import is_finished, mark_finished
 from train.tiny.vae import Trainer, autoencoder_loss, build_model, run
@@ -28,7 +28,7 @@ BASE_DIM = 8
 
 def trainer(out: Path, **options) -> Trainer:
     torch.manual_seed(0)
-    return Trainer(Vae(**{"base_dim": BASE_DIM, **options}), out)
+    return Trainer(VaeConfig(**{"base_dim": BASE_DIM, **options}), out)
 
 
 def train(it: Trainer, steps: int) -> list[float]:
@@ -61,10 +61,10 @@ def test_going_on_equals_never_having_stopped(tmp_path):
 
 
 def test_what_cannot_be_resumed_is_named(tmp_path):
-    with pytest.raises(AnchorEditError, match="start without --resume"):
+    with pytest.raises(AnchorEditError, match="Start without --resume"):
         trainer(tmp_path / "vae").load_state()
     trainer(tmp_path / "vae").save_state()
-    with pytest.raises(AnchorEditError, match="give --set vae.base_dim=8"):
+    with pytest.raises(AnchorEditError, match="Give --set vae.base_dim=8"):
         trainer(tmp_path / "vae", base_dim=16).load_state()
 
 
@@ -100,17 +100,17 @@ class SmallPool:
 def quick(monkeypatch):
     """Training of a VAE that takes a second, and saves at every step."""
     for name, value in {"ImagePool": SmallPool, "IMAGE_SIZE": 32, "HELD_OUT": 2, "SAVE_SECONDS": 0}.items():
-        monkeypatch.setattr(f"train.vae.{name}", value)
+        monkeypatch.setattr(f"train.tiny.vae.{name}", value)
 
 
 @pytest.mark.slow
 def test_only_the_end_of_training_makes_a_vae_that_is_used(quick, tmp_path, monkeypatch, capsys):
     """Ctrl-C saves; what has begun or is finished is neither used half nor lost."""
-    out, options = tmp_path / "vae", Vae(minutes=0.02, base_dim=BASE_DIM)
+    out, options = tmp_path / "vae", VaeConfig(minutes=0.02, base_dim=BASE_DIM)
     folder = curriculum.Curriculum(load_config("tiny"), tmp_path).vae_folder
     draws = iter(range(9))
     monkeypatch.setattr(SmallPool, "then", lambda: next(draws) == 1 and os.kill(os.getpid(), signal.SIGINT))
-    assert not run(Vae(minutes=1, base_dim=BASE_DIM), out)
+    assert not run(VaeConfig(minutes=1, base_dim=BASE_DIM), out)
     assert "stopped and saved at step 2: go on with --resume" in capsys.readouterr().out
     assert (out / "config.json").is_file() and not is_finished(out)
     with pytest.raises(AnchorEditError, match="is not finished. Go on with python -m train vae --resume, or use it as"):
