@@ -24,7 +24,7 @@ COMMANDS = {
     "judge": "judge_check",
     "cost latency": "cost.latency",
     "cost memory": "cost.memory",
-    "cost patch": "cost.patch_overhead",
+    "cost patch": "cost.patch",
 }
 
 

@@ -4,7 +4,7 @@
     python -m train pretrain --config wan.yaml --out runs/wan --dry-run
     python -m train causal   --config wan.yaml --set causal.batch=4 --out runs/wan --resume
 
-`wan.yaml` says where its parts lie, see train/README.md.
+`wan.yaml` says where its parts lie, see docs/training.md.
 
 `all` makes everything in order; `variants` trains it without one component each, to compare; `data`, with options of
 its own, makes and checks shards. Several processes: see train/engine.py.

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from anchoredit_model.errors import AnchorEditError
-from benchmark.cost.patch_overhead import main
+from benchmark.cost.patch import main
 
 
 @pytest.mark.parametrize(
