@@ -104,7 +104,10 @@ def _finished_turns(folder: Path, protocol: str, seed: int) -> list[int]:
 
 
 def _entries(comparisons: Sequence[Comparison], lengths: Iterable[int]) -> list[dict[str, Any]]:
-    """A line per run, and one for each of the `lengths` that it begins with: means by turn, None where none counts."""
+    """Return a line per run, and one for each of the `lengths` that it begins with.
+
+    Means by turn, None where none counts.
+    """
     entries: dict[tuple, dict[str, Any]] = {}
     for comparison in comparisons:
         protocol, whole = comparison.settings["protocol"], comparison.settings["turns"]

@@ -67,7 +67,7 @@ def main(argv: list[str]) -> int:
 
 
 def cases(sessions: Sessions, turn: int, generator: torch.Generator):
-    """Yields each case's name and images [N, 3, H, W]."""
+    """Yield each case's name and images [N, 3, H, W]."""
     before, after, edits = sessions.scenes[turn - 1], sessions.scenes[turn], sessions.edits[turn - 1]
     source, truth = render(before, _SIZE, _SIZE), render(after, _SIZE, _SIZE)
     yield "oracle", truth
@@ -97,7 +97,7 @@ def _other_edits(before: Scenes, after: Scenes, edits: list[Edit], generator: to
 
 
 def _painted(source: Tensor, truth: Tensor) -> Tensor:
-    """The whole image under a coat of the mean colour that the changed part should have."""
+    """Return the whole image under a coat of the mean colour that the changed part should have."""
     changed = ((source - truth).abs().amax(dim=1, keepdim=True) > Thresholds().shows).float()
     colour = (truth * changed).sum(dim=(2, 3), keepdim=True) / changed.sum(dim=(2, 3), keepdim=True).clamp(min=1)
     return _OPAQUE * colour + (1 - _OPAQUE) * source.mean(dim=1, keepdim=True)

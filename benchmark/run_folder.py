@@ -44,7 +44,7 @@ class RunFolder:
         return (self._session(session) / _RECORD).exists()
 
     def make(self, session: str) -> Path:
-        """A session's folder, made if it is not there."""
+        """Return a session's folder, made if it is not there."""
         folder = self._session(session)
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -55,7 +55,7 @@ class RunFolder:
         return folder
 
     def save(self, session: str, record: dict[str, Any], images: Sequence[Tensor]) -> None:
-        """Writes a finished session: its images [3, H, W], the source first, then its record."""
+        """Write a finished session: its images [3, H, W], the source first, then its record."""
         folder = self.make(session)
         for turn, image in enumerate(images):
             save_image(image, folder / _image_name(turn))

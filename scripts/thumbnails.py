@@ -41,7 +41,7 @@ class Card:
         self.draw.rounded_rectangle(box, radius=4 * FINE, outline=MEMORY, width=3 * FINE)
 
     def plug(self, words: str, color: tuple, left: float, top: float, width: float) -> None:
-        """A box with words and a socket of a colour."""
+        """Return a box with words and a socket of a colour."""
         box = [value * FINE for value in (left, top, left + width, top + 48)]
         self.draw.rounded_rectangle(box, radius=10 * FINE, fill=(52, 55, 61))
         dot = [value * FINE for value in (left + 16, top + 17, left + 30, top + 31)]
@@ -128,7 +128,7 @@ def wan_setup(card: Card) -> None:
 
 
 def on_a_card(gigabytes: int, model: str, memory: str, card: Card) -> None:
-    """A set-up for a card of so many GB: which model, and where its keys and values are."""
+    """Return a set-up for a card of so many GB: which model, and where its keys and values are."""
     card.text("Wan 2.1", SIDE / 2, 130, 60)
     card.text(f"on {gigabytes} GB", SIDE / 2, 208, 60)
     card.plug(model, MODEL, 50, 304, 412)

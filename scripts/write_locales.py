@@ -47,12 +47,12 @@ def page_path(node: str, language: str) -> Path:
 
 
 def prose(page: str, language: str) -> str:
-    """What is written by hand of a help page."""
+    """Return what is written by hand of a help page."""
     return page.partition(f"\n## {HEADINGS[language][0]}\n")[0].partition(f"\n## {HEADINGS[language][1]}\n")[0].strip()
 
 
 def whole_page(written: str, texts: dict, language: str) -> str:
-    """A help page: what is written by hand, then a table of inputs and one of outputs."""
+    """Return a help page: what is written by hand, then a table of inputs and one of outputs."""
     page = written + "\n"
     for heading, entries in zip(HEADINGS[language], (texts["inputs"], texts["outputs"])):
         entries = {key: entry for key, entry in entries.items() if key != "control_after_generate"}

@@ -201,7 +201,7 @@ class Sheet:
     groups: list[dict] = field(default_factory=list)
 
     def add(self, kind: str, box: tuple, title: str = "", /, models: tuple = (), **inputs) -> Node:
-        """A node at `box` (x, y, width, height); `inputs` are wires and values of widgets by name."""
+        """Return a node at `box` (x, y, width, height); `inputs` are wires and values of widgets by name."""
         known = self.info[kind]
         number = len(self.nodes) + 1
         entry = {
@@ -249,7 +249,7 @@ class Sheet:
         self.nodes.append(entry | {"widgets_values": [text.strip()], "title": "Read me"})
 
     def group(self, title: str, color: str, *members: Node) -> None:
-        """A frame around nodes."""
+        """Return a frame around nodes."""
         boxes = [(*node.entry["pos"], *node.entry["size"]) for node in members]
         left, top = min(x for x, *_ in boxes) - GROUP_MARGIN, min(y for _, y, *_ in boxes) - NODE_TITLE - GROUP_TITLE
         right, bottom = max(x + w for x, _, w, _ in boxes), max(y + h for _, y, _, h in boxes)
@@ -258,7 +258,7 @@ class Sheet:
         self.groups.append(group | {"font_size": 24, "flags": {}})
 
     def mute(self, *members: Node) -> None:
-        """These do not run until the artist says so."""
+        """Mute nodes, which do not run until the artist says so."""
         for member in members:
             member.entry["mode"] = MUTED
 
@@ -283,14 +283,14 @@ class Node:
 
 
 def bundled(sheet: Sheet, **start) -> tuple[Node, Node, dict]:
-    """The bundled model and a session on its image: Load, Start, and the wires that every turn takes."""
+    """Return the bundled model and a session on its image: Load, Start, and the wires that every turn takes."""
     tiny = sheet.add("AnchorEditLoadTiny", (0, 80, 300, 110))
     wires = {"model": tiny[0], "clip": tiny[1], "vae": tiny[2]}
     return tiny, sheet.add("AnchorEditStart", (360, 80, 300, 190), **wires, image=tiny[3], **start), wires
 
 
 def turn(sheet: Sheet, box: tuple, title: str, instruction: str, memory: Wire, wires: dict) -> Node:
-    """A turn, whose box should leave room for the preview that appears in it."""
+    """Return a turn, whose box should leave room for the preview that appears in it."""
     return sheet.add("AnchorEditTurn", box, title, **wires, session=memory, instruction=instruction, seed=7)
 
 
@@ -487,7 +487,7 @@ def draw(name: str, info: dict) -> dict:
 
 
 def strips(host: Server, workflow: dict, info: dict) -> list[list[Image.Image]]:
-    """Runs a workflow; the images of its filmstrips and variants."""
+    """Run a workflow; the images of its filmstrips and variants."""
     graph = api_graph(workflow, info)
     films = {name: IMAGES[entry["class_type"]] for name, entry in graph.items() if entry["class_type"] in IMAGES}
     for film, output in films.items():

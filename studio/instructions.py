@@ -62,7 +62,7 @@ class Edit:
     undone: int = 0  # how many edits an undo takes back; -1: all, back to the first image
 
     def apply(self, facts: Facts) -> list[int]:
-        """The facts after this edit; `facts` itself stays."""
+        """Return the facts after this edit; `facts` itself stays."""
         after = list(facts)
         for change in self.changes:
             after[COLUMN[change.fact]] = change.new
@@ -111,7 +111,7 @@ def possible_edits(kind: str, history: Sequence[Facts], visible: Sequence[int] |
 
 
 def undo(history: Sequence[Facts], state: int) -> Edit:
-    """The edit that makes the newest of the states `history` what it was at an earlier `state`."""
+    """Return the edit that makes the newest of the states `history` what it was at an earlier `state`."""
     pairs = zip(FACTS, history[-1], history[state], strict=True)
     undone = len(history) - 1 - state
     all_of_several = state == 0 and undone > 1
@@ -127,7 +127,9 @@ def sample_edit(
     counts: Counter | None = None,
     shares: Mapping[str, float] = MappingProxyType({}),
 ) -> Edit:
-    """A random edit that the session allows: of the possible kinds the one that `counts` has least of, which it joins.
+    """Return a random edit that the session allows.
+
+    Of the possible kinds the one that `counts` has least of, which it joins.
 
     Kinds that are seldom possible catch up this way, so that over many sessions all come equally often, or as
     often as their `shares` say, which are 1 if not given.

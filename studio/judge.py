@@ -1,4 +1,4 @@
-"""The judge: did an edited image follow its instruction, leave the rest alone, and keep who is in it?
+"""The judge of edited images: was the instruction followed, the rest preserved, the identity kept.
 
 Analysis by synthesis. Every fact of a scene is *read* from the image: the scene is drawn with every value that the
 fact could have, and the drawing nearest to the image, where the drawings differ, is what the image shows. What
@@ -73,8 +73,11 @@ class Judge:
         self.limits = thresholds
 
     def judge(self, images: Tensor, previous: Tensor, believed: Scenes, edits: Sequence[Edit]) -> Verdict:
-        """`images`, `previous` [N, 3, H, W]: the new one and the editor's own one before; `believed`: N scenes with
-        the facts as read from `previous` (at the first turn the source and its true facts)."""
+        """Judge N edits.
+
+        `images`, `previous` [N, 3, H, W]: the new one and the editor's own one before; `believed`: N scenes with the
+        facts as read from `previous` (at the first turn the source and its true facts).
+        """
         rows = [self._judge(*row) for row in zip(images, previous, _singles(believed), edits, strict=True)]
         return Verdict(*(torch.stack([torch.as_tensor(value) for value in column]) for column in zip(*rows)))
 
@@ -144,7 +147,7 @@ class Judge:
 
 
 def _alternatives(scene: Scenes, names: Sequence[str], size: Sequence[int]) -> dict[str, Tensor]:
-    """The scene [1] drawn with every value of each of the facts `names`: [V, 3, H, W] each.
+    """Return the scene [1] drawn with every value of each of the facts `names`: [V, 3, H, W] each.
 
     Several facts are drawn at once; the subject below is drawn once for all facts that lie above it.
     """

@@ -67,7 +67,7 @@ def render(scenes: Scenes, height: int, width: int, layers: Sequence[Layer] | No
 
 
 def compiled_layers() -> tuple[Layer, ...]:
-    """The layers as fused loops, several times faster; compiled anew for every size and number of scenes.
+    """Return the layers as fused loops, several times faster; compiled anew for every size and number of scenes.
 
     One by one, because the compiler makes a slow loop of all of them together.
     """
@@ -107,7 +107,10 @@ def _paint_subject(image: Tensor, scenes: Scenes) -> Tensor:
 
 
 def _reached(line: Tensor, room: Tensor | float, low: float, high: float) -> slice:
-    """The part of a line of coordinates between the two, and some room, for any scene; all of it while compiling."""
+    """Return the part of a line of coordinates between the two, and some room, for any scene.
+
+    All of it while compiling.
+    """
     if torch.compiler.is_compiling():
         return slice(None)
     inside = ((line > low - room) & (line < high + room)).flatten(1).any(dim=0).nonzero()
@@ -137,7 +140,7 @@ def _paint_creature(image: Tensor, u: Tensor, v: Tensor, radius: Tensor, scenes:
 
 
 def _paint_within(reach, painter: Callable[..., Tensor], image: Tensor, u, v, radius, scenes, *masks: Tensor) -> Tensor:
-    """What a painter makes of the part that it can reach, painted on the image itself.
+    """Return what a painter makes of the part that it can reach, painted on the image itself.
 
     `reach` are its bounds in u and in v; `masks`, [N, H, W] or [N, 1, 1], are cut alike.
     """
@@ -314,7 +317,7 @@ def _object_shape(name: str, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _paint_sign(image: Tensor, scenes: Scenes) -> Tensor:
-    """A wooden board that hangs from the upper edge, with what is written on it."""
+    """Return a wooden board that hangs from the upper edge, with what is written on it."""
     height, width = image.shape[-2:]
     short = min(height, width)
     x, y, _, half_height = _SIGN
@@ -371,7 +374,7 @@ def _segment(u: Tensor, v: Tensor, u0: float, v0: float, u1: float, v1: float) -
 
 
 def _look(image: Tensor, scenes: Scenes) -> Tensor:
-    """The light that falls on everything, then the tone of the film, then the style of the drawing."""
+    """Return the light that falls on everything, then the tone of the film, then the style of the drawing."""
     image = image.clamp(0, 1)
     height, width = image.shape[-2:]
     light = torch.tensor(_LIGHT_RGB, device=image.device)[scenes.fact("lighting")][:, :, None, None]  # [N, 3, 1, 1]
@@ -441,7 +444,7 @@ def _palette(index: Tensor) -> Tensor:
 
 
 def _second_rgb(scenes: Scenes) -> Tensor:
-    """The identity's own colour [N, 3], from hue, saturation and value."""
+    """Return the identity's own colour [N, 3], from hue, saturation and value."""
     hue = scenes.trait("hue2")[:, None] * 6 + torch.tensor((0.0, 4.0, 2.0), device=scenes.identity.device)
     pure = ((hue.remainder(6) - 3).abs() - 1).clamp(0, 1)
     saturation = 0.35 + 0.55 * scenes.trait("saturation2")[:, None]

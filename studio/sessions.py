@@ -63,9 +63,10 @@ def sample_sessions(
     star: bool = False,
     shares: Mapping[str, float] = MappingProxyType({}),
 ) -> Sessions:
-    """`count` sessions of `turns` edits, all kinds equally often at every turn as far as sessions allow them, or those
-    in `shares` so many times as often as the others.
+    """Draw `count` sessions of `turns` edits.
 
+    All kinds come equally often at every turn as far as sessions allow them, or those in `shares` so many times as
+    often as the others.
     With `star` every edit starts from the source instead of the state before.
     """
     rng = python_rng(generator)
@@ -85,7 +86,7 @@ def sample_sessions(
 
 
 def held_out_generator(seed: int) -> torch.Generator:
-    """A generator for measuring: its seeds are hashes, which the small numbers of training never meet."""
+    """Return a generator for measuring: its seeds are hashes, which the small numbers of training never meet."""
     digest = hashlib.sha256(f"held out {seed}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
@@ -125,11 +126,11 @@ def _labels(edit: Edit) -> list[int]:
 
 
 def pick_language(languages: Sequence[str], rng: random.Random) -> str:
-    """The first one mostly; the others share a fifth."""
+    """Choose the first value mostly; the others share a fifth."""
     others = languages[1:]
     return rng.choice(others) if others and rng.random() < _CHINESE_SHARE else languages[0]
 
 
 def python_rng(generator: torch.Generator) -> random.Random:
-    """What draws edits and words: seeded by the generator, which it moves on by one number."""
+    """Return what draws edits and words: seeded by the generator, which it moves on by one number."""
     return random.Random(int(torch.randint(2**62, (), generator=generator)))

@@ -96,7 +96,7 @@ def _options(command: str, argv: list[str]) -> argparse.Namespace:
 
 
 def leave(code: int) -> NoReturn:
-    """Ends the program; where several processes have done their work, without waiting for the threads that joined them.
+    """End the program; where several processes have done their work, without waiting for the threads that joined them.
 
     Now and then such a thread is still about to return when the interpreter comes down, which would make a failure of
     a success. After an error the interpreter still has files to close.

@@ -40,7 +40,8 @@ ABLATIONS: Mapping[str, tuple[str, dict]] = {
 def run(config: Config, out: Path, only: Sequence[str] = (), resume: bool = False) -> bool:
     """Train and export the variants; False if that was interrupted. With `resume`, finished ones are left alone."""
     if unknown := [name for name in only if name not in ABLATIONS]:
-        raise AnchorEditError(f"there is no ablation {unknown[0]!r}", f"Choose one of {', '.join(map(repr, ABLATIONS))}")
+        names = ", ".join(map(repr, ABLATIONS))
+        raise AnchorEditError(f"there is no ablation {unknown[0]!r}", f"Choose one of {names}")
     return all(_train(name, config, out, resume) for name in only or ABLATIONS)
 
 
@@ -67,7 +68,7 @@ def _train(name: str, config: Config, out: Path, resume: bool) -> bool:
 
 
 def _budget(whole: StageConfig, *parts: StageConfig) -> dict[str, float]:
-    """What of a stage's budget others leave."""
+    """Return what of a stage's budget others leave."""
     left = {name: getattr(whole, name) - sum(getattr(part, name) for part in parts) for name in ("steps", "minutes")}
     if min(left.values()) < 0 or not any(left.values()):
         raise AnchorEditError(

@@ -147,8 +147,10 @@ class AdapterConfig:
 
 @dataclass(frozen=True)
 class OptimiserConfig:
-    """`kind` "muon" takes the matrices of the blocks by Muon (https://kellerjordan.github.io/posts/muon/), the rest
-    by AdamW; "adamw" takes all by AdamW.
+    """Configure an optimiser.
+
+    `kind` "muon" takes the matrices of the blocks by Muon (https://kellerjordan.github.io/posts/muon/), the rest by
+    AdamW; "adamw" takes all by AdamW.
 
     The learning rate rises over the first `warm_up` of the budget, stays, and falls to zero over the last `decay`.
     """
@@ -165,7 +167,7 @@ class OptimiserConfig:
         _one_of("optimiser.kind", self.kind, ("muon", "adamw"))
 
     def rate(self, progress: float) -> float:
-        """The learning rate after a share `progress` of the budget."""
+        """Return the learning rate after a share `progress` of the budget."""
         rising = progress / self.warm_up if self.warm_up else 1.0
         falling = (1 - progress) / self.decay if self.decay else 1.0
         return self.lr * min(1.0, rising, max(0.0, falling))
@@ -439,7 +441,7 @@ def _tiny() -> Config:
 
 
 def _wan(size: str) -> Config:
-    """The published schedule. Many small budgets make no sense at this size, so these are in steps."""
+    """Return the published schedule. Many small budgets make no sense at this size, so these are in steps."""
     edit = EditConfig(num_steps=50, shift=8.0, cfg=5.0)
     times = TimeSampling(shift=5.0)
     adamw = OptimiserConfig(lr=1e-5)

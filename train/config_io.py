@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 def load_config(name: str, changes: Sequence[str] = ()) -> Config:
-    """The config called `name`, or that of the YAML file `name`, with `changes` "key=value" done to it.
+    """Return the config called `name`, or that of the YAML file `name`, with `changes` "key=value" done to it.
 
     All at once, a later one of a key before an earlier one: settings that only make sense together may come in any
     order.
@@ -41,7 +41,10 @@ def load_config(name: str, changes: Sequence[str] = ()) -> Config:
 
 
 def merge(settings: T, changes: Mapping[str, Any], path: str = "") -> T:
-    """A copy of a dataclass with a tree of changes in it; raises AnchorEditError for unknown keys and wrong types."""
+    """Return a copy of a dataclass with a tree of changes in it.
+
+    Raises AnchorEditError for unknown keys and wrong types.
+    """
     hints = typing.get_type_hints(type(settings))
     known = [field.name for field in fields(settings)]
     values = {}
@@ -61,7 +64,7 @@ def merge(settings: T, changes: Mapping[str, Any], path: str = "") -> T:
 
 
 def to_yaml(config: Config) -> str:
-    """The whole tree, to be read by people and by `load_config`."""
+    """Return the whole tree, to be read by people and by `load_config`."""
     import yaml
 
     return yaml.safe_dump(_plain(asdict(config)), sort_keys=False, allow_unicode=True)
@@ -106,7 +109,7 @@ def _parse(text: str, source: str) -> Any:
 
 
 def _nearest(settings: Any, path: str, wanted: str) -> str:
-    """What to say about a key that is not there: the nearest of the same level, else of what lies below it."""
+    """Return what to say about a key that is not there: the nearest of the same level, else of what lies below it."""
     below = keys(settings, path)
     level = [f"{path}{field.name}" for field in fields(settings)]
     near = [key for key in below if key.endswith(f".{wanted.removeprefix(path)}")][:1]  # "lr" for "optimiser.lr"

@@ -54,7 +54,7 @@ class Curriculum:
         return all(self._train(kind, resume) for kind in STAGES[command] if self.wanted(kind))
 
     def settings(self, name: str) -> StageConfig:
-        """The part of the config that belongs to a stage, by its dotted name."""
+        """Return the part of the config that belongs to a stage, by its dotted name."""
         found = self.config
         for part in name.split("."):
             found = getattr(found, part)
@@ -79,13 +79,13 @@ class Curriculum:
         return Path(self.config.data.cache) if self.config.data.cache else self.out / "cache"
 
     def source(self, kind: type[Stage], encoders: Encoders) -> Source:
-        """The stage's data, encoded."""
+        """Return the stage's data, encoded."""
         config = self.config
         settings, cache = self.settings(kind.name), self.cache()
         return open_source(config.data, settings, config.edit, kind.layouts, encoders, cache, self.accelerator)
 
     def start(self, name: str, text_dim: int) -> Start:
-        """What a stage's main network is built from.
+        """Return what a stage's main network is built from.
 
         Adapters go through the stages as they are, on the weights that the first of them began with: the last LoRA
         file is of that model, and not of one that nobody else has.
@@ -109,13 +109,13 @@ class Curriculum:
         return file_start(self.config.parts.transformer, sizes)
 
     def teacher(self, text_dim: int) -> Start:
-        """The undistilled model."""
+        """Return the undistilled model."""
         sizes = replace(self.config.model, text_dim=text_dim)
         given = self.config.distill.teacher
         return file_start(given or str(self._checkpoint("causal", "distill.teacher")), sizes)
 
     def missing(self, kind: type[Stage], made: Collection[str] = ()) -> list[str]:
-        """What a stage would stop at for want of it, in lines with remedies; stages `made` are there by then."""
+        """Return what a stage would stop at for want of it, in lines with remedies; stages `made` are there by then."""
         name, text_dim = kind.name, self.config.model.text_dim
         needed: list[Callable] = [lambda: find_parts(self.config.data, self.config.edit, kind.layouts)]
         if self.settings(name).init or _BEFORE.get(name) not in made:
@@ -162,7 +162,7 @@ class Curriculum:
         return Engine(stage, source, self.folder(name), self.config, self.accelerator, encoders.vae)
 
     def wanted(self, kind: type[Stage]) -> bool:
-        """A part of a stage may be left out by giving it no budget at all."""
+        """Say whether a stage runs: a part of it may be left out by giving it no budget at all."""
         settings = self.settings(kind.name)
         return len(STAGES.get(kind.name.split(".")[0], ())) == 1 or settings.steps > 0 or settings.minutes > 0
 
@@ -173,7 +173,7 @@ class Curriculum:
         return path
 
     def _part(self, command: str, what: str) -> Path:
-        """The folder of a part, the config's or our own, which has to be finished."""
+        """Return the folder of a part, the config's or our own, which has to be finished."""
         given = getattr(self.config.parts, command)
         folder = Path(given) if given else self.out / FOLDERS[command]
         if not folder.is_dir():
@@ -191,7 +191,7 @@ class Curriculum:
 
 
 def refusals(calls: Iterable[Callable]) -> list[str]:
-    """What the calls raise AnchorEditError for, each line once."""
+    """Return what the calls raise AnchorEditError for, each line once."""
     said = []
     for call in calls:
         try:

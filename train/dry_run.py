@@ -47,7 +47,7 @@ class Memory:
 
 
 def missing(command: str, config: Config, out: Path) -> list[str]:
-    """What `command` would stop at because it is not there: a line for each, with its remedy."""
+    """Return what `command` would stop at because it is not there: a line for each, with its remedy."""
     curriculum = Curriculum(config, out)
     if command in ("vae", "text"):
         return []
@@ -182,7 +182,7 @@ def _saved(sizes: TransformerConfig, config: Config, batch: int, count: int, che
 
 
 def _data(config: Config, layouts: tuple[str, ...]) -> str:
-    """What data is there, found without opening it."""
+    """Return what data is there, found without opening it."""
     try:
         parts, star = find_parts(config.data, config.edit, layouts)
     except AnchorEditError as error:

@@ -43,7 +43,10 @@ LORA = "lora.safetensors"
 
 
 def make_accelerator() -> Accelerator:
-    """The processes. Without `cpu`, those on a machine that has nothing else would each believe they are alone."""
+    """Return the processes.
+
+    Without `cpu`, those on a machine that has nothing else would each believe they are alone.
+    """
     torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # for CPUs too, see `attention`
     return Accelerator(cpu=not torch.accelerator.is_available())
 
@@ -190,7 +193,7 @@ class Engine:
         self.accelerator.wait_for_everyone()
 
     def _mine(self) -> range:
-        """The micro-batches of this process."""
+        """Return the micro-batches of this process."""
         return range(self.accelerator.process_index, self.settings.micro_batches, self.accelerator.num_processes)
 
     def _due(self, seconds: float) -> bool:
@@ -220,7 +223,7 @@ class Engine:
         return value
 
     def _log(self) -> Log | None:
-        """The first process's log, beside the settings of the run."""
+        """Return the first process's log, beside the settings of the run."""
         if not self.accelerator.is_main_process:
             return None
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -229,7 +232,7 @@ class Engine:
         return Log(self.folder, self.step, self.stage.name, self.progress)
 
     def _sample(self, log: Log | None) -> None:
-        """A grid to look at: a session per two rows, the truth above what the average makes of it."""
+        """Return a grid to look at: a session per two rows, the truth above what the average makes of it."""
         batch = self.source.shown(self.config.engine.sample_sessions).to(self.accelerator.device)
         if self.vae is None or not len(batch.latents):
             return
@@ -239,7 +242,10 @@ class Engine:
 
 
 def checkpoint_step(folder: Path) -> int | None:
-    """The step whose weights the checkpoint in a stage's folder holds; None if there is none, or it does not say."""
+    """Return the step whose weights the checkpoint in a stage's folder holds.
+
+    None if there is none, or it does not say.
+    """
     try:
         with safe_open(folder / CHECKPOINT, framework="pt") as file:
             return int(file.metadata()["step"])
@@ -248,7 +254,7 @@ def checkpoint_step(folder: Path) -> int | None:
 
 
 def write_checkpoint(folder: Path, network: Network, stage: Stage, step: int, accelerator: Accelerator) -> None:
-    """The averaged weights as one file that everything reads; with adapters also a LoRA file of them alone.
+    """Return the averaged weights as one file that everything reads; with adapters also a LoRA file of them alone.
 
     The LoRA file's metadata has `base`, the weights that it belongs to, as the config names them. The checkpoint comes
     last: the step that it names is that of both.
@@ -269,7 +275,7 @@ def write_checkpoint(folder: Path, network: Network, stage: Stage, step: int, ac
 
 @torch.no_grad()
 def sample_sessions(stage: Stage, batch: Batch, device: torch.device) -> Tensor:
-    """What the averaged weights make of the sessions' instructions, [B, T + 1, C, h, w], each turn from its own past.
+    """Return what the averaged weights make of the sessions' instructions, [B, T + 1, C, h, w], turn by turn.
 
     Of a star only the first edit is made: its others do not follow it.
     """

@@ -60,7 +60,7 @@ def run(config: Config, out: Path) -> None:
 
 @torch.no_grad()
 def average(transformer: CausalWanTransformer, others: Sequence[str]) -> None:
-    """Gives a transformer the mean of its weights and those of others.
+    """Give a transformer the mean of its weights and those of others.
 
     Raises AnchorEditError if one is of other sizes or cannot be read.
     """
@@ -84,7 +84,7 @@ def write_preview(folder: Path, vae: ImageVAE) -> None:
 
 
 def latent_colours(latents: Tensor, images: Tensor, factor: int) -> tuple[list[list[float]], list[float]]:
-    """The linear map latent -> colour in -1..1 with the least squared error: factors [C][3] and offset [3].
+    """Return the linear map latent -> colour in -1..1 with the least squared error: factors [C][3] and offset [3].
 
     latents [N, C, h, w], images [N, 3, factor * h, factor * w] in 0..1.
     """

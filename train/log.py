@@ -49,7 +49,7 @@ class Log:
         self._sums: dict[str, list[float]] = defaultdict(list)
 
     def add(self, values: dict[str, float], progress: float) -> None:
-        """The numbers of one step, which go into the next line as means."""
+        """Return the numbers of one step, which go into the next line as means."""
         for name, value in values.items():
             self._sums[name].append(value)
         self.bar.update(round(100 * min(progress, 1.0), 2) - self.bar.n)
@@ -66,7 +66,7 @@ class Log:
         self.bar.set_postfix({"step": step, **losses}, refresh=False)
 
     def images(self, name: str, grid: Tensor, step: int) -> None:
-        """An image [3, H, W] in 0..1."""
+        """Return an image [3, H, W] in 0..1."""
         with self._writing():
             self.board.image(name, grid, step)
 
@@ -112,7 +112,7 @@ class _Board:
         self.file.flush()
 
     def image(self, name: str, image: Tensor, step: int) -> None:
-        """An image [3, H, W] in 0..1."""
+        """Return an image [3, H, W] in 0..1."""
         from torch.utils.tensorboard.summary import image as summary_of
 
         self._add(step=step, summary=summary_of(name, image, dataformats="CHW"))

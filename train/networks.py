@@ -38,8 +38,10 @@ _GELU_SCALE = 2 * math.sqrt(2 / math.pi)
 
 @dataclass(frozen=True)
 class Start:
-    """What a network is built from: sizes as trained (`text_dim` without the columns that are always zero), and the
-    function that makes its weights, which only the process that needs them calls.
+    """Say what a network is built from.
+
+    Sizes as trained (`text_dim` without the columns that are always zero), and the function that makes its weights,
+    which only the process that needs them calls.
 
     name      of the weights, for people
     adapters  those of peft that training goes on with, by peft's names; None: new ones, if any
@@ -70,7 +72,7 @@ class Network:
         self.average: EMA | None = None
 
     def learned(self) -> dict[str, nn.Parameter]:
-        """The parameters that are trained, by name."""
+        """Return the parameters that are trained, by name."""
         return {name: parameter for name, parameter in self.module.named_parameters() if parameter.requires_grad}
 
     def sync_gradients(self, wanted: bool) -> None:
@@ -113,7 +115,7 @@ class EMA:
         network.module.requires_grad_(False)
 
     def tensors(self, source: Network) -> dict[str, Tensor]:
-        """The averaged parameters, by name."""
+        """Return the averaged parameters, by name."""
         mine = dict(self.network.module.named_parameters())
         return {name: mine[name].detach() for name in source.learned()}
 
@@ -133,14 +135,14 @@ class Builder:
         self.accelerator = accelerator
 
     def trained(self, start: Start, optimiser: OptimiserConfig, ema: float | None = None) -> Network:
-        """A network to train, or its adapters if the config has a LoRA rank, with its average if `ema` is given."""
+        """Return a network to train, or its adapters if there is a LoRA rank, with its average if `ema` is given."""
         network = self._network(start, trainable=True, optimiser=optimiser)
         if ema is not None:
             network.average = EMA(self._network(start, trainable=True), ema)
         return network
 
     def frozen(self, start: Start) -> Network:
-        """A network that only answers, held in the precision it computes in."""
+        """Return a network that only answers, held in the precision it computes in."""
         half = torch.bfloat16 if self.config.engine.precision == "bfloat16" else torch.float32
         return self._network(start, trainable=False, dtype=half)
 
@@ -173,7 +175,10 @@ class Builder:
 def shard(
     full: CausalWanTransformer | None, build: Callable[[], CausalWanTransformer], engine: EngineConfig, device: str
 ) -> CausalWanTransformer:
-    """A transformer sharded over all processes; `full`, with its weights, is needed in the first process only."""
+    """Return a transformer sharded over all processes.
+
+    `full`, with its weights, is needed in the first process only.
+    """
     # torch warns of writing into what a block returns, which nothing does
     warnings.filterwarnings("ignore", "FSDP2-wrapped module", UserWarning)
     mesh = init_device_mesh(device, (torch.distributed.get_world_size(),))
@@ -195,7 +200,7 @@ def shard(
 
 
 def _empty(sizes: TransformerConfig, lora: AdapterConfig, dtype: torch.dtype) -> CausalWanTransformer:
-    """The transformer without any memory for its weights."""
+    """Return the transformer without any memory for its weights."""
     with torch.device("meta"):
         return adapted(CausalWanTransformer(sizes), lora).to(dtype)
 
@@ -232,7 +237,7 @@ def make_optimisers(module: CausalWanTransformer, settings: OptimiserConfig) -> 
 
 
 def adapted(module: CausalWanTransformer, lora: AdapterConfig, seed: int = 0) -> CausalWanTransformer:
-    """The transformer with low-rank adapters and everything else frozen, by peft; itself at rank 0."""
+    """Return the transformer with low-rank adapters and everything else frozen, by peft; itself at rank 0."""
     if not lora.rank:
         return module
     from peft import LoraConfig, inject_adapter_in_model
@@ -268,7 +273,7 @@ def merged(state: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
 
 
 def adapter_weights(state: dict[str, Tensor], alpha: float, rank: int) -> dict[str, Tensor]:
-    """peft's adapters under the names that ComfyUI's LoRA loader reads."""
+    """Return peft's adapters under the names that ComfyUI's LoRA loader reads."""
     found = {}
     for name, tensor in state.items():
         if ".lora_" in name:
@@ -321,7 +326,7 @@ def file_start(path: str, sizes: TransformerConfig) -> Start:
 
 
 def lora_start(base: Start, path: Path, lora: AdapterConfig) -> Start:
-    """The base with the adapters of a LoRA file that the stage before left, to go on with.
+    """Return the base with the adapters of a LoRA file that the stage before left, to go on with.
 
     Raises AnchorEditError if the file cannot be read, or has adapters of another base, rank, alpha or of other layers.
     """
@@ -353,7 +358,7 @@ def lora_start(base: Start, path: Path, lora: AdapterConfig) -> Start:
 
 
 def widen_text(state: dict[str, Tensor], text_dim: int) -> dict[str, Tensor]:
-    """The same weights for texts whose states are zero-padded to `text_dim`."""
+    """Return the same weights for texts whose states are zero-padded to `text_dim`."""
     weight = state["text_embedding.0.weight"]
     return {**state, "text_embedding.0.weight": F.pad(weight, (0, text_dim - weight.shape[1]))}
 

@@ -31,7 +31,7 @@ _NAME = re.compile(r"step-(\d+)")
 
 
 def newest(folder: Path) -> Path | None:
-    """The last complete state in a folder."""
+    """Return the last complete state in a folder."""
     found = [path for path in folder.glob("step-*") if _NAME.fullmatch(path.name)]
     return max(found, default=None, key=lambda path: int(_NAME.fullmatch(path.name)[1]))
 
@@ -95,7 +95,7 @@ class States:
 
 
 def _tensors(networks: Mapping[str, Network]) -> dict[str, Any]:
-    """What is saved, as views of the very tensors in use, so that loading fills them."""
+    """Return what is saved, as views of the very tensors in use, so that loading fills them."""
     tensors: dict[str, Any] = {}
     for name, network in networks.items():
         tensors[name] = {

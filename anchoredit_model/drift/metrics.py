@@ -55,9 +55,10 @@ class ColourDrift:
 
 @dataclass(frozen=True)
 class Drift(ColourDrift, Alignment):
-    """All drift of an image against its reference. Every field is 0 for an identical image, but
-    `confidence`, which is 1. The fields of colour are documented at `ColourDrift`, those of place (dx, dy,
-    scale, confidence) at `Alignment`.
+    """Hold all drift of an image against its reference.
+
+    Every field is 0 for an identical image, but `confidence`, which is 1. The fields of colour are documented at
+    `ColourDrift`, those of position (dx, dy, scale, confidence) at `Alignment`.
 
     l1: mean absolute difference, 0..1.
     rmse: root mean square difference, 0..1; `psnr` is the same in dB.
@@ -171,7 +172,7 @@ def alignment(image: Tensor, reference: Tensor, mask: Tensor | None = None) -> A
 
 
 def lab(image: Tensor) -> Tensor:
-    """sRGB [3, ...] in 0..1 -> CIELAB [3, ...], D65, 2 degrees."""
+    """Convert sRGB [3, ...] in 0..1 to CIELAB [3, ...], D65, 2 degrees."""
     linear = torch.where(image > 0.04045, ((image.clamp(min=0) + 0.055) / 1.055) ** 2.4, image / 12.92)
     xyz = (linear.new_tensor(_XYZ_OF_RGB) @ linear.flatten(1)).view_as(linear)
     x, y, z = torch.where(xyz > 0.008856, xyz.clamp(min=0) ** (1 / 3), 7.787 * xyz + 16 / 116)
@@ -225,7 +226,7 @@ def _mean(
 
 
 def _counted(image: Tensor, mask: Tensor | None, border: int) -> Tensor:
-    """True [H, W] at untouched pixels further than `border` from the edge, or at all if there are no such."""
+    """Return true [H, W] at untouched pixels further than `border` from the edge, or at all if there are no such."""
     untouched = torch.ones_like(image[0], dtype=torch.bool) if mask is None else mask > 0.5
     inner = F.pad(untouched[border : -border or None, border : -border or None], (border,) * 4)
     return inner if inner.any() else untouched

@@ -85,7 +85,7 @@ def align(image: Tensor, reference: Tensor, untouched: Tensor | None = None) -> 
 
 
 def laid_back(image: Tensor, found: Alignment) -> tuple[Tensor, Tensor]:
-    """A brightness [H, W] with its shift and scale undone, and where it can be seen then, bool [H, W].
+    """Return a brightness [H, W] with its shift and scale undone, and where it can be seen then, bool [H, W].
 
     `found` is in pixels of this image, which should be smooth enough to be interpolated: scale it down first.
     """
@@ -131,7 +131,7 @@ class _Level:
         return int(self._edges().sum()) >= _LEAST_EDGES
 
     def _edges(self) -> Tensor:
-        """True [h, w] where the fixed image may be looked at and is steeper than usual."""
+        """Return true [h, w] where the fixed image may be looked at and is steeper than usual."""
         steep = sum(slope.square() for slope in _slopes(self.fixed)) * self.weight
         usual = steep.sum() / self.weight.sum().clamp(min=1)
         return steep > usual.clamp(min=_LEAST_SLOPE**2)
@@ -148,7 +148,7 @@ class _Level:
         return x[None], y[:, None]
 
     def warp(self, motion: _Motion) -> tuple[Tensor, Tensor]:
-        """The moving image laid back over the fixed one, and the weight of what is seen there."""
+        """Return the moving image laid back over the fixed one, and the weight of what is seen there."""
         x, y = (place.flatten() * (1 + motion.scale) for place in self._places())
         x = x + motion.dx * self._ratio[0] + (len(x) - 1) / 2
         y = y + motion.dy * self._ratio[1] + (len(y) - 1) / 2
@@ -199,7 +199,7 @@ class _Level:
         return [self._shifted(_Motion()), self._shifted(_Motion(scale=scale))]
 
     def _tapered(self, motion: _Motion) -> tuple[Tensor, Tensor]:
-        """Fixed and aligned image, equal (0) wherever either may not be looked at, fading in from there."""
+        """Return fixed and aligned image, equal (0) wherever either may not be looked at, fading in from there."""
         aligned, weight = self.warp(motion)
         height, width = weight.shape
         fade = 2 * (max(height, width) // 32) + 1
@@ -225,8 +225,10 @@ def _smooth(planes: Tensor) -> Tensor:
 
 
 def _cubic(places: Tensor) -> Tensor:
-    """Matrix [n, n] that reads a line of n pixels at `places` by cubic convolution (Keys 1981, a = -1/2; torch's
-    bicubic has a = -3/4, which shifts: 0.3 px is found as 0.26)."""
+    """Return the matrix [n, n] that samples a line of n pixels at `places` by cubic convolution.
+
+    Keys 1981, a = -1/2; torch's bicubic has a = -3/4, which shifts: 0.3 px is found as 0.26.
+    """
     far = _distance(places).clamp(max=2)
     return torch.where(far < 1, (1.5 * far - 2.5) * far * far + 1, ((2.5 - 0.5 * far) * far - 4) * far + 2)
 
@@ -240,7 +242,7 @@ def _distance(places: Tensor) -> Tensor:
 
 
 def _slopes(plane: Tensor) -> tuple[Tensor, Tensor]:
-    """Derivatives along x and y of [h, w], per pixel."""
+    """Return derivatives along x and y of [h, w], per pixel."""
     slope_y, slope_x = torch.gradient(plane)
     return slope_x, slope_y
 

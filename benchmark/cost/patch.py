@@ -85,7 +85,7 @@ def main(argv: list[str]) -> int:
 
 
 def _find_host(folder: Path, device: str) -> None:
-    """Puts ComfyUI on the path, with the attention that it takes on a GPU."""
+    """Put ComfyUI on the path, with the attention that it takes on a GPU."""
     if not (folder / "comfy" / "ldm" / "wan" / "model.py").is_file():
         raise AnchorEditError(f"--host {folder} holds no ComfyUI", "Give its own folder, where main.py is")
     sys.path.insert(0, str(folder.resolve()))
@@ -107,7 +107,7 @@ def _attention_module() -> ModuleType:
 def _works(
     sizes: TransformerConfig, rows: int, frames: int, device: torch.device, dtype: torch.dtype
 ) -> dict[str, Callable[[], Any]]:
-    """What is timed, by name."""
+    """Return what is timed, by name."""
     import comfy.ldm.wan.model
     import comfy.ops
     import comfy.patcher_extension

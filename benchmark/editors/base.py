@@ -13,7 +13,7 @@ _SEED_STEP = 1_000_003  # between the noise of one session under two sampling se
 
 
 def noise_seed(session: int, sampling_seed: int) -> int:
-    """The seed of all noise of a session, by its number."""
+    """Return the seed of all noise of a session, by its number."""
     return session + _SEED_STEP * sampling_seed
 
 
@@ -22,11 +22,11 @@ class Editor(ABC):
 
     @abstractmethod
     def start(self, image: Tensor, session: int) -> None:
-        """A new session from an image [3, H, W] in 0..1. `session` is its number, which the noise depends on."""
+        """Return a new session from an image [3, H, W] in 0..1. `session` is its number, which the noise depends on."""
 
     @abstractmethod
     def edit(self, instruction: str) -> Tensor:
-        """The next image, [3, H, W] in 0..1 of the source's size; "" asks for nothing."""
+        """Return the next image, [3, H, W] in 0..1 of the source's size; "" asks for nothing."""
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -57,7 +57,7 @@ class Server:
         self.url = url.rstrip("/")
 
     def upload(self, image: Tensor, name: str) -> str:
-        """Puts an image [3, H, W] into the input folder; the name that LoadImage knows it by."""
+        """Put an image [3, H, W] into the input folder; the name that LoadImage knows it by."""
         file = io.BytesIO()
         to_pil(image).save(file, format="PNG")
         edge = uuid.uuid4().hex
@@ -92,7 +92,7 @@ class Server:
         )
 
     def image(self, file: dict[str, str]) -> Tensor:
-        """An image [3, H, W] that a node has written."""
+        """Return an image [3, H, W] that a node has written."""
         return decode_image(self._ask(f"/view?{urllib.parse.urlencode(file)}"), file["filename"])
 
     def _is_queued(self, number: str) -> bool:
@@ -165,7 +165,7 @@ class ComfyUIEditor(Editor):
 
 
 def read_graph(path: Path) -> Graph:
-    """A workflow in the API's format."""
+    """Return a workflow in the API's format."""
     try:
         graph = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -199,7 +199,7 @@ def find_marks(graph: Graph) -> dict[str, str]:
 
 
 def turn_graph(graph: Graph, marked: dict[str, str], image: str, asked: list[str], seed: int) -> Graph:
-    """The graph of the newest turn of a session in which `asked` was asked, one after the other."""
+    """Return the graph of the newest turn of a session in which `asked` was asked, one after the other."""
     graph = copy.deepcopy(graph)
     _set(graph, marked["image"], "image", image)
     if "turn" not in marked:
@@ -233,7 +233,7 @@ def _set(graph: Graph, name: str, mark: str, value: str | int) -> None:
 
 
 def _reason(body: bytes) -> str:
-    """What a refusal says, in a line."""
+    """Return what a refusal says, in a line."""
     try:
         answer = json.loads(body)
     except ValueError:

@@ -55,7 +55,7 @@ class FolderEditor(Editor):
 
 
 def check_asked(folder: Path, asked: Sequence[Any], remedy: str) -> None:
-    """Raises AnchorEditError if a session's folder says that something else than this was asked."""
+    """Raise AnchorEditError if a session's folder says that something else than this was asked."""
     path = folder / "instructions.json"
     if not path.is_file():  # a published set may list them elsewhere
         return

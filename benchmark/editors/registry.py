@@ -94,7 +94,7 @@ EDITORS: Mapping[str, tuple[Callable[[EditorOptions, Suite], Editor], tuple[str,
 
 
 def make_editor(name: str, options: EditorOptions, suite: Suite) -> Editor:
-    """The editor of this name; an option that it has no use for is an error, lest a table claim it."""
+    """Return the editor of this name; an option that it has no use for is an error, lest a table claim it."""
     make, takes = EDITORS[name]
     for option, value in asdict(options).items():
         if value is not None and option not in takes:

@@ -60,7 +60,7 @@ def write_report(comparisons: Sequence[Comparison], folder: Path) -> None:
 
 
 def table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """The heads and rows of a comparison's table."""
+    """Return the heads and rows of a comparison's table."""
     return (_photo_table if comparison.settings["suite"] == "photos" else _studio_table)(comparison)
 
 
@@ -112,7 +112,7 @@ def _photo_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
 
 
 def markdown(comparison: Comparison) -> str:
-    """The same as a Markdown table."""
+    """Return the same as a Markdown table."""
     heads, rows = table(comparison)
     lines = [heads, ["---"] * len(heads), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)

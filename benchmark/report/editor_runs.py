@@ -89,7 +89,7 @@ class Group:
         return np.median([run.report["cost"]["seconds_by_turn"] for run in self.runs], axis=0).tolist()
 
     def against(self, other: Group) -> Interval | None:
-        """The main figure over all turns, minus the other's."""
+        """Return the main figure over all turns, minus the other's."""
         (mine, my_counts), (its, its_counts) = self._totals, other._totals
         return paired_difference((mine, its), (my_counts, its_counts))
 
@@ -162,6 +162,6 @@ def _group(name: str, runs: Sequence[Run]) -> Group:
 
 
 def _sums(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sums and counts [N, T] over the seeds of a table [S, N, T], NaN left out."""
+    """Return sums and counts [N, T] over the seeds of a table [S, N, T], NaN left out."""
     table = np.asarray(table, dtype=np.float64)
     return np.nansum(table, axis=0), (~np.isnan(table)).sum(axis=0)

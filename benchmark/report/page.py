@@ -63,7 +63,7 @@ th:first-child, td:first-child { text-align: left } .plots svg { max-width: 100%
 
 
 def draw_page(comparisons: Sequence[Comparison], table: Callable[[Comparison], Table]) -> str:
-    """The page as text."""
+    """Return the page as text."""
     parts = ["<h1>Edits over many turns</h1>"]
     for comparison in comparisons:
         parts.append(f"<h2>{escape(comparison.title)}</h2>")
@@ -83,7 +83,7 @@ def draw_page(comparisons: Sequence[Comparison], table: Callable[[Comparison], T
 
 
 def _absent(comparison: Comparison) -> str:
-    """What no editor was measured by."""
+    """Return what no editor was measured by."""
     absent = [name for name in comparison.groups[0].absent if all(name in group.absent for group in comparison.groups)]
     return f" Not measured, as no weights were given: {', '.join(absent)}." if absent else ""
 
@@ -174,7 +174,7 @@ def _film(comparison: Comparison, session: int) -> str:
 
 
 def _title(record: dict) -> str:
-    """A session's number, from 1, or its name."""
+    """Return a session's number, from 1, or its name."""
     session = record["session"]
     return escape(session) if isinstance(session, str) else str(session + 1)
 

@@ -23,7 +23,7 @@ _DRIFT_SHOWN = ("delta_e", "sharpness", "shift", "ssim_loss")  # of the figures 
 def make_photo_report(
     settings: dict[str, Any], records: Sequence[dict[str, Any]], absent: Sequence[str]
 ) -> dict[str, Any]:
-    """The report of a finished run: `records` of all its sessions, in order."""
+    """Return the report of a finished run: `records` of all its sessions, in order."""
     by_turn = {name: intervals(table) for name, table in by_photo(records).items()}
     return {
         "suite": settings["suite"],
@@ -58,7 +58,7 @@ def by_photo(records: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
 
 
 def print_photo_report(report: dict[str, Any]) -> None:
-    """A Markdown table by turn, and what was not measured."""
+    """Return a Markdown table by turn, and what was not measured."""
     drifts = {f"drift: {name}": report["drift_by_turn"].get(name, []) for name in _DRIFT_SHOWN}
     rows = {"change": report["change_by_turn"], **drifts, **report["similarity_by_turn"]}
     turns = range(1, len(rows["change"]) + 1)

@@ -33,7 +33,7 @@ PROBES_RIGHT = "in question"  # the figure: whether the facts that the protocol 
 
 
 def make_report(settings: dict[str, Any], records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The report of a finished run: `records` of all its sessions, in order."""
+    """Return the report of a finished run: `records` of all its sessions, in order."""
     tables = by_session(records)
     success = np.array([[is_success(turn) for turn in record["turns"]] for record in records])
     return {
@@ -113,7 +113,7 @@ def is_success(turn: dict[str, Any]) -> bool:
 
 
 def _value(turn: dict[str, Any], name: str) -> float:
-    """A verdict as a number; NaN if the turn does not count."""
+    """Return a verdict as a number; NaN if the turn does not count."""
     if turn["moot"]:
         return np.nan
     return float(is_success(turn) if name == "success" else turn[name])
@@ -157,7 +157,7 @@ def _shares(turns: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def _marks(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What the protocol asks about, turn by turn."""
+    """Return what the protocol asks about, turn by turn."""
     groups: dict[tuple[str, int], list[tuple[float, float]]] = {}
     for record in records:
         for mark in record["marks"]:

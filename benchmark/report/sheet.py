@@ -33,7 +33,7 @@ def draw_sheet(strips: Sequence[Image.Image]) -> Image.Image:
 
 
 def draw_strip(record: dict[str, Any], images: list[Tensor], truths: list[Tensor]) -> Image.Image:
-    """The contact sheet of a studio session from its record, images and truths ([3, H, W] each)."""
+    """Return the contact sheet of a studio session from its record, images and truths ([3, H, W] each)."""
     verdicts = [("", BACKGROUND), *map(_verdict, record["turns"])]
     cells = [
         _cell(thumbnail(image, _THUMB), thumbnail(truth, _THUMB), *verdict)
@@ -44,7 +44,7 @@ def draw_strip(record: dict[str, Any], images: list[Tensor], truths: list[Tensor
 
 
 def caption(turn: dict[str, Any]) -> str:
-    """The instruction, if there is a font for it, else its kind and what it sets."""
+    """Return the instruction, if there is a font for it, else its kind and what it sets."""
     if not turn["instruction"]:
         return "(nothing)"
     font = caption_font(turn["instruction"], _THUMB // 12)
@@ -69,7 +69,7 @@ def _verdict(turn: dict[str, Any]) -> tuple[str, tuple[int, int, int]]:
 
 
 def _cell(image: Image.Image, truth: Image.Image, words: str, colour: tuple[int, int, int]) -> Image.Image:
-    """The verdict, the image in a frame of its colour, and the truth below."""
+    """Return the verdict, the image in a frame of its colour, and the truth below."""
     font = ImageFont.load_default(_THUMB // 12)
     line = round(sum(font.getmetrics()) * 1.2)
     width = image.width + 2 * _FRAME

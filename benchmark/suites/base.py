@@ -40,7 +40,7 @@ class Suite(ABC):
 
     @abstractmethod
     def source(self, session: int) -> Tensor:
-        """The image [3, H, W] that a session starts from, as an 8-bit file holds it."""
+        """Return the image [3, H, W] that a session starts from, as an 8-bit file holds it."""
 
     @abstractmethod
     def asked(self, session: int) -> list[Any]:
@@ -57,7 +57,7 @@ class Suite(ABC):
 
     @abstractmethod
     def signs(self, record: Record) -> str:
-        """A session in a few characters, for the progress of a run."""
+        """Return a session in a few characters, for the progress of a run."""
 
     @abstractmethod
     def report(self, settings: dict[str, Any], records: Sequence[Record]) -> dict[str, Any]:
@@ -65,8 +65,8 @@ class Suite(ABC):
 
     @abstractmethod
     def print_report(self, report: dict[str, Any]) -> None:
-        """The same as tables for people."""
+        """Return the same as tables for people."""
 
     @abstractmethod
     def strip(self, session: int, record: Record, images: list[Tensor]) -> Image.Image:
-        """A session as a contact sheet."""
+        """Return a session as a contact sheet."""

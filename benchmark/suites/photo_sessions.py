@@ -73,7 +73,7 @@ class PhotoSession:
     turns: tuple[PhotoTurn, ...]
 
     def source(self, area: int) -> Tensor:
-        """The image [3, H, W], cropped around its centre to the nearest size of this area at most, as 8 bits hold it.
+        """Return the image [3, H, W], cropped around its centre to the nearest size of at most this area, in 8 bits.
 
         `area` is the side of a square in pixels, 0 leaves the image as it is. It is never enlarged.
         """
@@ -110,7 +110,7 @@ def default_photos() -> list[PhotoSession]:
 
 
 def find_photos(folder: Path) -> list[PhotoSession]:
-    """The sessions of a folder, by name. Raises AnchorEditError if there are none or one is incomplete."""
+    """Return the sessions of a folder, by name. Raises AnchorEditError if there are none or one is incomplete."""
     if not folder.is_dir():
         raise AnchorEditError(f"photos '{folder}' are no folder", "Give one of images, or of a folder per session")
     tables = sorted(folder.glob("*.json"))
@@ -163,7 +163,7 @@ def _named(sessions: list[tuple[Path, tuple[PhotoTurn, ...]]]) -> list[PhotoSess
 
 
 def _session_in(folder: Path, listed: Mapping[str, Any]) -> PhotoSession:
-    """The session of a folder, from the JSON file in it or from what is `listed` for all."""
+    """Return the session of a folder, from the JSON file in it or from what is `listed` for all."""
     table = folder / "instructions.json"
     if not table.is_file():
         tables = sorted(folder.glob("*.json"))
@@ -177,12 +177,12 @@ def _session_in(folder: Path, listed: Mapping[str, Any]) -> PhotoSession:
 
 
 def image_named(folder: Path, stem: str) -> Path | None:
-    """The image file of this name, whatever its format."""
+    """Return the image file of this name, whatever its format."""
     return next((path for path in sorted(folder.glob(f"{stem}.*")) if path.suffix.lower() in _IMAGES), None)
 
 
 def _by_id(table: Path) -> Mapping[str, Any]:
-    """Turns by session, of a JSON file for a whole set."""
+    """Return turns by session, of a JSON file for a whole set."""
     data = _json(table)
     if isinstance(data, Mapping):
         return data
@@ -192,7 +192,7 @@ def _by_id(table: Path) -> Mapping[str, Any]:
 
 
 def turns_of(data: Any, table: Path, folder: Path | None = None) -> tuple[PhotoTurn, ...]:
-    """A list of turns as the top of this file says; masks are in `folder`."""
+    """Return a list of turns as the top of this file says; masks are in `folder`."""
     if isinstance(data, Mapping):
         data = next((data[name] for name in _LISTS if name in data), None)
     if not isinstance(data, list) or not data:
@@ -230,7 +230,7 @@ def _fitted(image: Tensor, area: int) -> Tensor:
 
 
 def _cropped(image: Tensor, height: int, width: int) -> Tensor:
-    """The largest part about the centre that has this shape, scaled to it: [C, H, W] -> [C, height, width]."""
+    """Return the largest part about the centre that has this shape, scaled to it: [C, H, W] -> [C, height, width]."""
     full_height, full_width = image.shape[-2:]
     scale = min(full_height / height, full_width / width)
     part_height, part_width = (max(1, round(side * scale)) for side in (height, width))

@@ -133,7 +133,7 @@ class PhotoSuite(Suite):
         return {"session": asked.name, "size": [height, width], "turns": turns, "cost": cost}, images
 
     def signs(self, record: Record) -> str:
-        """The drift of colour where it is known."""
+        """Return the drift of colour where it is known."""
         return " ".join(f"{turn['drift']['delta_e']:.1f}" if turn["drift"] else "." for turn in record["turns"])
 
     def report(self, settings: dict[str, Any], records: Sequence[Record]) -> dict[str, Any]:
@@ -163,7 +163,7 @@ class PhotoSuite(Suite):
 
 
 def _repeated(turns: Sequence[PhotoTurn], count: int) -> tuple[PhotoTurn, ...]:
-    """The first `count` turns of a list, which begins again where it ends with the source."""
+    """Return the first `count` turns of a list, which begins again where it ends with the source."""
     found: list[PhotoTurn] = list(turns[:count])
     while len(found) < count and turns[-1].returns_to == 0:
         passed = len(found)  # images of this round are so many later; the source stays the source

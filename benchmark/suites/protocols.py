@@ -94,14 +94,17 @@ class _Draft:
                 self.add(edit)
 
     def mark(self, what: str, facts: Sequence[str]) -> None:
-        """Marks the newest turn."""
+        """Mark the newest turn."""
         self.marks.append(Probe(what, len(self.edits), tuple(facts)))
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """`write` makes a draft a session of so many turns (None: the studio's own sessions); `suits` says of which sources
-    it can do that."""
+    """Say how a protocol's sessions are drawn.
+
+    `write` makes a draft a session of so many turns (None: the studio's own sessions); `suits` says of which sources it
+    can do that.
+    """
 
     write: Callable[[_Draft, int], None] | None
     least_turns: int = 1

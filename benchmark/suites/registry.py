@@ -48,7 +48,7 @@ def add_suite_options(parser: argparse.ArgumentParser) -> None:
 
 
 def make_suite(args: argparse.Namespace) -> Suite:
-    """The suite that these options mean; one that it has no use for is an error."""
+    """Return the suite that these options mean; one that it has no use for is an error."""
     others = _OF_STUDIO if args.suite == "photos" else _OF_PHOTOS
     for name in others:
         if (value := getattr(args, name)) is not None:

@@ -50,7 +50,7 @@ _LEAST_UNTOUCHED = 0.05  # of the image; less says nothing about drift
 def run_session(
     editor: Editor, judge: Judge, drawn: ProtocolSessions, session: int, size: int
 ) -> tuple[dict, list[Tensor]]:
-    """The record of a session, and its images [3, size, size], the source first."""
+    """Return the record of a session, and its images [3, size, size], the source first."""
     sessions = drawn.sessions
     scenes = [states[session : session + 1] for states in sessions.scenes]
     edits = [row[session] for row in sessions.edits]
@@ -81,20 +81,20 @@ def run_session(
 
 
 def truths(drawn: ProtocolSessions, session: int, size: int) -> list[Tensor]:
-    """The drawing of every state of a session, [3, size, size] each, the source first."""
+    """Return the drawing of every state of a session, [3, size, size] each, the source first."""
     scenes = [states[session : session + 1] for states in drawn.sessions.scenes]
     return [as_saved(render(scene, size, size)[0]) for scene in scenes]
 
 
 def as_saved(image: Tensor) -> Tensor:
-    """The image as an 8-bit file holds it."""
+    """Return the image as an 8-bit file holds it."""
     return (image.detach().cpu().float().clamp(0, 1) * 255).round() / 255
 
 
 def edit_session(
     editor: Editor, source: Tensor, texts: list[str], session: int, fit: bool = False
 ) -> tuple[list[Tensor], dict[str, Any]]:
-    """The source and an editor's images [3, H, W] as files hold them, and what they cost.
+    """Return the source and an editor's images [3, H, W] as files hold them, and what they cost.
 
     With `fit`, images of another size are scaled to the source's; else they are an AnchorEditError.
     """
@@ -147,7 +147,7 @@ def drift_figures(image: Tensor, reference: Tensor, mask: Tensor | None = None) 
 
 
 def _peak_bytes() -> int | None:
-    """The most memory that was in use so far: the GPU's if there is one at work, else this process's."""
+    """Return the most memory that was in use so far: the GPU's if there is one at work, else this process's."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated()
     if sys.platform == "win32":

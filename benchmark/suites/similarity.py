@@ -43,7 +43,7 @@ class Similarity(ABC):
 
     @abstractmethod
     def describe(self, image: Tensor) -> Any:
-        """What the model sees in an image [3, H, W] in 0..1; kept for images that many are compared with."""
+        """Return what the model sees in an image [3, H, W] in 0..1; kept for images that many are compared with."""
 
     @abstractmethod
     def compare(self, one: Any, other: Any) -> float:

@@ -43,7 +43,8 @@ def test_settings_that_need_each_other_may_come_in_any_order():
         config = load_config("tiny", order)
         assert config.causal.times.sampler_weights == (2.0, 1.0) and config.causal.steps == 4
     assert load_config("tiny", ["causal.forcing=bidirectional", "causal.rollout=none"]).causal.rollout == "none"
-    for change in ("causal.forcing=diffusion", "causal.times={sampler_timesteps: [], sampler_weights: [], sampler_share: 0}"):
+    no_times = "causal.times={sampler_timesteps: [], sampler_weights: [], sampler_share: 0}"
+    for change in ("causal.forcing=diffusion", no_times):
         with pytest.raises(AnchorEditError, match="causal.on_policy_prob is 0.5.*set it to 0"):
             load_config("tiny", ["causal.on_policy_prob=0.5", change])
 

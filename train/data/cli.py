@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def validate(parts: list[ShardPart], problems: Problems) -> list[str]:
-    """Reads everything. What is wrong goes into `problems`; returns lines on what is there."""
+    """Read everything. What is wrong goes into `problems`; returns lines on what is there."""
     turns, sizes, languages, layouts = Counter(), Counter(), Counter(), Counter()
     first_shard: dict[str, str] = {}
     for part in parts:

@@ -68,7 +68,7 @@ def convert_folders(root: Path, language: str, problems: Problems) -> Iterator[S
 
 
 def convert_table(table: Path, images: Path, language: str, problems: Problems) -> Iterator[StoredSession]:
-    """The sessions of a table in the order in which they begin; the paths in it are relative to `images`."""
+    """Return the sessions of a table in the order in which they begin; the paths in it are relative to `images`."""
     sessions: dict[str, list[Row]] = {}
     spoiled: set[str] = set()
     for number, cells in enumerate(_read_table(table), 1):
@@ -105,7 +105,7 @@ class _Keys:
 
 
 def _session(key: str, images: list[Path], texts: object) -> StoredSession:
-    """Raises BadSession if the images or texts do not make a session."""
+    """Raise BadSession if the images or texts do not make a session."""
     if len(images) == 1:
         raise BadSession("no edited image", images[0].name)
     instructions = check_instructions(texts, len(images) - 1)
@@ -115,7 +115,7 @@ def _session(key: str, images: list[Path], texts: object) -> StoredSession:
 
 
 def _jpeg(path: Path) -> tuple[bytes, tuple[int, int]]:
-    """An image file as the bytes of a JPEG, and its (width, height)."""
+    """Return an image file as the bytes of a JPEG, and its (width, height)."""
     try:
         decoded = load_image(path)
     except AnchorEditError as error:
@@ -126,7 +126,7 @@ def _jpeg(path: Path) -> tuple[bytes, tuple[int, int]]:
 
 
 def _images_in(folder: Path, root: Path) -> list[Path]:
-    """The images of a session's folder, the source first."""
+    """Return the images of a session's folder, the source first."""
     found = [path for path in folder.iterdir() if path.suffix.lower() in _IMAGES and "mask" not in path.stem.lower()]
     if not found:
         raise BadSession("missing image", "the folder has none")
@@ -135,7 +135,7 @@ def _images_in(folder: Path, root: Path) -> list[Path]:
 
 
 def _texts_in(folder: Path, root: Path, language: str) -> object:
-    """What the folder's instructions file says, as a list of texts by language if it is sound."""
+    """Return what the folder's instructions file says, as a list of texts by language if it is sound."""
     as_json, as_text = folder / "instructions.json", folder / "instructions.txt"
     try:
         if as_json.is_file():
@@ -153,7 +153,7 @@ def _texts_in(folder: Path, root: Path, language: str) -> object:
 
 
 def _chain(rows: list[Row], root: Path) -> list[Path]:
-    """The source of the first turn and the targets of all, if each turn starts from the target before."""
+    """Return the source of the first turn and the targets of all, if each turn starts from the target before."""
     turns = [row.turn for row in rows]
     if turns[0] not in (0, 1) or turns != list(range(turns[0], turns[0] + len(turns))):
         raise BadSession("broken chain", f"turns {', '.join(map(str, turns))}")
@@ -176,7 +176,7 @@ def _same_image(one: Path, other: Path) -> bool:
 
 
 def _inside(path: Path, root: Path) -> Path:
-    """The path of an existing file, resolved. Raises BadSession if it is elsewhere than below `root`."""
+    """Return the path of an existing file, resolved. Raises BadSession if it is elsewhere than below `root`."""
     resolved = path.resolve()
     if not resolved.is_relative_to(root.resolve()):
         raise BadSession("outside the folder", str(path))
@@ -186,7 +186,7 @@ def _inside(path: Path, root: Path) -> Path:
 
 
 def _read_table(table: Path) -> Iterator[dict]:
-    """The rows of a CSV or JSON lines file; a line that is no JSON object is an empty row."""
+    """Return the rows of a CSV or JSON lines file; a line that is no JSON object is an empty row."""
     suffix = table.suffix.lower()
     if suffix not in (".csv", ".jsonl"):
         raise AnchorEditError(f"table '{table}' is neither .csv nor .jsonl", "Export it as one of them")
@@ -209,7 +209,7 @@ def _object(line: str) -> dict:
 
 
 def _row(cells: dict, language: str) -> Row:
-    """Raises BadSession if a column is missing or the turn is no number."""
+    """Raise BadSession if a column is missing or the turn is no number."""
     values = {name: _cell(cells, name) for name in _COLUMNS}
     texts = cells.get(_INSTRUCTION)
     instruction = texts if isinstance(texts, dict) else {} if texts is None else {language: texts}

@@ -22,7 +22,7 @@ Shape = tuple[int, int, int]  # turns, height and width in pixels: what the sess
 
 
 def kind_name(shape: Shape, star: bool) -> str:
-    """A shape and layout in words."""
+    """Return a shape and layout in words."""
     turns, height, width = shape
     return f"{turns} turns at {width}x{height}{', as stars' if star else ''}"
 
@@ -84,12 +84,15 @@ class EncodedSessions:
         return {"data": digest.hexdigest(), **self.made_by}
 
     def as_stars(self) -> EncodedSessions:
-        """The same sessions as stars: those of the studio do not say it themselves."""
+        """Return the same sessions as stars: those of the studio do not say it themselves."""
         groups = [replace(group, star=True) for group in self.groups]
         return EncodedSessions(groups, self.texts, self.problems, self.made_by)
 
     def chains(self) -> EncodedSessions:
-        """The chains among the sessions; stars are left out by name. Raises AnchorEditError if there is no chain."""
+        """Return the chains among the sessions; stars are left out by name.
+
+        Raises AnchorEditError if there is no chain.
+        """
         problems = Problems(list(self.problems.found))
         for group in (group for group in self.groups if group.star):
             for key in group.keys:
@@ -100,17 +103,17 @@ class EncodedSessions:
         return EncodedSessions(groups, self.texts, problems, self.made_by)
 
     def key(self, number: int) -> str:
-        """The name of a session."""
+        """Return the name of a session."""
         group, row = self._places[number]
         return group.keys[row]
 
     def languages(self, number: int) -> tuple[str, ...]:
-        """The languages in which a session's instructions all are."""
+        """Return the languages in which a session's instructions all are."""
         group, row = self._places[number]
         return languages_of(group.instructions[row])
 
     def batch(self, numbers: Sequence[int], languages: Sequence[str], text_rows: int | None = None) -> dict:
-        """Sessions of one shape and layout, each in its language, as a batch:
+        """Return sessions of one shape and layout, each in its language, as a batch.
 
         latents [B, T + 1, C, h, w] and texts [B, T + 1, R, E], both bfloat16; a session's first text is the null
         instruction. keys: B names. star: whether they are stars. zero rows fill up the texts, to `text_rows` if given.

@@ -72,7 +72,7 @@ class Encoders:
         return ImageVAE.from_pretrained(self.vae_folder, self.device, self.dtype)
 
     def vae_for(self, parts: int) -> ImageVAE:
-        """The VAE to encode so many parts of a source with: one of its own if it pays to compile it."""
+        """Return the VAE to encode so many parts of a source with: one of its own if it pays to compile it."""
         if not self.compile or parts < _COMPILED_FROM:
             return self.vae
         vae = ImageVAE.from_pretrained(self.vae_folder, self.device, self.dtype)
@@ -158,7 +158,7 @@ def prepare(
 
 
 def _encode_parts(jobs: list[tuple[Part, Path]], encoders: Encoders, sizes: WorkSizes, workers: int, report) -> None:
-    """Makes the file of every part. A part is encoded by itself, so its file does not depend on the others."""
+    """Make the file of every part. A part is encoded by itself, so its file does not depend on the others."""
     if not jobs:
         return
     vae = encoders.vae_for(len(jobs))
@@ -189,7 +189,7 @@ class _PartEncoder:
             self._encode(name)
 
     def save(self, path: Path, problems: Problems) -> int:
-        """Writes the part's file; the number of sessions in it."""
+        """Write the part's file; the number of sessions in it."""
         for name in list(self.waiting):
             self._encode(name)
         tensors = {name: torch.cat(latents) for name, latents in self.latents.items()}
@@ -219,7 +219,7 @@ def _read_part(path: Path) -> tuple[list[CachedGroup], list[Problem]]:
 
 
 def _encode_texts(wanted: Iterable[str], folder: Path, encoders: Encoders, rank: int, world: int, report) -> None:
-    """Encodes those of this process's texts that no file has.
+    """Encode those of this process's texts that no file has.
 
     Texts are shared out by their hash: what a process does must not depend on what others have written so far.
     """
@@ -245,7 +245,7 @@ def _read_texts(path: Path) -> dict[str, Tensor]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator:
-    """A file of the cache; whatever is wrong with it becomes a line that says what to do."""
+    """Return a file of the cache; whatever is wrong with it becomes a line that says what to do."""
     try:
         with safe_open(path, framework="pt") as file:
             yield file
@@ -266,7 +266,7 @@ def _shape(name: str) -> Shape:
 
 
 def _id(*values: object) -> str:
-    """A short name that differs wherever one of the values does."""
+    """Return a short name that differs wherever one of the values does."""
     return hashlib.sha256(repr(values).encode()).hexdigest()[:_ID_LENGTH]
 
 

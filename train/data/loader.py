@@ -34,8 +34,10 @@ class Loader:
         languages: Mapping[str, float] | None = None,
         text_rows: int | None = None,
     ):
-        """batch_size: sessions per process. languages: how often each is chosen where a session has it (default:
-        all equally often). text_rows: a fixed number of rows for texts, for compiled models.
+        """Serve batches of one shape.
+
+        batch_size: sessions per process. languages: how often each is chosen where a session has it (default: all
+        equally often). text_rows: a fixed number of rows for texts, for compiled models.
 
         Raises AnchorEditError if no shape has enough sessions for a batch, or no session a language listed.
         """
@@ -79,7 +81,7 @@ class Loader:
             self.epoch, self.position = self.epoch + 1, 0
 
     def order(self, epoch: int) -> list[list[int]]:
-        """The global batches of an epoch, each the numbers of sessions of one shape."""
+        """Return the global batches of an epoch, each the numbers of sessions of one shape."""
         rng = random.Random(f"order {self.seed} {epoch}")
         batches = []
         for _, numbers in sorted(self._numbers.items()):
@@ -114,7 +116,7 @@ class Loader:
         return [name for name, share in (self.languages or {}).items() if share > 0]
 
     def _shares(self, number: int) -> tuple[list[str], list[float]] | None:
-        """A session's languages and how often each is chosen; None if none of them is wanted."""
+        """Return a session's languages and how often each is chosen; None if none of them is wanted."""
         there = self.data.languages(number)
         usable = [name for name in there if self.languages is None or name in self._wanted]
         if not usable:
@@ -122,6 +124,6 @@ class Loader:
         return usable, [1.0 if self.languages is None else self.languages[name] for name in usable]
 
     def _spoken(self, epoch: int) -> dict[int, str]:
-        """The language of every session in an epoch."""
+        """Return the language of every session in an epoch."""
         rng = random.Random(f"language {self.seed} {epoch}")
         return {number: rng.choices(names, shares)[0] for number, (names, shares) in self._choices.items()}

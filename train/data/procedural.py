@@ -31,8 +31,11 @@ _DRAWN_BY += [Path(studio.__file__).with_name(name) for name in ("sessions.py", 
 
 @dataclass(frozen=True)
 class ProceduralConfig:
-    """What to draw. With `star` every edit starts from the source, else from the image before. `shares`: kinds of
-    edits that come so many times as often as the others."""
+    """Say what to draw.
+
+    With `star` every edit starts from the source, else from the image before. `shares`: kinds of edits that come so
+    many times as often as the others.
+    """
 
     turns: int
     height: int = 128
@@ -52,7 +55,7 @@ class ProceduralConfig:
             raise AnchorEditError(f"{self} asks for nothing", "Turns, height and width are at least 1")
 
     def batch_seed(self, number: int) -> int:
-        """The seed of one batch of sessions."""
+        """Return the seed of one batch of sessions."""
         return self.seed * _SEED_STEP + number
 
 
@@ -79,7 +82,7 @@ class StudioPart:
         return digest.hexdigest()
 
     def sessions(self, problems: Problems) -> Iterator[EditSession]:
-        """The sessions of this part, in order; nothing is ever wrong with them."""
+        """Return the sessions of this part, in order; nothing is ever wrong with them."""
         settings = self.settings
         layers = compiled_layers() if self.compiled else None
         for start in range(self.start, self.stop, _BATCH):
@@ -100,7 +103,7 @@ class StudioPart:
 def studio_parts(
     settings: ProceduralConfig, sessions: int, per_part: int = 4 * _BATCH, device: str = "cpu", compiled: bool = False
 ) -> list[StudioPart]:
-    """The first `sessions` sessions as a source. `compiled`: see `render.compiled_layers`.
+    """Return the first `sessions` sessions as a source. `compiled`: see `render.compiled_layers`.
 
     Drawn on a GPU or by compiled loops they should be read without worker processes.
     """

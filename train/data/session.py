@@ -103,7 +103,7 @@ class Part(Protocol):
     fingerprint: str
 
     def sessions(self, problems: Problems) -> Iterator[EditSession]:
-        """The usable sessions, always in the same order; the others go into `problems`."""
+        """Return the usable sessions, always in the same order; the others go into `problems`."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class WorkSizes:
     area_ratio: float = 4.0
 
     def fit(self, session: EditSession) -> EditSession:
-        """The session at the nearest of these sizes, padded as an editing session would be."""
+        """Return the session at the nearest of these sizes, padded as an editing session would be."""
         height, width = session.images.shape[-2:]
         size = nearest_bucket(height, width, buckets(self.area, self.area_step, self.area_ratio))
         if size == (height, width):
@@ -125,7 +125,7 @@ class WorkSizes:
 
 
 def languages_of(instructions: Sequence[Mapping[str, str]]) -> tuple[str, ...]:
-    """The languages that all instructions of a session are given in, in alphabetical order."""
+    """Return the languages that all instructions of a session are given in, in alphabetical order."""
     return tuple(sorted(set.intersection(*(set(texts) for texts in instructions)))) if instructions else ()
 
 
@@ -145,7 +145,7 @@ def check_instructions(instructions: object, edits: int) -> tuple[dict[str, str]
 
 
 def check_sizes(sizes: Iterable[tuple[int, int]]) -> None:
-    """Raises BadSession unless all sizes (width, height) are the same."""
+    """Raise BadSession unless all sizes (width, height) are the same."""
     sizes = list(sizes)
     if len(set(sizes)) > 1:
         raise BadSession("mixed sizes", ", ".join(f"{width}x{height}" for width, height in sizes))

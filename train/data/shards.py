@@ -64,7 +64,7 @@ class ShardPart:
         return f"{self.path.name} {status.st_size} {status.st_mtime_ns}"
 
     def sessions(self, problems: Problems) -> Iterator[EditSession]:
-        """The usable sessions of the shard in its own order; the others go into `problems`."""
+        """Return the usable sessions of the shard in its own order; the others go into `problems`."""
         place, seen = self.path.name, set()
         for sample in _samples(self.path, problems):
             key = sample["__key__"]
@@ -78,7 +78,7 @@ class ShardPart:
 
 
 def shard_parts(*places: str | Path) -> list[ShardPart]:
-    """The shards at `places`, files or folders of *.tar, in the order of their names.
+    """Return the shards at `places`, files or folders of *.tar, in the order of their names.
 
     Raises AnchorEditError if there are none.
     """
@@ -119,7 +119,7 @@ def store(session: EditSession) -> StoredSession:
 
 
 def to_jpeg(image: torch.Tensor) -> bytes:
-    """An image [3, H, W] in 0..1 as the bytes of a JPEG file."""
+    """Return an image [3, H, W] in 0..1 as the bytes of a JPEG file."""
     stream = io.BytesIO()
     to_pil(image).save(stream, format="JPEG", quality=_QUALITY, subsampling=0)
     return stream.getvalue()
@@ -131,7 +131,7 @@ def key_of(text: str) -> str:
 
 
 def archive_problem(path: Path) -> str:
-    """What is wrong with a tar file as such, "" if nothing.
+    """Return what is wrong with a tar file as such, "" if nothing.
 
     A reader takes a spoiled header in the middle, or a file cut between two members, for the end of the archive
     and says nothing; a whole archive ends in a block of zeros.
@@ -150,7 +150,7 @@ def archive_problem(path: Path) -> str:
 
 
 def _samples(path: Path, problems: Problems) -> Iterator[dict]:
-    """Groups of files by key, up to where the archive is damaged, if it is."""
+    """Return groups of files by key, up to where the archive is damaged, if it is."""
     if wrong := archive_problem(path):
         problems.add(path.name, "", "damaged archive", wrong)
 
@@ -171,7 +171,7 @@ def _samples(path: Path, problems: Problems) -> Iterator[dict]:
 
 
 def _decode(key: str, sample: dict) -> EditSession:
-    """A group of files as a session. Raises BadSession."""
+    """Return a group of files as a session. Raises BadSession."""
     images = [(int(match[1]), data) for name, data in sample.items() if (match := _IMAGE.fullmatch(name))]
     files = dict(images)
     missing = next(turn for turn in range(len(files) + 1) if turn not in files)
@@ -201,7 +201,7 @@ def _decode(key: str, sample: dict) -> EditSession:
 
 
 def _files(session: StoredSession) -> dict[str, bytes | str]:
-    """The files of a session, as webdataset's writer takes them."""
+    """Return the files of a session, as webdataset's writer takes them."""
     if key_of(session.key) != session.key:
         raise AnchorEditError(f"session key '{session.key}' is unfit", "Use letters, digits, '_' and '-'")
     check_instructions(list(session.instructions), len(session.jpegs) - 1)

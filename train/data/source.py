@@ -48,7 +48,7 @@ class Batch:
         return replace(self, latents=self.latents.to(device), text=self.text.to(device))
 
     def first(self, turns: int) -> Batch:
-        """The sessions up to that turn."""
+        """Return the sessions up to that turn."""
         return replace(self, latents=self.latents[:, : turns + 1], text=self.text[:, : turns + 1])
 
 
@@ -86,7 +86,7 @@ class Source:
         return {**self._loaders[0].identity, "share of English": self.english}
 
     def batch(self, step: int, micro: int) -> Batch:
-        """The micro-batch `micro` of step `step` = 0, 1, ..."""
+        """Return the micro-batch `micro` of step `step` = 0, 1, ..."""
         at, following, batch = self._reading.get(micro, (None, None, None))
         if at == step:
             return batch
@@ -116,7 +116,7 @@ class Source:
 def find_parts(
     data: DataConfig, edit: EditConfig, layouts: Sequence[str], device: str = "cpu"
 ) -> tuple[list[Part], bool]:
-    """The parts of the data, and whether they are the studio's stars, which it draws if they come first in `layouts`.
+    """Return the parts of the data, and whether they are stars, which the studio draws if first in `layouts`.
 
     Sessions in shards say themselves what they are.
     """
@@ -141,7 +141,7 @@ def open_source(
     cache: Path,
     accelerator: Accelerator,
 ) -> Source:
-    """The data, encoded by all processes together where the cache lacks it."""
+    """Return the data, encoded by all processes together where the cache lacks it."""
     device = str(accelerator.device)
     parts, star = find_parts(data, edit, layouts, device)
     sizes = WorkSizes(edit.resolution, edit.resolution_step, edit.max_aspect_ratio)

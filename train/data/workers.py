@@ -14,12 +14,12 @@ _T = TypeVar("_T")
 
 
 def split(parts: Sequence[_T], rank: int, world: int) -> Sequence[_T]:
-    """The parts that process `rank` of `world` reads. Fewer parts than processes leave some without work."""
+    """Return the parts that process `rank` of `world` reads. Fewer parts than processes leave some without work."""
     return parts[rank::world]
 
 
 def stream(parts: Sequence[Part], sizes: WorkSizes, workers: int = 0) -> Iterator[tuple[int, EditSession | Problems]]:
-    """(number of a part, session at its work size) of all parts; each part ends with (its number, its problems).
+    """Return (number of a part, session at its work size) of all parts; each part ends with (its number, its problems).
 
     The sessions of a part come in order; those of parts that different workers read are interleaved.
     """

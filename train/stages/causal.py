@@ -81,7 +81,10 @@ class Causal(Stage):
     def _after_own_steps(
         self, predict: SequenceDenoiser, target: Tensor, weights: Tensor, spatial_weight: Tensor | None, draws: Draws
     ) -> Tensor:
-        """The sampler stopped at one of its steps; divided by its noise level, so that late steps learn as well."""
+        """Return the sampler stopped at one of its steps.
+
+        Divided by its noise level, so that late steps learn as well.
+        """
         times = self.settings.times
         step = draws.which(times.weights)
         x0 = last_step_x0(predict, draws.noise((step + 1, *target.shape)), step, times.sampler_timesteps)
@@ -109,7 +112,10 @@ class Causal(Stage):
         return flow_matching_loss(flow, latents, noise, weights, spatial_weight)
 
     def _bidirectional(self, batch: Batch, draws: Draws) -> Tensor:
-        """The last turn alone, as all frames see each other: it must not be seen by turns that are still to be made."""
+        """Return the last turn alone, as all frames see each other.
+
+        It must not be seen by turns that are still to be made.
+        """
         settings = self.settings
         history, target = batch.latents[:, :-1], batch.latents[:, -1:]
         times = sample_times(target.shape[:2], settings.times, draws.own)
@@ -122,7 +128,7 @@ class Causal(Stage):
         return flow_matching_loss(flow, target, noise, spatial_weight=spatial_weight)
 
     def _rollout_form(self, turns: int, draws: Draws, progress: float) -> str:
-        """The form of self-rollout in this step, which all processes agree on."""
+        """Return the form of self-rollout in this step, which all processes agree on."""
         due = draws.chance(self.settings.rollout_share)
         return self.settings.rollout if due and turns > 1 and self._probability(progress) > 0 else "none"
 
@@ -135,7 +141,7 @@ class Causal(Stage):
         return sample_replaced(*batch.latents.shape[:2], self._probability(progress), draws.own)
 
     def _roll_out(self, batch: Batch, replaced: Tensor, draws: Draws) -> Tensor:
-        """The history [B, T, C, h, w] with those frames made turn by turn from the cache."""
+        """Return the history [B, T, C, h, w] with those frames made turn by turn from the cache."""
         model, edit = self.main.module, replace(self.edit, num_steps=self.settings.rollout_steps)
         return own_history(
             model, batch.latents, batch.text, replaced, edit, draws.noise, slots=self.slots, stride=self.stride

@@ -98,7 +98,7 @@ def degrade(
 
 
 def draw(shape: torch.Size, settings: DegradationConfig, generator: torch.Generator) -> Draws:
-    """The random numbers for latents of shape [B, F, C, h, w]."""
+    """Return the random numbers for latents of shape [B, F, C, h, w]."""
     batch, frames, channels, height, width = shape
     device = generator.device
 
@@ -124,7 +124,7 @@ def draw(shape: torch.Size, settings: DegradationConfig, generator: torch.Genera
 
 @torch.no_grad()
 def apply(latents: Tensor, draws: Draws, settings: DegradationConfig, vae: ImageVAE | None = None) -> Tensor:
-    """The damage that `draws` describes, done to latents [B, F, C, h, w]; float32, on the latents' device."""
+    """Return the damage that `draws` describes, done to latents [B, F, C, h, w]; float32, on the latents' device."""
     x = latents.float()
     device = x.device
     strength = draws.strength.to(device)
@@ -147,12 +147,12 @@ def apply(latents: Tensor, draws: Draws, settings: DegradationConfig, vae: Image
 
 
 def shift_colour(x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-    """x * (1 + scale) + bias, each [B, F, C, 1, 1]."""
+    """Return x * (1 + scale) + bias, each [B, F, C, 1, 1]."""
     return x * (1 + scale) + bias
 
 
 def add_field(x: Tensor, amplitude: Tensor, field: Tensor) -> Tensor:
-    """Adds a smooth field: coarse values [B, F, C, n, m], interpolated, times amplitude [B, F]."""
+    """Add a smooth field: coarse values [B, F, C, n, m], interpolated, times amplitude [B, F]."""
     smooth = F.interpolate(field.flatten(0, 1), size=x.shape[-2:], mode="bilinear", align_corners=False)
     return x + _frames(amplitude) * smooth.unflatten(0, x.shape[:2])
 
@@ -168,7 +168,7 @@ def average_blocks(x: Tensor, mix: Tensor, size: int) -> Tensor:
 
 
 def multiply_laplace(x: Tensor, scale: Tensor, uniform: Tensor) -> Tensor:
-    """x * (1 + scale * n), n of Laplace's law with its heavy tails; scale [B, F], uniform 0..1 shaped like x."""
+    """Return x * (1 + scale * n), n of Laplace's law; scale [B, F], uniform 0..1 shaped like x."""
     u = uniform - 0.5
     return x * (1 - _frames(scale) * u.sign() * torch.log1p(-2 * u.abs() + _ONE_LEAST))
 
@@ -186,7 +186,7 @@ def blur(x: Tensor, mix: Tensor, sigma: Tensor) -> Tensor:
 def through_vae(
     x: Tensor, round_trip: Tensor, jpeg: Tensor, settings: DegradationConfig, vae: ImageVAE | None
 ) -> Tensor:
-    """Decodes and encodes again the frames whose strength [B, F] for either kind is above 0.
+    """Decode and encodes again the frames whose strength [B, F] for either kind is above 0.
 
     A round trip is mixed in by its strength; a JPEG, whose quality falls with strength, is what the image now is.
     """
@@ -205,7 +205,7 @@ def through_vae(
 
 
 def compress(image: Tensor, quality: int) -> Tensor:
-    """An image [3, H, W] in 0..1 after it was a JPEG file; quality 1..95."""
+    """Return an image [3, H, W] in 0..1 after it was a JPEG file; quality 1..95."""
     file = io.BytesIO()
     to_pil(image.cpu()).save(file, "JPEG", quality=quality)
     return to_tensor(Image.open(file)).to(image)

@@ -68,7 +68,7 @@ class Consistency(Stage):
         )
 
     def _own(self, batch: Batch, draws: Draws) -> Tensor:
-        """The history [B, T, C, h, w] with some frames made by the student."""
+        """Return the history [B, T, C, h, w] with some frames made by the student."""
         model = self.main.module
         replaced = sample_replaced(*batch.latents.shape[:2], self.settings.rollout, draws.own)
         return own_history(
@@ -94,7 +94,7 @@ class Matching(Stage):
         }
 
     def learners(self, step: int) -> tuple[str, ...]:
-        """The fake score in every step, so that it keeps up with the generator."""
+        """Return the fake score in every step, so that it keeps up with the generator."""
         return ("generator", "fake") if step % self.settings.every == 0 else ("fake",)
 
     def loss(self, learner: str, batch: Batch, draws: Draws, progress: float) -> Tensor:
@@ -129,7 +129,7 @@ class Matching(Stage):
         return critic_loss(predict, x0, draws.noise(x0.shape), times, sigma_of(times))
 
     def _turn(self, batch: Batch, draws: Draws) -> int:
-        """The turn that learns, the same in all processes."""
+        """Return the turn that learns, the same in all processes."""
         return draws.number(1, 1 + min(self.settings.turns, batch.latents.shape[1] - 1))
 
     def _sessions(self, batch: Batch, turns: int, draws: Draws) -> tuple[SessionCache, Tensor]:
@@ -140,5 +140,5 @@ class Matching(Stage):
         return cache, rollout(cache, batch.latents, batch.text, noise, self.edit)
 
     def _score(self, model: nn.Module, history: Tensor, text: Tensor) -> SequenceDenoiser:
-        """A score of the frame behind a history, which is only looked at."""
+        """Return a score of the frame behind a history, which is only looked at."""
         return sequence_denoiser(model, history, text, stride=self.stride)

@@ -20,9 +20,10 @@ from anchoredit_model.networks.full_sequence import SequenceDenoiser, sequence_d
 
 
 def frame_texts(null: Tensor, instructions: Tensor) -> Tensor:
-    """null [rows, E], instructions [B, T, rows, E] -> texts of the frames [B, T + 1, rows, E], zero rows to fill up.
+    """Return the texts of the frames [B, T + 1, rows, E], filled up with zero rows.
 
-    Frame 0 always has the null instruction, so that what is remembered of it does not depend on the first turn.
+    null [rows, E], instructions [B, T, rows, E]. Frame 0 always has the null instruction, so that its K/V do not depend
+    on the first turn.
     """
     rows = max(len(null), instructions.shape[2])
     null, instructions = (F.pad(text, (0, 0, 0, rows - text.shape[-2])) for text in (null, instructions))
@@ -30,7 +31,10 @@ def frame_texts(null: Tensor, instructions: Tensor) -> Tensor:
 
 
 def forcing_views(turns: int, policy: MemoryPolicy | None = None, slots: str = "bounded") -> tuple[FrameView, ...]:
-    """Views of 2T frames: history 0..T-1, then noisy turns 1..T, each seeing of the history what its turn sees."""
+    """Return views of 2T frames.
+
+    History 0..T-1, then noisy turns 1..T, each seeing of the history what its turn sees.
+    """
     views = sequence_views(turns + 1, policy, slots)
     return views[:-1] + views[1:]
 
@@ -43,7 +47,7 @@ def turns_denoiser(
     slots: str = "bounded",
     stride: int = 4,
 ) -> SequenceDenoiser:
-    """The flow of all noisy turns 1..T [B, T, C, h, w] at once, behind the history of frames 0..T-1.
+    """Return the flow of all noisy turns 1..T [B, T, C, h, w] at once, behind the history of frames 0..T-1.
 
     text [B, T + 1, rows, E] is the session's, see `frame_texts`.
     """

@@ -33,7 +33,7 @@ def add_noise(clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
 
 
 def x0_of(noisy: Tensor, flow: Tensor, sigma: Tensor) -> Tensor:
-    """The clean latents [B, F, C, h, w] that a flow at noise level sigma [B, F] points to: x0 = x_s - s flow."""
+    """Return the clean latents [B, F, C, h, w] that a flow at noise level sigma [B, F] points to: x0 = x_s - s flow."""
     return noisy.float() - _over_latents(sigma) * flow.float()
 
 

@@ -66,7 +66,7 @@ class SessionCache:
         self._blocks = {frame: block for frame, block in self._blocks.items() if frame in seen}
 
     def denoiser(self, text: Tensor | TextContext) -> SequenceDenoiser:
-        """The flow of the next frame [B, 1, C, h, w] under text [B, 1, rows, E], from what is remembered now."""
+        """Return the flow of the next frame [B, 1, C, h, w] under text [B, 1, rows, E], from what is remembered now."""
         view, blocks = self._visible()
 
         def predict(noisy: Tensor, times: Tensor) -> Tensor:
@@ -130,7 +130,7 @@ def own_history(
     slots: str,
     stride: int,
 ) -> Tensor:
-    """The history [B, T, C, h, w] of sessions [B, T + 1, ...], its `replaced` frames [B, T + 1] the model's own.
+    """Return the history [B, T, C, h, w] of sessions [B, T + 1, ...], its `replaced` frames [B, T + 1] the model's own.
 
     As inference makes them, turn by turn from the cache, but without guidance; `draw` makes noise of a shape.
     """
@@ -144,7 +144,9 @@ def own_history(
 def last_step_x0(
     predict: SequenceDenoiser, noise: Tensor, step: int, times: Sequence[float], sigmas: Sequence[float] | None = None
 ) -> Tensor:
-    """The few-step sampler stopped at step 0, 1, ...: x0 [B, F, C, h, w] of that step, with the gradient of it alone.
+    """Return the few-step sampler stopped at step 0, 1, ....
+
+    X0 [B, F, C, h, w] of that step, with the gradient of it alone.
 
     noise [step + 1 or more, B, F, C, h, w]: the start and the re-noisings, as the sampler would draw them. This
     is what distribution matching scores (backward simulation, https://arxiv.org/abs/2405.14867, 4.5).
@@ -161,13 +163,13 @@ def last_step_x0(
 
 @torch.no_grad()
 def one_pass(predict: SequenceDenoiser, clean: Tensor, noise: Tensor, times: Tensor, sigma: Tensor) -> Tensor:
-    """The published, cheap stand-in for a rollout: x0 [B, F, C, h, w] by one prediction from the noisy truth."""
+    """Return the published, cheap stand-in for a rollout: x0 [B, F, C, h, w] by one prediction from the noisy truth."""
     noisy = add_noise(clean, noise, sigma)
     return x0_of(noisy, predict(noisy, times), sigma)
 
 
 def replace_frames(latents: Tensor, made: Tensor, replaced: Tensor) -> Tensor:
-    """latents [B, F, C, h, w] with the frames in `replaced` [B, F] taken from `made`."""
+    """Return latents [B, F, C, h, w] with the frames in `replaced` [B, F] taken from `made`."""
     return torch.where(replaced[..., None, None, None], made, latents)
 
 
@@ -189,7 +191,9 @@ def rollout_probability(progress: float, start: float, end: float, peak: float) 
 
 
 def turns_now(progress: float, first: int, last: int, end: float) -> int:
-    """Turns per session after a share `progress` of the training: from `first`, each count equally long, to `last`.
+    """Return turns per session after a share `progress` of the training.
+
+    From `first`, each count equally long, to `last`.
 
     `last` is reached at `end`.
     """

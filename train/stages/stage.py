@@ -42,20 +42,20 @@ class Draws:
         return cls(own, shared)
 
     def chance(self, probability: float) -> bool:
-        """A shared yes with this probability."""
+        """Return a shared yes with this probability."""
         return torch.rand((), generator=self.shared, device=self.shared.device).item() < probability
 
     def number(self, low: int, high: int) -> int:
-        """A shared whole number, low <= number < high."""
+        """Return a shared whole number, low <= number < high."""
         return int(torch.randint(low, high, (), generator=self.shared, device=self.shared.device))
 
     def which(self, weights: Sequence[float]) -> int:
-        """A shared index 0, 1, ... of `weights`, in proportion to them."""
+        """Return a shared index 0, 1, ... of `weights`, in proportion to them."""
         chances = torch.tensor(weights, device=self.shared.device)
         return int(torch.multinomial(chances, 1, generator=self.shared))
 
     def noise(self, shape: Sequence[int]) -> Tensor:
-        """Standard normal numbers of this micro-batch."""
+        """Return standard normal numbers of this micro-batch."""
         return torch.randn(tuple(shape), generator=self.own, device=self.own.device)
 
     def often(self, shape: Sequence[int], probability: float) -> Tensor:
@@ -64,7 +64,7 @@ class Draws:
 
 
 def seed_of(*facts: object) -> int:
-    """A seed in 0..2^63 out of a few plain values."""
+    """Return a seed in 0..2^63 out of a few plain values."""
     return int.from_bytes(hashlib.sha256(repr(facts).encode()).digest()[:8], "big") >> 1
 
 
@@ -104,11 +104,14 @@ class Stage(ABC):
 
     @abstractmethod
     def build(self, parts: StageParts) -> dict[str, Network]:
-        """The networks that learn, the main one first."""
+        """Return the networks that learn, the main one first."""
 
     @abstractmethod
     def loss(self, learner: str, batch: Batch, draws: Draws, progress: float) -> Tensor:
-        """What the network called `learner` minimises on this micro-batch; `progress` is a share of the budget."""
+        """Return what the network called `learner` minimises on this micro-batch.
+
+        `progress` is a share of the budget.
+        """
 
     def learners(self, step: int) -> tuple[str, ...]:
         """Which networks learn in step `step` = 0, 1, ..."""

@@ -62,14 +62,14 @@ class TimeSampling:
 
 
 def sigma_of(times: Tensor) -> Tensor:
-    """The noise level of times in 0..1000, same shape. Raises TypeError for times that were rounded."""
+    """Return the noise level of times in 0..1000, same shape. Raises TypeError for times that were rounded."""
     if times.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"times are {times.dtype}: keep them in float32")
     return times / NOISE
 
 
 def shifted(times: Tensor, shift: float) -> Tensor:
-    """Times moved towards noise, as larger images want it (https://arxiv.org/abs/2403.03206, 5.3.2)."""
+    """Return times moved towards noise, as larger images want it (https://arxiv.org/abs/2403.03206, 5.3.2)."""
     u = sigma_of(times)
     return NOISE * shift * u / (1 + (shift - 1) * u)
 
@@ -89,7 +89,7 @@ def sample_times(shape: Sequence[int], sampling: TimeSampling, generator: torch.
 def forcing_times(
     batch: int, frames: int, sampling: TimeSampling, generator: torch.Generator, clean_history: float = 0.5
 ) -> Tensor:
-    """Times [B, F] of one noisy sequence: diffusion forcing (https://arxiv.org/abs/2407.01392), F >= 2.
+    """Return times [B, F] of one noisy sequence: diffusion forcing (https://arxiv.org/abs/2407.01392), F >= 2.
 
     Every frame draws its own time. With probability `clean_history` a sequence instead looks as it does at
     inference: one frame k >= 1, drawn at random, stands behind a history at t = 0.

@@ -54,7 +54,9 @@ COMMON_WORDS = (
 
 
 def build_vocabulary(corpus: list[str], size: int = VOCABULARY_SIZE) -> bytes:
-    """A spiece.model with umT5's special ids and byte fallback; fewer pieces than `size` if the corpus has fewer.
+    """Return a spiece.model with umT5's special ids and byte fallback.
+
+    Fewer pieces than `size` if the corpus has fewer.
 
     Case is folded by the vocabulary itself, so capitals need no learning.
     """
@@ -81,7 +83,7 @@ def build_vocabulary(corpus: list[str], size: int = VOCABULARY_SIZE) -> bytes:
 
 
 def build_encoder(vocabulary: bytes) -> TextEncoder:
-    """The small encoder with random weights for this vocabulary."""
+    """Return the small encoder with random weights for this vocabulary."""
     from sentencepiece import SentencePieceProcessor
     from transformers import UMT5Config, UMT5EncoderModel
 
@@ -110,7 +112,7 @@ class SlotHeads(nn.Module):
         self.readers = nn.ModuleList(nn.Linear(width, sum(classes)) for _ in range(2))
 
     def forward(self, states: Tensor, mask: Tensor) -> list[tuple[Tensor, ...]]:
-        """states [B, N, D], mask [B, N] -> for each reader, S logits of [B, classes of the slot]."""
+        """Map states [B, N, D] and mask [B, N] to S logits [B, classes of the slot] for each reader."""
         lengths = mask.sum(1)  # [B]
         mean = (states * mask[..., None]).sum(1) / lengths[:, None]  # [B, D]
         end = states[torch.arange(len(states)), lengths - 1]  # [B, D]
@@ -131,7 +133,7 @@ def slot_loss(logits: list[tuple[Tensor, ...]], labels: Tensor) -> Tensor:
 
 
 def type_carelessly(text: str, rng: random.Random) -> str:
-    """The same request as a person may type it: openers, closers, a filler word, a slip of the fingers.
+    """Return the same request as a person may type it: openers, closers, a filler word, a slip of the fingers.
 
     Chinese, which has no spaces, stays as it is.
     """
@@ -164,7 +166,7 @@ def lose_tokens(ids: list[int], vocabulary_size: int, rng: random.Random, rate: 
 
 
 def split_pool(texts: list[str], rng: random.Random, share: float = HELD_OUT_SHARE) -> tuple[list[int], list[str]]:
-    """Indices to train on, and the distinct texts held out, none of which is trained on.
+    """Return indices to train on, and the distinct texts held out, none of which is trained on.
 
     A text is held out only if each of its words stays in two others: nobody can guess a word never seen.
     """

@@ -79,7 +79,7 @@ class ImagePool:
 
 
 def build_model(base_dim: int) -> nn.Module:
-    """A 2-D `AutoencoderKLWan` of Wan 2.1's shape with random weights."""
+    """Return a 2-D `AutoencoderKLWan` of Wan 2.1's shape with random weights."""
     from diffusers import AutoencoderKLWan
 
     model = AutoencoderKLWan(
@@ -163,7 +163,7 @@ class Trainer:
         ]
 
     def _finished_encoder(self) -> nn.Module:
-        """The VAE in the output folder with its encoder frozen: every latent made so far stays valid."""
+        """Return the VAE in the output folder with its encoder frozen: every latent made so far stays valid."""
         model = ImageVAE.from_pretrained(self.out).model.train()
         for part in (model.encoder, model.quant_conv):
             part.requires_grad_(False)
