@@ -155,7 +155,9 @@ def edit_command(arguments: argparse.Namespace) -> int:
     if not arguments.json:
         print(memory.geometry.describe())
     if saved and saved.model and saved.model != pipeline.kv_cache.identity:
-        print("note: another model, dtype or device made the session; it continues with these", file=sys.stderr)
+        print(
+            "note: the session was made with another model, dtype or device; it continues with these", file=sys.stderr
+        )
     seed = arguments.seed if arguments.seed is not None else memory.turns[-1].seed or 0
     sampling = {"steps": arguments.steps, "cfg": arguments.cfg, "sampler": arguments.sampler}
 

@@ -401,11 +401,11 @@ def test_bad_input_says_what_to_do():
     ones = torch.ones(32, 48)
     for message, wrong in {
         "48x32 but the reference 32x32": (image, image[:, :, :32]),
-        "8x32 pixels: drift needs at least 16": (image[:, :, :8], image[:, :, :8]),
+        "8x32 pixels[.] Drift needs at least 16": (image[:, :, :8], image[:, :, :8]),
         "image holds NaN": (nan, image),
         "reference holds NaN": (image, nan),
         "no untouched pixel": (image, image, 0 * ones),
-        "use one of its size": (image, image, ones[:, :32]),
+        "Use one of its size": (image, image, ones[:, :32]),
     }.items():
         with pytest.raises(AnchorEditError, match=message):
             drift(*wrong)
