@@ -26,7 +26,7 @@ from anchoredit_model.memory.kv_store import KVStore
 from anchoredit_model.memory.visibility import bidirectional_views, frame_view, sequence_views
 from anchoredit_model.networks.rope import rotate, temporal_tables
 from anchoredit_model.networks.transformer import CausalWanTransformer
-from anchoredit_model.samplers import guided, nearest_sigma, renoise, shifted_sigmas
+from anchoredit_model.samplers import SAMPLERS, euler, guided, nearest_sigma, renoise, shifted_sigmas
 
 FORWARD = 2e-5  # absolute, one forward in float32
 ROLLOUT = 1e-4  # absolute, after six turns
@@ -221,33 +221,70 @@ def check_cached_row(model: CausalWanTransformer, data: dict[str, torch.Tensor],
             close(values, data["cache_v_last_layer_after_turn"][turn])
 
 
+class PublishedReader(KVCacheManager):
+    """The K/V cache over the bare transformer, as the published scripts use it."""
+
+    def __init__(self, model: CausalWanTransformer, edit: EditConfig):
+        self.model = model
+        super().__init__(self._encode, "golden", edit, KVStore())
+
+    def _encode(self, latent, text, rows, view, past):
+        stride = self.edit.temporal_stride
+        return self.model.encode_frame(latent[None, :, None], text[None, None], view, stride, past)[0]
+
+    def denoiser(self, memory: AnchorMemory, text: torch.Tensor):
+        view, past = self.gather(memory, text)
+        context = self.model.embed_text(text[None, None])
+
+        def denoiser(x, time):
+            time = torch.full((1, 1), time)
+            stride = self.edit.temporal_stride
+            return self.model(x[None, :, None], time, context, (view,), stride, past)[0, :, 0]
+
+        return denoiser
+
+
+def negative_prompt(data: dict[str, torch.Tensor], guidance: float) -> torch.Tensor:
+    """The negative prompt; where guidance is off a file may lack it, and nothing reads it."""
+    return data["prompt_valid"][0] if guidance == 1 and "neg_valid" not in data else data["neg_valid"]
+
+
 @torch.no_grad()
 def check_rollout(path: Path):
     model, facts = model_of(path), metadata(path)
+    check = check_multistep_row if "num_inference_steps" in facts else check_rollout_row
     for data in batch_rows(load_file(path)):
-        check_rollout_row(model, data, facts)
+        check(model, data, facts)
+
+
+def check_multistep_row(model: CausalWanTransformer, data: dict[str, torch.Tensor], facts: dict[str, str]):
+    """Turn by turn from the file's own history, all of which is encoded with the current turn's prompt."""
+    count, shift, guidance = int(facts["num_inference_steps"]), float(facts["shift"]), float(facts["guidance"])
+    schedule = SAMPLERS["euler"].schedule((), count, shift)
+    close(torch.tensor(schedule.sigmas[:-1]), data["sigmas"], 1e-6)
+    close(torch.tensor(schedule.times), data["timesteps"], 1e-3)
+    edit = EditConfig(temporal_stride=int(facts["stride"]), slot_mode="absolute")
+    negative = negative_prompt(data, guidance)
+    first = data["first"][0, 0]
+    height, width = first.shape[-2] * 8, first.shape[-1] * 8
+    geometry = Geometry(height, width, height, width, 0, 0, height, width)
+    policy = MemoryPolicy(0, len(data["prompt_valid"]) + 1)
+    memory = AnchorMemory.start(first, data["prompt_valid"][0], torch.zeros(3, height, width), geometry, policy)
+    for turn, prompt in enumerate(data["prompt_valid"]):
+        reader = PublishedReader(model, edit)
+        branches = (reader.denoiser(memory.with_prompt(text), text) for text in (prompt, negative))
+        latent = euler(guided(*branches, guidance), iter([data["init_noise"][turn, 0, 0]]), schedule.sigmas)
+        close(latent, data["latents"][turn, 0, 0], ROLLOUT)
+        memory = memory.commit(Turn(data["latents"][turn, 0, 0], "", prompt))
 
 
 def check_rollout_row(model: CausalWanTransformer, data: dict[str, torch.Tensor], facts: dict[str, str]):
     times, shift, guidance = json.loads(facts["steps"]), float(facts["shift"]), float(facts["guidance"])
     sigmas = [published_sigma(time, shift) for time in times]
     edit = EditConfig(temporal_stride=int(facts["stride"]), anchor_prompt="first_prompt", slot_mode="absolute")
-    prompts, negative = data["prompt_valid"], data["neg_valid"]
+    prompts, negative = data["prompt_valid"], negative_prompt(data, guidance)
 
-    def read(latent, text, rows, view, blocks):
-        return model.encode_frame(latent[None, :, None], text[None, None], view, edit.temporal_stride, blocks)[0]
-
-    def predictor(memory, text):
-        view, blocks = reader.gather(memory, text)
-        context = model.embed_text(text[None, None])
-
-        def predict(x, time):
-            time = torch.full((1, 1), time)
-            return model(x[None, :, None], time, context, (view,), edit.temporal_stride, blocks)[0, :, 0]
-
-        return predict
-
-    reader = KVCacheManager(read, "golden", edit, KVStore())
+    reader = PublishedReader(model, edit)
     first = data["first"][0, 0]
     policy = MemoryPolicy(0, len(prompts) + 1)
     height, width = first.shape[-2] * 8, first.shape[-1] * 8
@@ -257,7 +294,7 @@ def check_rollout_row(model: CausalWanTransformer, data: dict[str, torch.Tensor]
     under_negative = with_prompt
     for turn, prompt in enumerate(prompts):
         noise = iter([data["init_noise"][turn, 0, 0], *data["renoise"][turn, :, 0]])
-        predict = guided(predictor(with_prompt, prompt), predictor(under_negative, negative), guidance)
+        predict = guided(reader.denoiser(with_prompt, prompt), reader.denoiser(under_negative, negative), guidance)
         latent = renoise(predict, noise, times, sigmas)
         close(latent, data["latents"][turn, 0, 0], ROLLOUT)
         with_prompt = reader.commit(with_prompt, Turn(latent, "", prompt))
