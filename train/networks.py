@@ -191,7 +191,7 @@ def shard(
         register_fsdp_forward_method(block, "text_kv")
     outer = replace(policy, param_dtype=None)
     fully_shard(module, mesh=mesh, reshard_after_forward=True, mp_policy=outer)
-    for method in ("read", "embed_text"):
+    for method in ("encode_frame", "embed_text"):
         register_fsdp_forward_method(module, method)
     module.to_empty(device=device)
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)

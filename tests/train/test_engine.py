@@ -374,7 +374,7 @@ def test_a_dry_run_names_everything_that_is_missing(config, small_model, tmp_pat
         return len(lines) == len(said) and all(word in line for line, word in zip(lines, said))
 
     bare = ["parts.vae=", "parts.text="]
-    assert names(missing("causal", *bare), "a VAE is needed", "a text encoder is needed", "train pretrain first")
+    assert names(missing("causal", *bare), "a VAE is needed", "a text encoder is needed", "Train pretrain first")
     assert missing("all", *bare) == []
     assert names(missing("all", "data.path=nowhere"), "no training data in 'nowhere'")
     assert names(missing("all", "parts.transformer=nowhere"), "nowhere")

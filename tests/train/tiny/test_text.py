@@ -41,7 +41,7 @@ def test_from_instructions_to_a_saved_encoder(tmp_path, capsys):
     assert states.isfinite().all() and abs(states.square().mean() - 1) < 0.2
     assert "step 15/15" in capsys.readouterr().out
     made = {path: path.stat().st_mtime_ns for path in (tmp_path / "text").iterdir()}
-    with pytest.raises(AnchorEditError, match="keep a finished one with --resume"):
+    with pytest.raises(AnchorEditError, match="Keep a finished one with --resume"):
         run(TextConfig(steps=15, floor=0, pool=600), tmp_path / "text")
     assert run(TextConfig(steps=15, floor=0, pool=600), tmp_path / "text", resume=True)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "text").iterdir()} == made

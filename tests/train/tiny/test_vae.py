@@ -122,7 +122,7 @@ def test_only_the_end_of_training_makes_a_vae_that_is_used(quick, tmp_path, monk
     assert run(options, out, resume=True) and is_finished(out) and folder() == out
     made = {path: path.stat().st_mtime_ns for path in out.iterdir()}
     assert run(options, out, resume=True)
-    with pytest.raises(AnchorEditError, match="go on with --resume"):
+    with pytest.raises(AnchorEditError, match="Go on with --resume"):
         run(options, out)
     trainer(out).state_file.unlink()
     for resume in (False, True):
