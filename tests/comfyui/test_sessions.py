@@ -188,7 +188,7 @@ def test_a_file_that_is_no_session_is_refused_before_anything_runs(host, image_f
         assert list(run.refused) == ["bad"], bad
         (error,) = run.refused["bad"]["errors"]
         print(error["details"][:200])
-        assert error["details"].startswith(f"session - {remedy}"), error["details"]
+        assert error["details"].startswith(f"file - {remedy}"), error["details"]
         assert run.error is None  # the other outputs are made all the same
 
 

@@ -379,7 +379,7 @@ def test_a_dry_run_names_everything_that_is_missing(config, small_model, tmp_pat
     assert names(missing("all", "data.path=nowhere"), "no training data in 'nowhere'")
     assert names(missing("all", "parts.transformer=nowhere"), "nowhere")
     assert names(
-        missing("distill"), "train causal first, or --set distill.consistency.init", "--set distill.teacher=FILE"
+        missing("distill"), "Train causal first, or --set distill.consistency.init", "--set distill.teacher=FILE"
     )
     assert names(missing("export", *bare), "a VAE", "a text encoder", "no trained transformer")
     wan = ["model.dim=128", "model.ffn_dim=128", "model.num_heads=1", f"parts.transformer={small_model}"]
