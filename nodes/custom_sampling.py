@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from .base import CATEGORY, AnchorEditNode, SessionSocket, remedies_first, to_mask
 from .editors.session import Session
-from .inputs import mask_input, replacing_model, seed_input, session_input
+from .inputs import mask_input, seed_input, session_input
 
 
 class ApplyMemory(AnchorEditNode):
@@ -21,7 +21,12 @@ class ApplyMemory(AnchorEditNode):
                 session_input("The session so far. Turns without keys and values cost one model pass each."),
                 io.Conditioning.Input("positive", tooltip="The instruction, from CLIP Text Encode."),
                 seed_input("The random seed used for creating the noise. The same seed as Turn gives the same edit."),
-                replacing_model(),
+                io.Model.Input(
+                    "model",
+                    optional=True,
+                    tooltip="The MODEL that samples, if it is not the session's: with a LoRA, say. Commit Turn needs the "
+                    "same one.",
+                ),
                 mask_input(
                     "Where the edit may change the image, painted at the source image's size. The rest is restored "
                     "after every step; Commit Turn gets the mask with the LATENT."
