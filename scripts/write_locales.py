@@ -1,16 +1,16 @@
-"""Writes what follows from the nodes' own texts: `make locales`.
+"""Write what follows from the nodes' own texts: `make locales`.
 
-locales/en/nodeDefs.json     all of it, by what a running host knows of the nodes
-web/docs/<id>.md             the tables at the end; what stands above the first of them is written by hand
-web/docs/<id>/zh.md          the same by locales/zh/nodeDefs.json, which is a translation by hand
+locales/en/nodeDefs.json     all of it, from what a running host knows of the nodes
+web/docs/<id>.md             the tables at the end; the text above them is written by hand
+web/docs/<id>/zh.md          the same, from locales/zh/nodeDefs.json, which is translated by hand
 """
 
 from __future__ import annotations
 
 import json
-import sys
-import tempfile
 from pathlib import Path
+
+from running_host import running_host
 
 PACK = Path(__file__).resolve().parents[1]
 DOCS = PACK / "web" / "docs"
@@ -18,7 +18,7 @@ HEADINGS = {"en": ("Inputs", "Outputs"), "zh": ("\u8f93\u5165", "\u8f93\u51fa")}
 
 
 def english(info: dict) -> dict:
-    """/object_info -> the texts of our nodes, as the browser reads translations."""
+    """Return the texts of our nodes from /object_info, in the form of the browser's translations."""
     ours = {name: info[name] for name in sorted(info) if info[name]["python_module"] == "custom_nodes.anchoredit"}
     return {name: _texts(node) for name, node in ours.items()}
 
@@ -34,20 +34,22 @@ def _texts(node: dict) -> dict:
         "display_name": node["display_name"],
         "description": node["description"],
         "inputs": said,
-        "outputs": {str(place): entry for place, entry in enumerate(outputs)},
+        "outputs": {str(index): entry for index, entry in enumerate(outputs)},
     }
 
 
 def translation(language: str) -> dict:
+    """Return the texts of the nodes in a language."""
     return json.loads((PACK / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))
 
 
 def page_path(node: str, language: str) -> Path:
+    """Return the path of a node's help page, where the host looks for it."""
     return DOCS / f"{node}.md" if language == "en" else DOCS / node / f"{language}.md"
 
 
 def prose(page: str, language: str) -> str:
-    """Return what is written by hand of a help page."""
+    """Return the part of a help page that is written by hand."""
     return page.partition(f"\n## {HEADINGS[language][0]}\n")[0].partition(f"\n## {HEADINGS[language][1]}\n")[0].strip()
 
 
@@ -63,15 +65,9 @@ def whole_page(written: str, texts: dict, language: str) -> str:
 
 
 def main() -> None:
-    sys.path.insert(0, str(PACK / "tests" / "comfyui"))
-    from comfyui_server import server
-
-    with tempfile.TemporaryDirectory() as folder:
-        host = server(Path(folder))
-        if host is None:
-            raise SystemExit("no ComfyUI: set COMFYUI_PATH (and COMFYUI_PYTHON)")
-        with host:
-            texts = english(host.get("/object_info"))
+    """Write the English texts, and the tables of all pages."""
+    with running_host() as host:
+        texts = english(host.get("/object_info"))
     path = PACK / "locales" / "en" / "nodeDefs.json"
     path.write_text(json.dumps(texts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     for language in HEADINGS:
