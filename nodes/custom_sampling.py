@@ -24,8 +24,8 @@ class ApplyMemory(AnchorEditNode):
                 io.Model.Input(
                     "model",
                     optional=True,
-                    tooltip="The MODEL that samples, if it is not the session's: with a LoRA, say. Commit Turn needs the "
-                    "same one.",
+                    tooltip="The MODEL that samples, if it is not the session's: with a LoRA, say. Commit Turn needs "
+                    "the same one.",
                 ),
                 mask_input(
                     "Where the edit may change the image, painted at the source image's size. The rest is restored "

@@ -1,4 +1,4 @@
-"""Give scripts that write files from what a host says of its nodes the host of the tests, and the form of its graphs."""
+"""The host of the tests, for scripts that write files from what a host says of its nodes."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ Put a mark into the title of a node (double click on it), then *File > Export (A
     [text]    its `text`, `prompt`, `instruction` or `instructions` gets what is asked
     [seed]    its `seed` or `noise_seed` gets the turn's seed; may be left out
     [turn]    an AnchorEdit Turn: it is text and seed in one, and every turn of a session is a copy of it behind the one
-              before, so that the memory goes on
+              before, so that the session goes on
     [output]  a Save Image or Preview Image: its first image is the edited one
 
 Without a [turn], the image that a turn has made is uploaded as the next one's [image]: what people do by hand.
@@ -214,7 +214,7 @@ def turn_graph(graph: Graph, marked: dict[str, str], image: str, asked: list[str
         last, before = (first if not number else f"{first}-turn{number + 1}"), last
         graph[last] = copy.deepcopy(single)
         if number:
-            graph[last]["inputs"]["memory"] = [before, 0]
+            graph[last]["inputs"]["session"] = [before, 0]
         _set(graph, last, "text", text)
         _set(graph, last, "seed", seed)
     for name, put, link in users:

@@ -30,9 +30,9 @@ PLAIN = {
 REMEMBERING = {
     "1": node("LoadImage", "[image]", image="example.png"),
     "2": node("AnchorEditStart", "Start", image=["1", 0]),
-    "3": node("AnchorEditTurn", "[turn]", memory=["2", 0], instruction="", seed=7, model=["9", 0]),
+    "3": node("AnchorEditTurn", "[turn]", session=["2", 0], instruction="", seed=7, model=["9", 0]),
     "4": node("SaveImage", "[output]", images=["3", 1]),
-    "5": node("AnchorEditDrift", "Drift", memory=["3", 0]),
+    "5": node("AnchorEditDrift", "Drift", session=["3", 0]),
 }
 
 
@@ -124,9 +124,9 @@ def test_a_turn_is_repeated_behind_itself():
     graph = turn_graph(REMEMBERING, marked, "image.png", ["one", "two", "three"], seed=5)
     turns = ["3", "3-turn2", "3-turn3"]
     assert [graph[name]["inputs"]["instruction"] for name in turns] == ["one", "two", "three"]
-    assert [graph[name]["inputs"]["memory"] for name in turns] == [["2", 0], ["3", 0], ["3-turn2", 0]]
+    assert [graph[name]["inputs"]["session"] for name in turns] == [["2", 0], ["3", 0], ["3-turn2", 0]]
     assert {graph[name]["inputs"]["seed"] for name in turns} == {5}
-    assert graph["4"]["inputs"]["images"] == ["3-turn3", 1] and graph["5"]["inputs"]["memory"] == ["3-turn3", 0]
+    assert graph["4"]["inputs"]["images"] == ["3-turn3", 1] and graph["5"]["inputs"]["session"] == ["3-turn3", 0]
     assert turn_graph(REMEMBERING, marked, "image.png", ["one"], 5)["4"]["inputs"]["images"] == ["3", 1]
     assert REMEMBERING["3"]["inputs"]["instruction"] == ""
 
