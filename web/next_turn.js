@@ -1,13 +1,13 @@
-// "Next turn": a Turn to the right of a node that gives a session, wired like it and ready to be typed into.
+// "Next turn": a Turn to the right of a node that gives a session, wired to it and ready to be typed into.
 
 import { app } from "../../scripts/app.js"
+import { nodesOf, reached, sourceOf, usersOf } from "./graph_links.js"
 import { word } from "./words.js"
 
 const TURN = "AnchorEditTurn"
-const MEMORY = "ANCHOR_MEMORY"
-const NETWORKS = { model: "MODEL", clip: "CLIP", vae: "VAE" } // inputs of a Turn and their types
-const COPIED = ["seed", "steps", "guidance"]
-const BACK = ["memory", "candidates"] // inputs by which a node hangs on the turn before
+const SESSION = "ANCHOR_MEMORY"
+const COPIED = ["seed", "steps", "cfg"]
+const BACK = ["session", "variations"] // inputs by which a node hangs on the turn before
 // What shows or saves the newest turn goes along; every other node that takes the session goes its own way.
 const FOLLOWERS = ["AnchorEditFilmstrip", "AnchorEditDrift", "AnchorEditSaveSession", "AnchorEditExportTurns"]
 const TURN_SIZE = [340, 500] // with the preview that the host draws while a turn is made
@@ -16,7 +16,7 @@ const TITLE = 30 // of a node, above its position
 const FRAMES = 60 // to wait for the field that the host draws
 
 export function givesSession(node) {
-    return memoryOutput(node) >= 0
+    return sessionOutput(node) >= 0
 }
 
 export function addNextTurnButton(node) {
@@ -26,6 +26,11 @@ export function addNextTurnButton(node) {
     widget.serialize = false
     const [width, height] = node.computeSize()
     node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], height)])
+}
+
+/** The same in the node's menu, which a collapsed node has too. */
+export function nextTurnMenuItem(node) {
+    return { content: word("nextTurn"), callback: () => addTurnAfter(node) }
 }
 
 /** Adds a Turn on the session that `node` gives, in one step of undo, and returns it. */
@@ -46,9 +51,9 @@ export function addTurnAfter(node) {
 
 function newTurn(node) {
     const { graph } = node
-    const output = memoryOutput(node)
+    const output = sessionOutput(node)
     const users = usersOf(node, output)
-    const branches = users.some(user => !FOLLOWERS.includes(user.node.type))
+    const branches = users.some(user => reached(user).some(other => !FOLLOWERS.includes(other.type)))
     const turn = LiteGraph.createNode(TURN)
     graph.add(turn)
     const like = node.type === TURN
@@ -56,11 +61,7 @@ function newTurn(node) {
     if (like && /\d+$/.test(node.title)) turn.title = node.title.replace(/\d+$/, number => Number(number) + 1)
     place(turn, node, branches)
 
-    for (const [name, type] of Object.entries(NETWORKS)) {
-        const source = sourceOf(node, name, type)
-        if (source) source.node.connect(source.slot, turn, turn.findInputSlot(name))
-    }
-    node.connect(output, turn, turn.findInputSlot("memory"))
+    node.connect(output, turn, turn.findInputSlot("session"))
     for (const name of COPIED) {
         const like = [...upstream(node)].map(before => widgetOf(before, name)).find(Boolean)
         if (like) widgetOf(turn, name).value = like.value
@@ -69,7 +70,7 @@ function newTurn(node) {
     const control = widgetOf(turn, "control_after_generate")
     if (control) control.value = "fixed"
 
-    if (!branches) for (const user of users) turn.connect(memoryOutput(turn), user.node, user.slot)
+    if (!branches) for (const user of users) turn.connect(sessionOutput(turn), user.node, user.slot)
     if (branches || !users.length) addPreview(turn)
     return turn
 }
@@ -89,7 +90,10 @@ function place(turn, node, branches) {
     const right = node.pos[0] + node.size[0]
     turn.pos = [right + GAP, node.pos[1]]
     if (branches) lower(turn)
-    else if (covered(turn)) makeRoom(turn, right, turn.size[0] + GAP)
+    else if (covered(turn)) {
+        makeRoom(turn, right, turn.size[0] + GAP)
+        lower(turn) // below what is pinned there
+    }
     for (const group of groupsOf(node.graph)) if (holds(group, node)) reach(group, turn, node)
 }
 
@@ -123,10 +127,11 @@ function covered(node) {
     return nodesOf(node.graph).find(other => other !== node && !apart(node, other, 0, 0) && !apart(node, other, 1, TITLE))
 }
 
-/** Moves everything that begins right of `edge`, and the right side of groups that reach over it. */
+/** Moves everything that begins right of `edge` and is not pinned, and the right side of groups that reach over it. */
 function makeRoom(turn, edge, width) {
     for (const other of nodesOf(turn.graph)) {
-        if (other !== turn && other.pos[0] >= edge) other.pos = [other.pos[0] + width, other.pos[1]]
+        const movable = other !== turn && !other.flags?.pinned
+        if (movable && other.pos[0] >= edge) other.pos = [other.pos[0] + width, other.pos[1]]
     }
     for (const group of groupsOf(turn.graph)) {
         if (group.pos[0] >= edge) group.pos = [group.pos[0] + width, group.pos[1]]
@@ -134,58 +139,22 @@ function makeRoom(turn, edge, width) {
     }
 }
 
-/** Where a Turn after `node` gets a network: as the node itself, as the turns before it, as anybody, or from a loader. */
-function sourceOf(node, name, type) {
-    for (const before of upstream(node)) {
-        const source = linked(before, name)
-        if (source) return source
-    }
-    const nodes = nodesOf(node.graph)
-    for (const other of nodes.filter(other => other.type.startsWith("AnchorEdit"))) {
-        const source = linked(other, name)
-        if (source) return source
-    }
-    for (const other of nodes) {
-        const slot = other.outputs?.findIndex(output => output.type === type) ?? -1
-        if (slot >= 0) return { node: other, slot }
-    }
-}
-
 /** A node and those that its session comes from, nearest first. */
 function* upstream(node) {
     const seen = new Set()
-    const before = at => BACK.map(name => linked(at, name)?.node).find(Boolean)
+    const before = at => BACK.map(name => sourceOf(at, name)?.node).find(Boolean)
     for (let at = node; at && !seen.has(at); at = before(at)) {
         seen.add(at)
         yield at
     }
 }
 
-/** The node and its output that are wired to the input `name`, if there is one. */
-function linked(node, name) {
-    const slot = node.findInputSlot(name)
-    const link = slot < 0 ? null : node.graph.getLink(node.inputs[slot].link)
-    const source = link && node.graph.getNodeById(link.origin_id)
-    return source ? { node: source, slot: link.origin_slot } : null
-}
-
-function usersOf(node, output) {
-    const links = (node.outputs[output].links ?? []).map(id => node.graph.getLink(id)).filter(Boolean)
-    return links
-        .map(link => ({ node: node.graph.getNodeById(link.target_id), slot: link.target_slot }))
-        .filter(user => user.node)
-}
-
-function memoryOutput(node) {
-    return node.outputs?.findIndex(output => output.type === MEMORY) ?? -1
+function sessionOutput(node) {
+    return node.outputs?.findIndex(output => output.type === SESSION) ?? -1
 }
 
 function widgetOf(node, name) {
     return node.widgets?.find(widget => widget.name === name)
-}
-
-function nodesOf(graph) {
-    return graph.nodes ?? graph._nodes
 }
 
 function groupsOf(graph) {
