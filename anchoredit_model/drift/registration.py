@@ -24,9 +24,13 @@ _STEPS = 30  # of Gauss-Newton at most
 _CONVERGED = 1e-3  # pixels
 _LEAST_SLOPE = 1 / 1024  # of an edge, in brightness per pixel of a level: a quarter of a grey level
 _LEAST_EDGES = 16  # pixels of a level that are edges; fewer is no texture
+_EVEN = 1e-3  # slopes that differ by less than this part are equally steep, a ramp's but for rounding
 _LEAST_RATIO = 1e-3  # of the squared slopes along and across; less is stripes, along which no shift can be seen
+_LEAST_SEEN = _LEAST_SLOPE**2 / 4  # squared slope along a motion per edge; 5 times that of rounding to 8 bits
 _LEAST_CONFIDENCE = 0.2  # below, the images have no edges in common that a shift could be read from
 _BETTER = 0.8  # a found start replaces "nothing moved" if it leaves less than this part of the disagreement
+_ALIKE = 1e-4  # disagreement that is none: rounding to float32 leaves 1e-7, to 8 bits 1e-5
+_EQUAL = 1e-3  # peaks that differ by less than this part of the highest are equally high
 _LARGEST_SCALE = 0.3
 _RADII, _ANGLES = 256, 180  # samples of a spectrum
 _LOWEST, _HIGHEST = 0.02, 0.45  # their range, in cycles per pixel
@@ -74,7 +78,7 @@ def align(image: Tensor, reference: Tensor, untouched: Tensor | None = None) -> 
     best = coarse.refine(_Motion())
     for start in coarse.starts():
         found = coarse.refine(start)
-        if 1 - coarse.agreement(found) < _BETTER * (1 - coarse.agreement(best)):
+        if 1 - coarse.agreement(found) < _BETTER * (1 - coarse.agreement(best)) - _ALIKE:
             best = found
     if fine.fixed.shape != coarse.fixed.shape:
         best = fine.refine(best)
@@ -128,13 +132,38 @@ class _Level:
 
     @property
     def has_texture(self) -> bool:
-        return int(self._edges().sum()) >= _LEAST_EDGES
+        """Say whether there are edges that brightness and contrast do not explain: a ramp has no position."""
+        edges = self._edges()
+        return int(edges.sum()) >= _LEAST_EDGES and bool(self._visible().any())
 
     def _edges(self) -> Tensor:
         """Return true [h, w] where the fixed image may be looked at and is steeper than usual."""
         steep = sum(slope.square() for slope in _slopes(self.fixed)) * self.weight
         usual = steep.sum() / self.weight.sum().clamp(min=1)
-        return steep > usual.clamp(min=_LEAST_SLOPE**2)
+        return steep > (usual * (1 - _EVEN)).clamp(min=_LEAST_SLOPE**2)
+
+    @property
+    def _reach(self) -> float:
+        """Pixels that a unit of scale moves a typical pixel by."""
+        return math.hypot(*self.fixed.shape) / 4
+
+    def _slopes(self) -> Tensor:
+        """Return the change of brightness [3, h*w] by a pixel right, one down, and a scale that moves as much."""
+        x, y = self._places()
+        slope_x, slope_y = _slopes(self.fixed)
+        return torch.stack([slope_x, slope_y, (x * slope_x + y * slope_y) / self._reach]).flatten(1)
+
+    def _ground(self) -> Tensor:
+        """Return what no motion explains [2, h*w]: brightness, and contrast about the mean."""
+        mean = (self.fixed * self.weight).sum() / self.weight.sum().clamp(min=1)
+        return torch.stack([torch.ones_like(self.fixed), self.fixed - mean]).flatten(1)
+
+    def _visible(self) -> Tensor:
+        """Return the projection [3, 3] on the motions that can be seen, in the units of `_slopes`."""
+        weight = self.weight.flatten()
+        free = _without(self._ground(), self._slopes(), weight)
+        normal = ((free * weight) @ free.T).double()
+        return _inverse(normal, self._edges().sum()) @ normal
 
     @property
     def _ratio(self) -> tuple[float, float]:
@@ -165,13 +194,8 @@ class _Level:
 
     def refine(self, motion: _Motion) -> _Motion:
         """Gauss-Newton from `motion` to the least difference in brightness."""
-        height, width = self.fixed.shape
-        reach = math.hypot(height, width) / 4  # so that a unit of scale moves a typical pixel as one of shift does
-        x, y = self._places()
-        slope_x, slope_y = _slopes(self.fixed)
-        slopes = torch.stack([slope_x, slope_y, (x * slope_x + y * slope_y) / reach]).flatten(1)  # [3, h*w]
+        slopes, ground, reach = self._slopes(), self._ground(), self._reach
         edges = self._edges().flatten()
-        ground = torch.stack([torch.ones_like(self.fixed), self.fixed]).flatten(1)  # [2, h*w] brightness, contrast
         for _ in range(_STEPS):
             aligned, weight = (plane.flatten() for plane in self.warp(motion))
             seen_edges = edges & (weight > 0)
@@ -182,7 +206,7 @@ class _Level:
             free = _without(ground, slopes, weight)
             error = _without(ground, error[None], weight)[0]
             normal = ((free * weight) @ free.T).double()  # [3, 3]
-            step = -torch.linalg.pinv(normal, rtol=_LEAST_RATIO, hermitian=True) @ (free @ (weight * error)).double()
+            step = -_inverse(normal, seen_edges.sum()) @ (free @ (weight * error)).double()
             dx, dy, grown = step.tolist()
             motion = _Motion(
                 motion.dx + dx / self._ratio[0],
@@ -195,8 +219,8 @@ class _Level:
 
     def starts(self) -> list[_Motion]:
         """Motions that phase correlation proposes: shift alone, and scale with the shift that then remains."""
-        scale = _scale(*self._tapered(_Motion()))
-        return [self._shifted(_Motion()), self._shifted(_Motion(scale=scale))]
+        scale, visible = _scale(*self._tapered(_Motion())), self._visible()
+        return [self._shifted(_Motion(), visible), self._shifted(_Motion(scale=scale), visible)]
 
     def _tapered(self, motion: _Motion) -> tuple[Tensor, Tensor]:
         """Return fixed and aligned image, equal (0) wherever either may not be looked at, fading in from there."""
@@ -208,12 +232,16 @@ class _Level:
         total = window.sum().clamp(min=1e-6)
         return tuple((plane - (plane * window).sum() / total) * window for plane in (self.fixed, aligned))
 
-    def _shifted(self, motion: _Motion) -> _Motion:
+    def _shifted(self, motion: _Motion, visible: Tensor) -> _Motion:
+        """Return the scale and the least shift that fit best, without what cannot be seen, as along stripes."""
         peaks = _phase_correlation(*self._tapered(motion))
-        row, column = divmod(int(peaks.argmax()), peaks.shape[1])
-        dy, dx = _signed(row, peaks.shape[0]), _signed(column, peaks.shape[1])
+        places = (peaks >= (1 - _EQUAL) * peaks.max()).nonzero().tolist()
+        shifts = ([_signed(index, length) for index, length in zip(place, peaks.shape)] for place in places)
+        dy, dx = min(shifts, key=lambda shift: (math.hypot(*shift), shift))
         grown = 1 + motion.scale
-        return _Motion(grown * dx / self._ratio[0], grown * dy / self._ratio[1], motion.scale)
+        found = torch.tensor([grown * dx, grown * dy, motion.scale * self._reach]).to(visible)
+        dx, dy, scale = (visible @ found).tolist()
+        return _Motion(dx / self._ratio[0], dy / self._ratio[1], scale / self._reach)
 
 
 def _smooth(planes: Tensor) -> Tensor:
@@ -254,6 +282,11 @@ def _without(ground: Tensor, planes: Tensor, weight: Tensor) -> Tensor:
     return planes - share.to(planes.dtype).mT @ ground
 
 
+def _inverse(normal: Tensor, edges: Tensor) -> Tensor:
+    """Invert the normal matrix [3, 3] along the motions that the edges show; the others are 0."""
+    return torch.linalg.pinv(normal, atol=_LEAST_SEEN * edges, rtol=_LEAST_RATIO, hermitian=True)
+
+
 def _robust(error: Tensor, edges: Tensor) -> Tensor:
     """Cauchy weights: near 1 for the usual error at edges, near 0 for what does not fit."""
     usual = 1.4826 * error[edges].abs().median().clamp(min=1e-4)
@@ -289,5 +322,6 @@ def _scale(fixed: Tensor, moving: Tensor) -> float:
     step = math.log(_HIGHEST / _LOWEST) / (_RADII - 1)
     furthest = int(math.log1p(_LARGEST_SCALE) / step)
     shifts = torch.arange(-furthest, furthest + 1, device=device)
+    equal = shifts[unturned[shifts] >= (1 - _EQUAL) * unturned[shifts].max()].tolist()
     # an image that grows by k has its frequencies divided by k
-    return math.exp(-float(shifts[unturned[shifts].argmax()]) * step) - 1
+    return math.exp(-min(equal, key=lambda shift: (abs(shift), shift)) * step) - 1

@@ -67,33 +67,85 @@ BARE = """() => {
         node.setSize([360, 200 * (place + 1)])
         return node
     })
-    tiny.connect(1, start, start.findInputSlot("clip"))
-    tiny.connect(2, start, start.findInputSlot("vae"))
-    tiny.connect(3, start, start.findInputSlot("image"))
-    tiny.connect(2, drift, drift.findInputSlot("vae"))
+    for (const [slot, name] of ["model", "clip", "vae", "image"].entries()) {
+        tiny.connect(slot, start, start.findInputSlot(name))
+    }
     start.connect(0, drift, drift.findInputSlot("session"))
     return start.id
 }"""
 # after that session: two candidates, one of them picked; the id of Pick
 PICKED = """id => {
     const start = app.graph.getNodeById(id)
-    const tiny = app.graph.getNodeById(app.graph.getLink(start.inputs[0].link).origin_id)
-    const [variants, pick] = ["Variants", "Pick"].map((kind, place) => {
+    const [variations, pick] = ["Variations", "Pick"].map((kind, place) => {
         const node = LiteGraph.createNode(`AnchorEdit${kind}`)
         app.graph.add(node)
         node.pos = [400 * place, 800]
         return node
     })
-    const put = (name, value) => { variants.widgets.find(widget => widget.name === name).value = value }
+    const put = (name, value) => { variations.widgets.find(widget => widget.name === name).value = value }
     put("count", 2)
     put("seed", 31)
     put("control_after_generate", "fixed")
-    for (const [slot, name] of ["model", "clip", "vae"].entries()) {
-        tiny.connect(slot, variants, variants.findInputSlot(name))
-    }
-    start.connect(0, variants, variants.findInputSlot("session"))
-    variants.connect(0, pick, pick.findInputSlot("candidates"))
+    start.connect(0, variations, variations.findInputSlot("session"))
+    variations.connect(0, pick, pick.findInputSlot("variations"))
     return pick.id
+}"""
+# the session of Start reaches Drift over a Reroute node
+REROUTED = """id => {
+    const start = app.graph.getNodeById(id), drift = app.graph.nodes.find(node => node.type === "AnchorEditDrift")
+    const reroute = LiteGraph.createNode("Reroute")
+    app.graph.add(reroute)
+    reroute.pos = [820, 40]
+    start.connect(0, reroute, 0)
+    reroute.connect(0, drift, drift.findInputSlot("session"))
+}"""
+# what "Next turn" in a node's menu does
+MENU = """id => {
+    const node = app.graph.getNodeById(id), options = []
+    node.getExtraMenuOptions(app.canvas, options)
+    options[0].callback()
+}"""
+# two nodes as other packs have them, which carry the session by name to a Rewind; the ids of the first and of Rewind
+SET_AND_GET = """id => {
+    for (const kind of ["SetNode", "GetNode"]) {
+        class Carrier extends LiteGraph.LGraphNode {
+            constructor(title) {
+                super(title)
+                this.isVirtualNode = true
+                this.addWidget("text", "name", "session", () => {})
+                if (kind === "SetNode") this.addInput("*", "*")
+                else this.addOutput("*", "*")
+            }
+        }
+        LiteGraph.registerNodeType(kind, Object.assign(Carrier, { title: kind }))
+    }
+    const start = app.graph.getNodeById(id)
+    const [set, get, rewind] = ["SetNode", "GetNode", "AnchorEditRewind"].map((kind, index) => {
+        const node = LiteGraph.createNode(kind)
+        app.graph.add(node)
+        node.pos = [400 * index, 900]
+        return node
+    })
+    start.connect(0, set, 0)
+    get.connect(0, rewind, rewind.findInputSlot("session"))
+    return [set.id, rewind.id]
+}"""
+# puts a turn into a subgraph and presses "Next turn" on it in there
+INTO_SUBGRAPH = """id => {
+    const { subgraph } = app.graph.convertToSubgraph(new Set([app.graph.getNodeById(id)]))
+    app.canvas.setGraph?.(subgraph)
+    const first = subgraph.nodes.find(node => node.type === "AnchorEditTurn"), options = []
+    first.widgets.find(widget => widget.name === "seed").value = 55
+    first.getExtraMenuOptions(app.canvas, options)
+    options[0].callback()
+    const turns = subgraph.nodes.filter(node => node.type === "AnchorEditTurn")
+    const second = turns.find(node => node !== first)
+    const link = second && subgraph.getLink(second.inputs[second.findInputSlot("session")].link)
+    return {
+        turns: turns.length,
+        wired: link?.origin_id === first.id,
+        seed: second?.widgets.find(widget => widget.name === "seed").value === 55,
+    }
 }"""
 TYPING = "() => document.activeElement?.tagName === 'TEXTAREA' && document.activeElement.value === ''"
 STRIP = "() => app.graph.nodes.find(node => node.type === 'AnchorEditFilmstrip').properties.anchoredit_strip"
@@ -186,8 +238,9 @@ def test_next_turns_and_the_strip_survive_a_saved_workflow(page, host, pytestcon
     last, previous = (graph[str(node)]["inputs"] for node in reversed(added))
     assert (previous["instruction"], last["instruction"]) == ("make it night", "give it one eye")
     assert (previous["session"], last["session"]) == ([str(two[-1]), 0], [str(added[0]), 0])
-    for name in ("model", "clip", "vae", "seed", "steps", "cfg"):
+    for name in ("seed", "steps", "cfg"):
         assert last[name] == previous[name] == graph[str(two[-1])]["inputs"][name]
+    assert not {"model", "clip", "vae"} & set(last)  # a session is one wire
     strip = next(node for node in graph.values() if node["class_type"] == "AnchorEditFilmstrip")
     assert strip["inputs"]["session"] == [str(added[-1]), 0]
 
@@ -294,14 +347,64 @@ def test_next_turn_of_a_picked_candidate(page, host):
     next_turn(page, pick)
     page.keyboard.type("make it night")
     graph = page.evaluate("async () => (await app.graphToPrompt()).output")
-    turn, variants = (
+    turn, variations = (
         next(node["inputs"] for node in graph.values() if node["class_type"] == f"AnchorEdit{kind}")
-        for kind in ("Turn", "Variants")
+        for kind in ("Turn", "Variations")
     )
     assert turn["session"] == [str(pick), 0]
-    for name in ("model", "clip", "vae", "seed", "steps", "cfg"):
-        assert turn[name] == variants[name]
+    for name in ("seed", "steps", "cfg"):
+        assert turn[name] == variations[name]
     queue(page)
+
+
+def test_next_turn_behind_a_reroute_on_collapsed_and_pinned_nodes_and_after_undo(page, host):
+    start = page.evaluate(BARE)
+    page.evaluate(REROUTED, start)
+    next_turn(page, start)
+    (one,) = page.evaluate(TURNS)
+    graph = page.evaluate("async () => (await app.graphToPrompt()).output")
+    drift = next(node["inputs"] for node in graph.values() if node["class_type"] == "AnchorEditDrift")
+    assert drift["session"] == [str(one), 0]  # the reroute goes along with what hangs on it
+    page.evaluate("id => { app.graph.getNodeById(id).flags.pinned = true }", one)
+    next_turn(page, one)
+    page.evaluate("app.extensionManager.command.execute('Comfy.Undo')")
+    page.wait_for_function(f"({TURNS})().length === 1")
+    page.evaluate(MENU, one)  # what the button does, for a node whose button is not seen
+    page.wait_for_function(f"({TURNS})().length === 2")
+    two = page.evaluate(TURNS)[-1]
+    page.evaluate("id => app.graph.getNodeById(id).collapse()", two)
+    page.evaluate(MENU, two)
+    page.wait_for_function(f"({TURNS})().length === 3")
+    graph = page.evaluate("async () => (await app.graphToPrompt()).output")
+    sessions = [graph[str(turn)]["inputs"]["session"][0] for turn in page.evaluate(TURNS)]
+    assert sessions == [str(start), str(one), str(two)]
+    drift = next(node["inputs"] for node in graph.values() if node["class_type"] == "AnchorEditDrift")
+    assert drift["session"] == [str(page.evaluate(TURNS)[-1]), 0]
+
+
+def test_next_turn_over_set_and_get_nodes(page, host):
+    start = page.evaluate(BARE)
+    setter, rewind = page.evaluate(SET_AND_GET, start)
+    page.evaluate(MENU, start)
+    (one,) = page.evaluate(TURNS)
+    fed_by = "id => { const n = app.graph.getNodeById(id); return app.graph.getLink(n.inputs[0].link).origin_id }"
+    assert page.evaluate(fed_by, setter) == start  # a Rewind hangs on it, so the new turn is a branch
+    page.evaluate("id => { app.graph.getNodeById(id).widgets.find(w => w.name === 'seed').value = 77 }", one)
+    page.evaluate("([one, set]) => app.graph.getNodeById(one).connect(0, app.graph.getNodeById(set), 0)", [one, setter])
+    page.evaluate(MENU, rewind)
+    two = page.evaluate(TURNS)[-1]
+    seed = "id => app.graph.getNodeById(id).widgets.find(w => w.name === 'seed').value"
+    assert page.evaluate(seed, two) == 77  # the settings of the turn upstream, found through Get and Set
+
+
+def test_next_turn_in_a_subgraph(page, host):
+    start = page.evaluate(BARE)
+    page.evaluate(MENU, start)
+    (one,) = page.evaluate(TURNS)
+    if not page.evaluate("() => !!app.graph.convertToSubgraph"):
+        pytest.skip("this front end has no subgraphs")
+    inside = page.evaluate(INTO_SUBGRAPH, one)
+    assert inside["turns"] == 2 and inside["wired"] and inside["seed"]
 
 
 def next_turn(page: Page, node: int) -> None:
