@@ -459,8 +459,8 @@ def wan_setup(sheet: Sheet) -> None:
         (VAE, f"{COMFY_ORG}/vae/{VAE}", "vae"),
     ]
     model = sheet.add("AnchorEditLoadModel", (0, 80, 300, 220), model_name=setup.plain)
-    clip = sheet.add("CLIPLoader", (0, 380, 300, 110), models=files[:1], clip_name=TEXT_ENCODER, type="wan")
-    vae = sheet.add("VAELoader", (0, 560, 300, 60), models=files[1:], vae_name=VAE)
+    clip = sheet.add("CLIPLoader", (0, 440, 300, 110), models=files[:1], clip_name=TEXT_ENCODER, type="wan")
+    vae = sheet.add("VAELoader", (0, 612, 300, 60), models=files[1:], vae_name=VAE)
     image = sheet.add("LoadImage", (400, 80, 260, 330), image="example.png")
     policy = sheet.add("AnchorEditMemoryPolicy", (760, 330, 260, 290), model=model[0], image=image[0], **setup.policy)
     networks = {"model": model[0], "clip": clip[0], "vae": vae[0]}
