@@ -56,7 +56,7 @@ def main(argv: list[str]) -> int:
     for name, images in cases(sessions, args.turn, generator):
         counted = [n for n, edit in enumerate(edits) if name not in ("unchanged", "painted") or edit.kind != "null"]
         verdict = judge.judge(images[counted], source[counted], before[counted], [edits[n] for n in counted])
-        parts = (verdict.success, verdict.followed, verdict.untouched, verdict.identity)
+        parts = (verdict.success, verdict.followed, verdict.preservation, verdict.identity)
         shares = [part.float().mean().item() for part in parts]
         report[name] = {"images": len(counted), "accepted": round(shares[0], 4)}
         print(f"| {name} | " + " | ".join(f"{share:.1%}" for share in shares) + " |", flush=True)
@@ -75,20 +75,20 @@ def cases(sessions: Sessions, turn: int, generator: torch.Generator):
     with torch.no_grad():
         yield "round trip", torch.cat([vae.decode(vae.encode(part)).clamp(0, 1) for part in truth.split(8)])
     yield "unchanged", source
-    yield "another", render(after.with_facts(_other_edits(before, after, edits, generator)), _SIZE, _SIZE)
+    yield "another", render(after.with_attributes(_other_edits(before, after, edits, generator)), _SIZE, _SIZE)
     yield "shifted", torch.stack([image.roll(_SHIFT, dims=-1 - n % 2) for n, image in enumerate(truth)])
     columns = [TRAIT[name] for name in SUBJECT_TRAITS]
     identity = after.identity.clone()
     identity[:, columns] = torch.rand(len(identity), len(columns), generator=generator)
-    yield "identity", render(Scenes(after.facts, identity), _SIZE, _SIZE)
+    yield "identity", render(Scenes(after.attributes, identity), _SIZE, _SIZE)
     yield "painted", _painted(source, truth)
 
 
 def _other_edits(before: Scenes, after: Scenes, edits: list[Edit], generator: torch.Generator) -> Tensor:
-    """Facts [N, F] after some edit that leads elsewhere than the one that was asked for."""
+    """Attributes [N, F] after some edit that leads elsewhere than the one that was asked for."""
     rng: random.Random = python_rng(generator)
     rows = []
-    for facts, wanted in zip(before.facts.tolist(), after.facts.tolist(), strict=True):
+    for facts, wanted in zip(before.attributes.tolist(), after.attributes.tolist(), strict=True):
         other = wanted
         while other == wanted:
             other = sample_edit([facts], rng).apply(facts)

@@ -1,10 +1,12 @@
-"""Instructions of the studio: which edits a session allows, what each changes, and how people say it.
+"""Edits and instructions of the studio: which edits a session allows, what they change, how they are phrased.
 
-An `Edit` names its kind and the facts it changes; `apply` makes the next facts, `phrase` the words. An edit is
-only offered where exactly one image is right and where it shows: nothing is recoloured in black and white, no
-eyes are counted behind glasses, no small letters written in pixel art. What points back (undo, "bring back the
-hat", back to colour) is only offered while the state it points to is among those that an editor may still see, and
-what uncovers something (eyes behind glasses, colours) only while one of those shows it.
+An `Edit` has a kind and the attributes it changes; `Edit.apply` returns the next attributes, `phrase` the instruction.
+An edit is offered only where its result is visible and exactly one image is right: no new colour in black and white,
+no number of eyes behind glasses, no small letters in pixel art. Edits that refer to an earlier state (undo, "bring
+back the hat", back to colour) are offered only while an editor can still see that state, and edits that uncover
+something (eyes behind glasses, colours) only while a visible state shows it.
+
+A *state* is the attributes of a scene after so many edits; a *history* is a list of states, the source first.
 """
 
 from __future__ import annotations
@@ -19,12 +21,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-from .scene import COLUMN, CORNERS, FACTS, START_STYLE, START_TONE, WORN
+from .scene import ATTRIBUTES, COLUMN, CORNERS, START_STYLE, START_TONE, WORN
 
-_FACT_OF_KIND = {
+_ATTRIBUTE_OF_KIND = {
     "recolour": "colour",
     "background": "background",
-    "move": "place",
+    "move": "position",
     "resize": "size",
     "expression": "expression",
     "count": "eyes",
@@ -33,106 +35,104 @@ _FACT_OF_KIND = {
     "style": "style",
 }
 KINDS = (
-    *_FACT_OF_KIND,
+    *_ATTRIBUTE_OF_KIND,
     *("add", "remove", "replace", "black and white", "back to colour", "bring back", "undo", "null"),
 )
-POINTING_BACK = ("back to colour", "bring back", "undo")  # these need an earlier state than the one before
+POINTING_BACK = ("back to colour", "bring back", "undo")  # these refer to a state before the newest one
 LANGUAGES = ("en", "zh")
-MOST_UNDONE = 12  # edits that people take back by number; the phrasings have a word for each
-_PLACES = (*WORN, *CORNERS)  # where a thing can be
-_UNDO_ALL_SHARE = 0.25  # of undos that go back to the first image
+MOST_UNDONE = 12  # edits that an instruction undoes by number: instructions.json has a word for each number
+_OBJECT_ATTRIBUTES = (*WORN, *CORNERS)  # their values are objects, 0 being none
+_UNDO_ALL_SHARE = 0.25  # of undos that go back to the source
 
-Facts = Sequence[int]
+Attributes = Sequence[int]
 
 
 class Change(NamedTuple):
-    """One fact and its value before and after."""
+    """Hold one attribute and its value before and after an edit."""
 
-    fact: str
+    attribute: str
     old: int
     new: int
 
 
 @dataclass(frozen=True)
 class Edit:
-    """One instruction: its kind, what it changes (nothing for null), and for an undo the state it goes back to."""
+    """Describe one edit: its kind, its changes (none for null), and for an undo how many edits it undoes."""
 
     kind: str
     changes: tuple[Change, ...] = ()
-    undone: int = 0  # how many edits an undo takes back; -1: all, back to the first image
+    undone: int = 0  # -1: all, back to the source
 
-    def apply(self, facts: Facts) -> list[int]:
-        """Return the facts after this edit; `facts` itself stays."""
-        after = list(facts)
+    def apply(self, state: Attributes) -> list[int]:
+        """Return the attributes after this edit, a copy."""
+        after = list(state)
         for change in self.changes:
-            after[COLUMN[change.fact]] = change.new
+            after[COLUMN[change.attribute]] = change.new
         return after
 
 
-def possible_edits(kind: str, history: Sequence[Facts], visible: Sequence[int] | None = None) -> list[Edit]:
-    """Every edit of this kind that changes the newest of the states `history` (the source first) and shows in it.
+def possible_edits(kind: str, history: Sequence[Attributes], visible: Sequence[int] | None = None) -> list[Edit]:
+    """Return every edit of this kind that visibly changes the newest state of `history`.
 
-    `visible`: numbers of the states that an edit may point back to; all of them by default.
+    `visible`: indices of the states that an edit may refer to (default: all).
     """
-    facts = history[-1]
-    visible = range(len(history) - 1) if visible is None else [state for state in visible if state < len(history) - 1]
-    grey = facts[COLUMN["tone"]] != START_TONE
+    state = history[-1]
+    visible = range(len(history) - 1) if visible is None else [index for index in visible if index < len(history) - 1]
+    grey = state[COLUMN["tone"]] != START_TONE
     if kind == "null":
         return [Edit("null")]
     if kind == "black and white":
         return [] if grey else [Edit(kind, (Change("tone", START_TONE, 1),))]
     if kind == "back to colour":
-        known = all(_is_known(fact, history, visible, "tone", START_TONE) for fact in ("colour", "background"))
+        known = all(_is_known(name, history, visible, "tone", START_TONE) for name in ("colour", "background"))
         return [Edit(kind, (Change("tone", 1, START_TONE),))] if grey and known else []
     if kind == "undo":
-        return [undo(history, state) for state in visible if _can_undo(history, state)]
+        return [undo(history, index) for index in visible if _can_undo(history, index)]
     if kind == "bring back":
         return _bring_back(history, visible)
-    if kind == "count" and facts[COLUMN["glasses"]]:
+    if kind == "count" and state[COLUMN["glasses"]]:
         return []
-    if kind == "sign" and FACTS["style"][facts[COLUMN["style"]]] == "pixel art":
+    if kind == "sign" and ATTRIBUTES["style"][state[COLUMN["style"]]] == "pixel art":
         return []
     if kind in ("recolour", "background") and grey:
         return []
     if kind == "style":
-        plain = any(history[state][COLUMN["style"]] == START_STYLE for state in visible)
-        return [edit for edit in _edits(kind, "style", facts) if plain or edit.changes[0].new != START_STYLE]
-    if kind in _FACT_OF_KIND:
-        return _edits(kind, _FACT_OF_KIND[kind], facts)
+        plain = any(history[index][COLUMN["style"]] == START_STYLE for index in visible)
+        return [edit for edit in _edits(kind, "style", state) if plain or edit.changes[0].new != START_STYLE]
+    if kind in _ATTRIBUTE_OF_KIND:
+        return _edits(kind, _ATTRIBUTE_OF_KIND[kind], state)
     if kind == "remove":
         eyes = _is_known("eyes", history, visible, "glasses", 0)
-        things = [(place, value) for place, value in _things(facts) if place != "glasses" or eyes]
-        return [Edit(kind, (Change(place, value, 0),)) for place, value in things]
-    if kind == "replace":  # only things that have an alternative
-        edits = [edit for place, _ in _things(facts) for edit in _edits(kind, place, facts)]
+        objects = [(name, value) for name, value in _objects(state) if name != "glasses" or eyes]
+        return [Edit(kind, (Change(name, value, 0),)) for name, value in objects]
+    if kind == "replace":  # only where there is an alternative
+        edits = [edit for name, _ in _objects(state) for edit in _edits(kind, name, state)]
     else:
-        edits = [edit for place in _PLACES if not facts[COLUMN[place]] for edit in _edits(kind, place, facts)]
-    return [edit for edit in edits if edit.changes[0].new and _is_free(edit.changes[0], facts)]
+        edits = [edit for name in _OBJECT_ATTRIBUTES if not state[COLUMN[name]] for edit in _edits(kind, name, state)]
+    return [edit for edit in edits if edit.changes[0].new and _is_unique(edit.changes[0], state)]
 
 
-def undo(history: Sequence[Facts], state: int) -> Edit:
-    """Return the edit that makes the newest of the states `history` what it was at an earlier `state`."""
-    pairs = zip(FACTS, history[-1], history[state], strict=True)
-    undone = len(history) - 1 - state
-    all_of_several = state == 0 and undone > 1
-    changes = tuple(Change(fact, now, then) for fact, now, then in pairs if now != then)
+def undo(history: Sequence[Attributes], index: int) -> Edit:
+    """Return the edit from the newest state of `history` back to the earlier state `index`."""
+    pairs = zip(ATTRIBUTES, history[-1], history[index], strict=True)
+    undone = len(history) - 1 - index
+    all_of_several = index == 0 and undone > 1
+    changes = tuple(Change(name, now, then) for name, now, then in pairs if now != then)
     return Edit("undo", changes, -1 if all_of_several else undone)
 
 
 def sample_edit(
-    history: Sequence[Facts],
+    history: Sequence[Attributes],
     rng: random.Random,
     kinds: Sequence[str] = KINDS,
     visible: Sequence[int] | None = None,
     counts: Counter | None = None,
     shares: Mapping[str, float] = MappingProxyType({}),
 ) -> Edit:
-    """Return a random edit that the session allows.
+    """Sample an edit that the session allows and add its kind to `counts`.
 
-    Of the possible kinds the one that `counts` has least of, which it joins.
-
-    Kinds that are seldom possible catch up this way, so that over many sessions all come equally often, or as
-    often as their `shares` say, which are 1 if not given.
+    The kind is the possible one that `counts` has least of, relative to its share (default: 1). Kinds that are seldom
+    possible catch up this way, so that over many sessions all occur in proportion to `shares`.
     """
     counts = Counter() if counts is None else counts
     for kind in sorted(rng.sample(kinds, len(kinds)), key=lambda kind: counts[kind] / shares.get(kind, 1.0)):
@@ -144,78 +144,82 @@ def sample_edit(
 
 
 def phrase(edit: Edit, rng: random.Random, language: str = "en") -> str:
-    """One of the ways in which people ask for this edit; "" for null."""
-    said = _phrasings()[language]
+    """Sample an instruction that asks for this edit; "" for null."""
+    phrases = _phrases()[language]
     template = edit.kind
     words: dict[str, str] = {}
     if edit.kind == "undo":
         template = {1: "undo", -1: "undo all"}.get(edit.undone, "undo some")
-        words["number"] = said["numbers"][edit.undone] if edit.undone > 0 else ""
+        words["number"] = phrases["numbers"][edit.undone] if edit.undone > 0 else ""
     elif edit.changes:
-        fact, old, new = edit.changes[0]
+        attribute, old, new = edit.changes[0]
+        values = ATTRIBUTES[attribute]
         if edit.kind == "add":
-            template = "add worn" if fact in WORN else "add object"
-        if (special := f"{edit.kind} {FACTS[fact][new]}") in said["phrases"]:
+            template = "add worn" if attribute in WORN else "add object"
+        if (special := f"{edit.kind} {values[new]}") in phrases["phrases"]:
             template = special
-        name = FACTS[fact][old if edit.kind == "remove" or edit.kind == "replace" else new]
+        thing = values[old if edit.kind in ("remove", "replace") else new]
         words = {
-            "thing": said["names"].get(name, name),
-            "a_thing": said["with article"].get(name, name),
-            "other": said["with article"].get(FACTS[fact][new], FACTS[fact][new]),
-            "value": said["names"].get(FACTS[fact][new], FACTS[fact][new]),
-            "corner": said["names"].get(fact, fact),
+            "thing": phrases["names"].get(thing, thing),
+            "a_thing": phrases["with article"].get(thing, thing),
+            "other": phrases["with article"].get(values[new], values[new]),
+            "value": phrases["names"].get(values[new], values[new]),
+            "corner": phrases["names"].get(attribute, attribute),
         }
-    return rng.choice(said["phrases"][template]).format(**words)
+    return rng.choice(phrases["phrases"][template]).format(**words)
 
 
-def _edits(kind: str, fact: str, facts: Facts) -> list[Edit]:
-    old = facts[COLUMN[fact]]
-    return [Edit(kind, (Change(fact, old, new),)) for new in range(len(FACTS[fact])) if new != old]
+def _edits(kind: str, attribute: str, state: Attributes) -> list[Edit]:
+    """Return an edit to every other value of an attribute."""
+    old = state[COLUMN[attribute]]
+    return [Edit(kind, (Change(attribute, old, new),)) for new in range(len(ATTRIBUTES[attribute])) if new != old]
 
 
-def _things(facts: Facts) -> list[tuple[str, int]]:
-    """Where something is, and what."""
-    return [(place, facts[COLUMN[place]]) for place in _PLACES if facts[COLUMN[place]]]
+def _objects(state: Attributes) -> list[tuple[str, int]]:
+    """Return the attributes that hold an object, with their values."""
+    return [(name, state[COLUMN[name]]) for name in _OBJECT_ATTRIBUTES if state[COLUMN[name]]]
 
 
-def _is_known(fact: str, history: Sequence[Facts], visible: Sequence[int], cover: str, bare: int) -> bool:
-    """Whether a visible state shows the newest value of a fact, uncovered: the fact `cover` has the value `bare`."""
-    seen = [history[state] for state in visible if history[state][COLUMN[cover]] == bare]
-    return any(facts[COLUMN[fact]] == history[-1][COLUMN[fact]] for facts in seen)
+def _is_known(attribute: str, history: Sequence[Attributes], visible: Sequence[int], cover: str, bare: int) -> bool:
+    """Say whether a visible state shows the newest value of an attribute.
 
-
-def _is_free(change: Change, facts: Facts) -> bool:
-    """Whether no other corner holds the object already."""
-    return change.fact in WORN or all(facts[COLUMN[corner]] != change.new for corner in CORNERS)
-
-
-def _can_undo(history: Sequence[Facts], state: int) -> bool:
-    """Whether going back to `state` changes something, and by no other way than the words say.
-
-    An edit that changed nothing in between would make "the last change" ambiguous.
+    A state shows it if the attribute `cover`, which may hide it, has the value `bare`.
     """
-    steps = range(state, len(history) - 1)
-    return all(list(history[step]) != list(history[step + 1]) for step in steps) and list(history[state]) != list(
-        history[-1]
-    )
+    column = COLUMN[attribute]
+    seen = [history[index] for index in visible if history[index][COLUMN[cover]] == bare]
+    return any(state[column] == history[-1][column] for state in seen)
 
 
-def _bring_back(history: Sequence[Facts], visible: Sequence[int]) -> list[Edit]:
-    """Things that are gone but were there in a visible state, if their place is free and there is only one such."""
-    facts = history[-1]
+def _is_unique(change: Change, state: Attributes) -> bool:
+    """Say whether no corner has the new object already."""
+    return change.attribute in WORN or all(state[COLUMN[corner]] != change.new for corner in CORNERS)
+
+
+def _can_undo(history: Sequence[Attributes], index: int) -> bool:
+    """Say whether going back to the state `index` changes something and can be said without ambiguity.
+
+    An edit in between that changed nothing would make "the last change" ambiguous.
+    """
+    states = [list(state) for state in history[index:]]
+    return states[0] != states[-1] and all(before != after for before, after in zip(states, states[1:]))
+
+
+def _bring_back(history: Sequence[Attributes], visible: Sequence[int]) -> list[Edit]:
+    """Return edits that restore an object of a visible state where its attribute is empty and it is the only one."""
+    state = history[-1]
     gone: dict[str, set[Change]] = {}
-    for state in visible:
-        for place, value in _things(history[state]):
-            change = Change(place, 0, value)
-            if not facts[COLUMN[place]] and _is_free(change, facts):
-                gone.setdefault(FACTS[place][value], set()).add(change)
+    for index in visible:
+        for name, value in _objects(history[index]):
+            change = Change(name, 0, value)
+            if not state[COLUMN[name]] and _is_unique(change, state):
+                gone.setdefault(ATTRIBUTES[name][value], set()).add(change)
     return [Edit("bring back", tuple(changes)) for changes in gone.values() if len(changes) == 1]
 
 
 def _pick(kind: str, edits: list[Edit], rng: random.Random) -> Edit:
-    if kind == "add":  # a worn thing or an object, evenly; there are many more of the latter
-        worn = [edit for edit in edits if edit.changes[0].fact in WORN]
-        objects = [edit for edit in edits if edit.changes[0].fact not in WORN]
+    if kind == "add":  # an accessory or an object, evenly: there are many more objects
+        worn = [edit for edit in edits if edit.changes[0].attribute in WORN]
+        objects = [edit for edit in edits if edit.changes[0].attribute not in WORN]
         edits = rng.choice([group for group in (worn, objects) if group])
     if kind == "undo":  # mostly the last change
         last = [edit for edit in edits if edit.undone == 1]
@@ -225,5 +229,5 @@ def _pick(kind: str, edits: list[Edit], rng: random.Random) -> Edit:
 
 
 @cache
-def _phrasings() -> dict[str, dict]:
+def _phrases() -> dict[str, dict]:
     return json.loads((Path(__file__).parent / "instructions.json").read_text("utf-8"))

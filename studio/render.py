@@ -1,9 +1,9 @@
-"""Draws scenes: anti-aliased, any size and aspect, all images of a batch at once, on any device.
+"""The renderer of scenes: anti-aliased, any size and aspect ratio, a whole batch at once, on any device.
 
-Every shape is a signed distance in pixels, negative inside; its coverage is that distance clamped over one
-pixel, and layers are painted from back to front. The look (lighting, tone, style) comes last, over everything.
+Every shape is a signed distance in pixels, negative inside; its coverage is that distance clamped over one pixel, and
+layers are painted from back to front. Lighting, tone and style are applied last, to the whole image.
 
-Legend: N scenes, H, W image; (u, v) coordinates of a shape's own, its radius being 1.
+Shapes: N scenes, image height H and width W; (u, v) are coordinates in units of a shape's radius.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .scene import CORNERS, FACTS, OBJECTS, Scenes
+from .scene import ATTRIBUTES, CORNERS, OBJECTS, Scenes
 
 Layer = Callable[[Tensor, Scenes], Tensor]  # (image so far [N, 3, H, W], scenes) -> image
 
@@ -42,24 +42,24 @@ _OBJECT_RGB = {  # main and second colour
     "tree": ((0.13, 0.50, 0.22), (0.45, 0.28, 0.14)),
 }
 _RADIUS = (0.175, 0.22, 0.27)  # of the subject, by size, in short sides of the image
-_PLACE = (0.3, 0.5, 0.7)
+_POSITION = (0.3, 0.5, 0.7)  # of the subject's centre, in widths
 _HEIGHT = 0.62  # of the subject's centre below the upper edge
 _CORNER_SIDE = 0.235  # of the square in which a corner object is drawn, in short sides
 _SIGN = (0.5, 0.105, 0.16, 0.085)  # centre x and y, half width and half height: x in widths, the rest in short sides
-_REACH_U, _REACH_V = (-1.6, 1.6), (-1.85, 1.45)  # what the creature and its shadow cover, in radii
-# What of that its parts cover, wherever identity puts them: (low u, high u), (low v, high v)
+_BOUNDS_U, _BOUNDS_V = (-1.6, 1.6), (-1.85, 1.45)  # of the creature and its shadow, in radii
+# Bounds of its parts for any identity: (low u, high u), (low v, high v)
 _EARS, _MARKS, _FACE = ((-1.6, 1.6), (-1.7, 0.1)), ((-1.0, 1.0), (-1.0, 1.0)), ((-0.95, 0.95), (-0.75, 1.0))
 _HAT, _CROWN = ((-0.65, 0.65), (-1.6, -0.75)), ((-0.5, 0.5), (-1.4, -0.7))
 _GLASSES, _BOW_TIE = ((-0.85, 0.85), (-0.5, 0.0)), ((-0.5, 0.5), (0.6, 1.2))
-_ROOM = 12  # pixels more for its outline, which is wide at the tips of narrow ears
+_MARGIN = 12  # pixels around the bounds, for the outline, which is wide at the tips of narrow ears
 _LIGHT_RGB = ((1.0, 1.0, 1.0), (1.03, 0.80, 0.62), (0.40, 0.48, 0.78))  # day, sunset, night
-_PALE = 0.5  # how much white pastel mixes in
+_PASTEL_WHITE = 0.5  # share of white in pastel
 _PIXELS = 32  # of pixel art on the short side
 _LUMINANCE = (0.299, 0.587, 0.114)  # Rec. 601
 
 
 def render(scenes: Scenes, height: int, width: int, layers: Sequence[Layer] | None = None) -> Tensor:
-    """Images [N, 3, H, W] float32 in 0..1 on the scenes' device. `layers`: those of `compiled_layers`, if any."""
+    """Render images [N, 3, H, W] float32 in 0..1 on the scenes' device; `layers` may be those of `compiled_layers`."""
     image = torch.ones(len(scenes), 3, height, width, device=scenes.identity.device)
     for layer in layers or LAYERS:
         image = layer(image, scenes)
@@ -67,15 +67,15 @@ def render(scenes: Scenes, height: int, width: int, layers: Sequence[Layer] | No
 
 
 def compiled_layers() -> tuple[Layer, ...]:
-    """Return the layers as fused loops, several times faster; compiled anew for every size and number of scenes.
+    """Return the layers as fused loops, several times faster; each size and number of scenes is compiled again.
 
-    One by one, because the compiler makes a slow loop of all of them together.
+    Each layer is compiled by itself: compiled together they become one slow loop.
     """
     return tuple(torch.compile(layer, dynamic=False) for layer in LAYERS)
 
 
 def background_rgb(index: Tensor) -> Tensor:
-    """Background colours [N, 3]: paler than the subject's of the same name, so that both stay visible."""
+    """Return background colours [N, 3], paler than the subject's of the same name, so that both stay visible."""
     return 0.58 * _palette(index) + 0.36 * torch.tensor((1.0, 1.0, 1.0), device=index.device) - 0.02
 
 
@@ -83,7 +83,7 @@ def _paint_background(image: Tensor, scenes: Scenes) -> Tensor:
     (height, width), device = image.shape[-2:], image.device
     y = ((torch.arange(height, device=device) + 0.5) / height)[None, :, None]  # [1, H, 1]
     x = ((torch.arange(width, device=device) + 0.5) / width)[None, None, :]  # [1, 1, W]
-    rgb = background_rgb(scenes.fact("background"))[:, :, None, None]
+    rgb = background_rgb(scenes.attribute("background"))[:, :, None, None]
     sky = 1.06 - _column(scenes, "sky") * 0.22 * y.flip(1)
     hill = 0.74 + 0.08 * _column(scenes, "horizon")
     wave = torch.sin(x * 7.0 + _column(scenes, "hill_phase") * 6.28) * (0.012 + 0.03 * _column(scenes, "hill_height"))
@@ -95,30 +95,30 @@ def _paint_subject(image: Tensor, scenes: Scenes) -> Tensor:
     height, width = image.shape[-2:]
     device = image.device
     short = min(height, width)
-    radius = torch.tensor(_RADIUS, device=device)[scenes.fact("size")][:, None, None] * short  # [N, 1, 1] pixels
-    centre_x = torch.tensor(_PLACE, device=device)[scenes.fact("place")][:, None, None] * width
+    radius = torch.tensor(_RADIUS, device=device)[scenes.attribute("size")][:, None, None] * short  # [N, 1, 1] pixels
+    centre_x = torch.tensor(_POSITION, device=device)[scenes.attribute("position")][:, None, None] * width
     u = (torch.arange(width, device=device)[None, None, :] + 0.5 - centre_x) / radius
     v = (torch.arange(height, device=device)[None, :, None] + 0.5 - _HEIGHT * height) / radius
-    rows, columns = _reached(v, _ROOM / radius, *_REACH_V), _reached(u, _ROOM / radius, *_REACH_U)
+    rows, columns = _span(v, _MARGIN / radius, *_BOUNDS_V), _span(u, _MARGIN / radius, *_BOUNDS_U)
     u, v = torch.broadcast_tensors(u[:, :, columns], v[:, rows])
     image = image.clone()
     image[:, :, rows, columns] = _paint_creature(image[:, :, rows, columns], u, v, radius, scenes)
     return image
 
 
-def _reached(line: Tensor, room: Tensor | float, low: float, high: float) -> slice:
-    """Return the part of a line of coordinates between the two, and some room, for any scene.
+def _span(line: Tensor, margin: Tensor | float, low: float, high: float) -> slice:
+    """Return the part of a line of coordinates from `low` to `high` with a margin, in any of the scenes.
 
-    All of it while compiling.
+    While compiling it is the whole line.
     """
     if torch.compiler.is_compiling():
         return slice(None)
-    inside = ((line > low - room) & (line < high + room)).flatten(1).any(dim=0).nonzero()
+    inside = ((line > low - margin) & (line < high + margin)).flatten(1).any(dim=0).nonzero()
     return slice(int(inside[0]), int(inside[-1]) + 1) if len(inside) else slice(0, 0)
 
 
 def _paint_creature(image: Tensor, u: Tensor, v: Tensor, radius: Tensor, scenes: Scenes) -> Tensor:
-    first = _palette(scenes.fact("colour"))
+    first = _palette(scenes.attribute("colour"))
     second = _second_rgb(scenes)
 
     shadow = _coverage(_ellipse(u, v - 1.06, 0.95, 0.16) * radius)
@@ -132,20 +132,19 @@ def _paint_creature(image: Tensor, u: Tensor, v: Tensor, radius: Tensor, scenes:
     image = _paint(image, inside * _pattern(u, v, scenes, radius), second, shade)
     image = _paint_within(_MARKS, _paint_marks, image, u, v, radius, scenes, inside)
     image = _paint_within(_FACE, _paint_face, image, u, v, radius, scenes)
-    for reach, painter, fact, value in _WORN:
-        worn = _is(scenes, fact, value)
+    for bounds, painter, attribute, value in _WORN:
+        worn = _is(scenes, attribute, value)
         if _occurs(worn):
-            image = _paint_within(reach, painter, image, u, v, radius, scenes, worn)
+            image = _paint_within(bounds, painter, image, u, v, radius, scenes, worn)
     return image
 
 
-def _paint_within(reach, painter: Callable[..., Tensor], image: Tensor, u, v, radius, scenes, *masks: Tensor) -> Tensor:
-    """Return what a painter makes of the part that it can reach, painted on the image itself.
-
-    `reach` are its bounds in u and in v; `masks`, [N, H, W] or [N, 1, 1], are cut alike.
-    """
-    rows = _reached(v[:, :, :1], _ROOM / radius, *reach[1])
-    columns = _reached(u[:, :1], _ROOM / radius, *reach[0])
+def _paint_within(
+    bounds, painter: Callable[..., Tensor], image: Tensor, u, v, radius, scenes, *masks: Tensor
+) -> Tensor:
+    """Paint within bounds in u and v, in place unless compiling; `masks` [N, H, W] or [N, 1, 1] are cropped alike."""
+    rows = _span(v[:, :, :1], _MARGIN / radius, *bounds[1])
+    columns = _span(u[:, :1], _MARGIN / radius, *bounds[0])
     masks = tuple(mask if mask.shape[-1] == 1 else mask[:, rows, columns] for mask in masks)
     part = painter(image[:, :, rows, columns], u[:, rows, columns], v[:, rows, columns], radius, scenes, *masks)
     if torch.compiler.is_compiling():
@@ -155,12 +154,12 @@ def _paint_within(reach, painter: Callable[..., Tensor], image: Tensor, u, v, ra
 
 
 def _paint_ears(image: Tensor, u: Tensor, v: Tensor, radius: Tensor, scenes: Scenes) -> Tensor:
-    first, second = _palette(scenes.fact("colour")), _second_rgb(scenes)
+    first, second = _palette(scenes.attribute("colour")), _second_rgb(scenes)
     length = 0.30 + 0.5 * _column(scenes, "ear_length")
     ear_width = 0.16 + 0.16 * _column(scenes, "ear_width")
     spread = 0.35 + 0.35 * _column(scenes, "ear_spread")
     for side in (-1, 1):
-        # an ear leans outwards by its spread
+        # an ear leans outwards in proportion to its spread
         lean = side * spread * 0.7
         a = (u - side * spread) * torch.cos(lean) + (v + 0.80) * torch.sin(lean)
         b = -(u - side * spread) * torch.sin(lean) + (v + 0.80) * torch.cos(lean)
@@ -171,7 +170,7 @@ def _paint_ears(image: Tensor, u: Tensor, v: Tensor, radius: Tensor, scenes: Sce
 
 
 def _outline(u: Tensor, v: Tensor, scenes: Scenes) -> Tensor:
-    """Signed distance of the body's outline, in radii: a circle with three harmonics, stretched."""
+    """Return the signed distance to the body's outline, in radii: a circle with three harmonics, stretched."""
     aspect = 0.86 + 0.28 * _column(scenes, "aspect")
     x, y = u / aspect, v
     rho = torch.sqrt(x * x + y * y).clamp(min=1e-4)
@@ -181,13 +180,13 @@ def _outline(u: Tensor, v: Tensor, scenes: Scenes) -> Tensor:
     cos5, sin5 = cos3 * cos2 - sin3 * sin2, sin3 * cos2 + cos3 * sin2
     bulge = torch.zeros_like(rho)
     for order, (cos, sin), most in ((2, (cos2, sin2), 0.12), (3, (cos3, sin3), 0.10), (5, (cos5, sin5), 0.07)):
-        turn = _column(scenes, f"turn{order}") * 6.28
-        bulge = bulge + most * _column(scenes, f"bulge{order}") * (torch.cos(turn) * cos + torch.sin(turn) * sin)
+        phase = _column(scenes, f"phase{order}") * 6.28
+        bulge = bulge + most * _column(scenes, f"bulge{order}") * (torch.cos(phase) * cos + torch.sin(phase) * sin)
     return rho - 0.94 - bulge
 
 
 def _pattern(u: Tensor, v: Tensor, scenes: Scenes, radius: Tensor) -> Tensor:
-    """Coverage of the second colour on the body: stripes, dots or a belly, by the trait `pattern`."""
+    """Return the coverage of the second colour on the body: stripes, dots or a belly, by the trait `pattern`."""
     kind = (_column(scenes, "pattern") * 3).floor()
     angle = _column(scenes, "pattern_angle") * math.pi
     frequency = 3.6 + 2.2 * _column(scenes, "pattern_scale")
@@ -217,7 +216,7 @@ def _paint_face(image: Tensor, u: Tensor, v: Tensor, radius: Tensor, scenes: Sce
     spacing = 0.28 + 0.12 * _column(scenes, "eye_spacing")
     size = 0.18 + 0.06 * _column(scenes, "eye_size")
     bare = 1 - _is(scenes, "glasses", 1)  # dark glasses hide the eyes, whatever their size
-    # one eye stands in the middle and is large, three stand side by side and are small
+    # a single eye is large and in the middle, three are small and side by side
     for count, scale, sides in ((0, 1.35, (0,)), (1, 1.0, (-1, 1)), (2, 0.8, (-1.3, 0, 1.3))):
         there = _is(scenes, "eyes", count) * bare
         for side in sides if _occurs(there) else ():
@@ -251,7 +250,7 @@ def _paint_crown(image: Tensor, u: Tensor, v: Tensor, radius: Tensor, scenes: Sc
 
 
 def _paint_glasses(image: Tensor, u: Tensor, v: Tensor, radius: Tensor, scenes: Scenes, worn: Tensor) -> Tensor:
-    """One dark visor over however many eyes there are."""
+    """Paint one dark visor over any number of eyes."""
     visor = torch.maximum(_box(u, v + 0.24, 0.80, 0.21), (u.abs() + (v + 0.24).abs() * 0.7) - 0.84)
     shine = torch.maximum((u - 0.3 + (v + 0.24) * 0.8).abs() - 0.10, (v + 0.24).abs() - 0.14)
     image = _paint(image, _coverage(visor * radius) * worn, (0.08, 0.08, 0.12))
@@ -295,7 +294,7 @@ def _paint_corner(image: Tensor, scenes: Scenes, corner: str) -> None:
 
 
 def _object_shape(name: str, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Signed distances of an object and of the part in its second colour."""
+    """Return the signed distances to an object and to the part in its second colour."""
     rho, angle = torch.sqrt(u * u + v * v).clamp(min=1e-4), torch.atan2(u, -v)
     if name == "star":
         spike = torch.arccos(torch.cos(5 * angle).clamp(-1, 1)) / math.pi
@@ -317,14 +316,14 @@ def _object_shape(name: str, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _paint_sign(image: Tensor, scenes: Scenes) -> Tensor:
-    """Return a wooden board that hangs from the upper edge, with what is written on it."""
+    """Paint a wooden board that hangs from the upper edge, with its text."""
     height, width = image.shape[-2:]
     short = min(height, width)
     x, y, _, half_height = _SIGN
     unit = half_height * short  # pixels in half the board's height
     u = (torch.arange(width, device=image.device)[None, None, :] + 0.5 - x * width) / unit
     v = (torch.arange(height, device=image.device)[None, :, None] + 0.5 - y * short) / unit
-    rows, columns = _reached(v, 2 / unit, -1.5, 1.0), _reached(u, 2 / unit, -2.0, 2.0)
+    rows, columns = _span(v, 2 / unit, -1.5, 1.0), _span(u, 2 / unit, -2.0, 2.0)
     u, v = torch.broadcast_tensors(u[:, :, columns], v[:, rows])
     image = image.clone()
     image[:, :, rows, columns] = _paint_board(image[:, :, rows, columns], u, v, unit, scenes)
@@ -337,21 +336,21 @@ def _paint_board(image: Tensor, u: Tensor, v: Tensor, unit: float, scenes: Scene
     ropes = torch.maximum((u.abs() - 1.3).abs() - 0.05, v + 1.0)
     image = _paint(image, _coverage(ropes * unit).expand(len(scenes), -1, -1), _INK)
     image = _paint_outlined(image, (board * unit).expand(len(scenes), -1, -1), (0.93, 0.82, 0.62))
-    for value in range(1, len(FACTS["sign"])):
+    for value in range(1, len(ATTRIBUTES["sign"])):
         there = _is(scenes, "sign", value)
         if _occurs(there):
-            written = _writing(FACTS["sign"][value], u, v) * unit
-            rgb = (0.80, 0.10, 0.22) if FACTS["sign"][value] == "heart" else _INK
+            written = _writing(ATTRIBUTES["sign"][value], u, v) * unit
+            rgb = (0.80, 0.10, 0.22) if ATTRIBUTES["sign"][value] == "heart" else _INK
             image = _paint(image, _coverage(written) * there, rgb)
     return image
 
 
 def _writing(text: str, u: Tensor, v: Tensor) -> Tensor:
-    """Signed distance of a heart, or of letters made of strokes: each letter two high, centred at its place."""
+    """Return the signed distance to a heart, or to letters made of strokes, each two units high."""
     if text == "heart":
         return _object_shape("heart", u / 0.72, v / 0.72)[0] * 0.72
-    places = [(index - (len(text) - 1) / 2) * 1.45 for index in range(len(text))]
-    return torch.stack([_letter(letter, u - at, v) for letter, at in zip(text, places)]).amin(dim=0)
+    centres = [(index - (len(text) - 1) / 2) * 1.45 for index in range(len(text))]
+    return torch.stack([_letter(letter, u - centre, v) for letter, centre in zip(text, centres)]).amin(dim=0)
 
 
 def _letter(letter: str, u: Tensor, v: Tensor) -> Tensor:
@@ -367,23 +366,24 @@ def _letter(letter: str, u: Tensor, v: Tensor) -> Tensor:
 
 
 def _segment(u: Tensor, v: Tensor, u0: float, v0: float, u1: float, v1: float) -> Tensor:
-    """Distance to the segment from (u0, v0) to (u1, v1)."""
+    """Return the distance to the segment from (u0, v0) to (u1, v1)."""
     du, dv = u1 - u0, v1 - v0
     along = (((u - u0) * du + (v - v0) * dv) / (du * du + dv * dv)).clamp(0, 1)
     return torch.sqrt((u - u0 - along * du) ** 2 + (v - v0 - along * dv) ** 2 + 1e-9)
 
 
-def _look(image: Tensor, scenes: Scenes) -> Tensor:
-    """Return the light that falls on everything, then the tone of the film, then the style of the drawing."""
+def _apply_global_attributes(image: Tensor, scenes: Scenes) -> Tensor:
+    """Apply the lighting, then the tone, then the style to the whole image."""
     image = image.clamp(0, 1)
     height, width = image.shape[-2:]
-    light = torch.tensor(_LIGHT_RGB, device=image.device)[scenes.fact("lighting")][:, :, None, None]  # [N, 3, 1, 1]
+    lighting = scenes.attribute("lighting")
+    light = torch.tensor(_LIGHT_RGB, device=image.device)[lighting][:, :, None, None]  # [N, 3, 1, 1]
     low = ((torch.arange(height, device=image.device) + 0.5) / height)[None, None, :, None]  # 1 at the ground
-    fall = torch.where(scenes.fact("lighting")[:, None, None, None] == 0, 1.0, 0.90 + 0.2 * low)
+    fall = torch.where(lighting[:, None, None, None] == 0, 1.0, 0.90 + 0.2 * low)
     image = (image * light * fall).clamp(0, 1)
     grey = (image * torch.tensor(_LUMINANCE, device=image.device)[:, None, None]).sum(dim=1, keepdim=True)
     image = torch.where(_is(scenes, "tone", 1)[:, None] > 0, grey, image)
-    image = image + _PALE * _is(scenes, "style", 1)[:, None] * (1 - image)
+    image = image + _PASTEL_WHITE * _is(scenes, "style", 1)[:, None] * (1 - image)
     pixelled = _is(scenes, "style", 2)[:, None]
     if not _occurs(pixelled):
         return image
@@ -394,7 +394,7 @@ def _look(image: Tensor, scenes: Scenes) -> Tensor:
 
 
 def _ellipse(u: Tensor, v: Tensor, a, b) -> Tensor:
-    """Distance to an ellipse with half axes (a, b): exact for a circle, good near the edge otherwise."""
+    """Return the distance to an ellipse with half axes (a, b): exact for a circle, good near the edge otherwise."""
     smaller = min(a, b) if isinstance(a, float) and isinstance(b, float) else torch.minimum(*_tensors(a, b))
     return (torch.sqrt((u / a) ** 2 + (v / b) ** 2 + 1e-9) - 1) * smaller
 
@@ -409,12 +409,12 @@ def _box(u: Tensor, v: Tensor, a: float, b: float) -> Tensor:
 
 
 def _coverage(distance: Tensor) -> Tensor:
-    """1 inside, 0 outside, linear over the pixel at the edge. Distance in pixels."""
+    """Return 1 inside, 0 outside, linear over the pixel at the edge; the distance is in pixels."""
     return (0.5 - distance).clamp(0, 1)
 
 
 def _paint(image: Tensor, coverage: Tensor, rgb, shade: Tensor | float = 1.0) -> Tensor:
-    """`rgb` ([N, 3] or a triple), times `shade`, blended over `image` [N, 3, H, W] by `coverage` [N, H, W]."""
+    """Blend `rgb` ([N, 3] or a triple), times `shade`, over `image` [N, 3, H, W] by `coverage` [N, H, W]."""
     rgb = torch.as_tensor(rgb, device=image.device, dtype=image.dtype)
     rgb = rgb.reshape(-1, 3, 1, 1) * (shade[:, None] if isinstance(shade, Tensor) else shade)
     return torch.lerp(image, rgb, coverage[:, None])
@@ -425,13 +425,13 @@ def _paint_outlined(image: Tensor, distance: Tensor, rgb, line: float = 1.2, whe
     return _paint(image, _coverage(distance) * where, rgb)
 
 
-def _is(scenes: Scenes, fact: str, value: int) -> Tensor:
-    """1 for the scenes in which the fact has this value, else 0: [N, 1, 1]."""
-    return (scenes.fact(fact) == value)[:, None, None].float()
+def _is(scenes: Scenes, attribute: str, value: int) -> Tensor:
+    """Return 1 for the scenes in which the attribute has this value, else 0: [N, 1, 1]."""
+    return (scenes.attribute(attribute) == value)[:, None, None].float()
 
 
 def _occurs(there: Tensor) -> bool:
-    """Whether a layer has to be painted at all; always while compiling, which knows no values."""
+    """Say whether a part has to be painted in any scene; always while compiling, where values are unknown."""
     return torch.compiler.is_compiling() or bool(there.any())
 
 
@@ -444,7 +444,7 @@ def _palette(index: Tensor) -> Tensor:
 
 
 def _second_rgb(scenes: Scenes) -> Tensor:
-    """Return the identity's own colour [N, 3], from hue, saturation and value."""
+    """Return the second colour [N, 3], a trait of identity, from hue, saturation and value."""
     hue = scenes.trait("hue2")[:, None] * 6 + torch.tensor((0.0, 4.0, 2.0), device=scenes.identity.device)
     pure = ((hue.remainder(6) - 3).abs() - 1).clamp(0, 1)
     saturation = 0.35 + 0.55 * scenes.trait("saturation2")[:, None]
@@ -452,10 +452,10 @@ def _second_rgb(scenes: Scenes) -> Tensor:
     return value * (1 - saturation * (1 - pure))
 
 
-_WORN = (  # what covers it, its painter, and the fact that says it is worn
+_WORN = (  # bounds, painter, and the attribute and value of each accessory
     (_HAT, _paint_hat, "headwear", 1),
     (_CROWN, _paint_crown, "headwear", 2),
     (_GLASSES, _paint_glasses, "glasses", 1),
     (_BOW_TIE, _paint_bow_tie, "bow tie", 1),
 )
-LAYERS: tuple[Layer, ...] = (_paint_background, _paint_subject, _paint_corners, _paint_sign, _look)
+LAYERS: tuple[Layer, ...] = (_paint_background, _paint_subject, _paint_corners, _paint_sign, _apply_global_attributes)

@@ -94,13 +94,13 @@ def test_sources_that_run_in_comfyui_can_be_read_as_cp1252():
 UNDER_A_BARE_LOCALE = """
 import locale, sys
 from pathlib import Path
-from studio.instructions import _phrasings
+from studio.instructions import _phrases
 from train.config_io import load_config
 from train.data.convert import convert_folders, convert_table
 from train.data.session import Problems
 
 assert "utf" not in locale.getpreferredencoding(False).lower()
-_phrasings()
+_phrases()
 folder, problems = Path(sys.argv[1]), Problems()
 (listed,) = convert_folders(folder / "lists", "zh", problems)
 (written,) = convert_folders(folder / "texts", "zh", problems)

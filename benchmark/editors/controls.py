@@ -54,7 +54,7 @@ class ShuffledEditor(Editor):
 
     def edit(self, instruction: str) -> Tensor:
         edits = self.drawn.sessions.edits[self._turn]
-        facts = self._scene.facts[0].tolist()
+        facts = self._scene.attributes[0].tolist()
         wanted = edits[self._session].apply(facts)
         others = [edit.apply(facts) for edit in (*edits[self._session + 1 :], *edits[: self._session])]
         wrong = next((other for other in others if other != wanted), None)
@@ -64,5 +64,5 @@ class ShuffledEditor(Editor):
                 "Ask for more --sessions, or for a --protocol that asks for something",
             )
         self._turn += 1
-        self._scene = self._scene.with_facts(torch.tensor([wrong]))
+        self._scene = self._scene.with_attributes(torch.tensor([wrong]))
         return render(self._scene, *self._size)[0]

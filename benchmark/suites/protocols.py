@@ -27,14 +27,14 @@ from studio.instructions import (
     LANGUAGES,
     MOST_UNDONE,
     POINTING_BACK,
+    Attributes,
     Change,
     Edit,
-    Facts,
     phrase,
     possible_edits,
     sample_edit,
 )
-from studio.scene import CORNERS, FACTS, Scenes, sample_scenes
+from studio.scene import ATTRIBUTES, CORNERS, Scenes, sample_scenes
 from studio.sessions import Sessions, pick_language, python_rng, sample_sessions, visible_states
 
 _PLAIN_KINDS = tuple(kind for kind in KINDS if kind not in (*POINTING_BACK, "black and white", "null"))
@@ -71,8 +71,8 @@ class ProtocolSessions:
 class _Draft:
     """One session while it is written: states (the source first), edits and marks."""
 
-    def __init__(self, source: Facts, rng: random.Random):
-        self.history: list[Facts] = [source]
+    def __init__(self, source: Attributes, rng: random.Random):
+        self.history: list[Attributes] = [source]
         self.edits: list[Edit] = []
         self.marks: list[Probe] = []
         self.rng = rng
@@ -108,7 +108,7 @@ class Protocol:
 
     write: Callable[[_Draft, int], None] | None
     least_turns: int = 1
-    suits: Callable[[Facts], bool] = lambda facts: True
+    suits: Callable[[Attributes], bool] = lambda facts: True
 
 
 def draw_protocol_sessions(
@@ -128,22 +128,24 @@ def draw_protocol_sessions(
         )
     source = _sources(count, generator, protocol.suits)
     rng = python_rng(generator)
-    drafts = [_Draft(facts, rng) for facts in source.facts.tolist()]
+    drafts = [_Draft(facts, rng) for facts in source.attributes.tolist()]
     for draft in drafts:
         protocol.write(draft, turns)
-    scenes = [source.with_facts(torch.tensor([draft.history[state] for draft in drafts])) for state in range(turns + 1)]
+    scenes = [
+        source.with_attributes(torch.tensor([draft.history[state] for draft in drafts])) for state in range(turns + 1)
+    ]
     edits = [[draft.edits[turn] for draft in drafts] for turn in range(turns)]
     texts = [[phrase(edit, rng, pick_language(languages, rng)) for edit in row] for row in edits]
     return ProtocolSessions(Sessions(scenes, edits, texts), [draft.marks for draft in drafts])
 
 
-def _sources(count: int, generator: torch.Generator, suits: Callable[[Facts], bool]) -> Scenes:
+def _sources(count: int, generator: torch.Generator, suits: Callable[[Attributes], bool]) -> Scenes:
     """`count` random scenes that suit."""
     kept: list[Scenes] = []
     while sum(map(len, kept)) < count:
         scenes = sample_scenes(count, generator)
-        kept.append(scenes[torch.tensor([suits(facts) for facts in scenes.facts.tolist()])])
-    return Scenes(torch.cat([s.facts for s in kept])[:count], torch.cat([s.identity for s in kept])[:count])
+        kept.append(scenes[torch.tensor([suits(facts) for facts in scenes.attributes.tolist()])])
+    return Scenes(torch.cat([s.attributes for s in kept])[:count], torch.cat([s.identity for s in kept])[:count])
 
 
 # ---------------------------------------------------------------- the protocols
@@ -159,7 +161,7 @@ def _a_b_a(draft: _Draft, turns: int) -> None:
         draft.fill(len(draft.edits) + 1, (*_PLAIN_KINDS, "black and white"))
         if len(draft.edits) < turns:
             draft.add(_way_back(draft.edits[-1]))
-            draft.mark("the first image again", tuple(FACTS))
+            draft.mark("the first image again", tuple(ATTRIBUTES))
 
 
 def _black_and_white(draft: _Draft, turns: int) -> None:
@@ -176,7 +178,7 @@ def _late_reference(draft: _Draft, turns: int) -> None:
 
     def elsewhere(edit: Edit) -> bool:
         """Leaves the place alone and puts no second such thing anywhere: "the star" must stay one thing."""
-        return not any(change.fact == place or _is_thing(change, place, thing) for change in edit.changes)
+        return not any(change.attribute == place or _is_thing(change, place, thing) for change in edit.changes)
 
     draft.fill(draft.rng.randint(1, min(2, turns - 1)) - 1, allowed=elsewhere)
     draft.add(removal)
@@ -191,9 +193,9 @@ def _late_reference(draft: _Draft, turns: int) -> None:
 def _sanctioned(draft: _Draft, turns: int) -> None:
     fact = draft.rng.choice(tuple(_SANCTIONED))
     edits = [edit for kind in _SANCTIONED[fact] for edit in possible_edits(kind, draft.history)]
-    draft.add_one_of([edit for edit in edits if edit.changes[0].fact == fact])
+    draft.add_one_of([edit for edit in edits if edit.changes[0].attribute == fact])
     for turn in range(2, turns + 1):
-        draft.fill(turn, allowed=lambda edit: edit.changes[0].fact != fact)
+        draft.fill(turn, allowed=lambda edit: edit.changes[0].attribute != fact)
         draft.mark(f"{fact} of turn 1", (fact,))
 
 
@@ -208,19 +210,19 @@ def _undo(draft: _Draft, turns: int) -> None:
     draft.add_one_of(ways)
     undo = draft.edits[-1]
     what = "back to the first image" if undo.undone < 0 else "back to an earlier turn"
-    draft.mark(what, [change.fact for change in undo.changes])
+    draft.mark(what, [change.attribute for change in undo.changes])
 
 
 def _way_back(edit: Edit) -> Edit:
-    changes = tuple(Change(change.fact, change.new, change.old) for change in edit.changes)
+    changes = tuple(Change(change.attribute, change.new, change.old) for change in edit.changes)
     return Edit(_WAY_BACK.get(edit.kind, edit.kind), changes)
 
 
 def _is_thing(change: Change, place: str, thing: int) -> bool:
-    return place in CORNERS and change.fact in CORNERS and change.new == thing
+    return place in CORNERS and change.attribute in CORNERS and change.new == thing
 
 
-def _has_a_thing(facts: Facts) -> bool:
+def _has_a_thing(facts: Attributes) -> bool:
     return bool(possible_edits("remove", [facts]))
 
 

@@ -33,7 +33,7 @@ from anchoredit_model.drift.metrics import drift
 from anchoredit_model.errors import AnchorEditError
 from studio.instructions import Edit
 from studio.render import render
-from studio.scene import FACTS, Scenes
+from studio.scene import ATTRIBUTES, Scenes
 
 from ..editors.base import Editor
 from .protocols import ProtocolSessions
@@ -60,7 +60,7 @@ def run_session(
     believed, turns = scenes[0], []
     for turn, edit in enumerate(edits, start=1):
         verdict = judge.judge(images[turn][None], images[turn - 1][None], believed, [edit])
-        before, believed = believed, believed.with_facts(verdict.facts)
+        before, believed = believed, believed.with_attributes(verdict.attributes)
         turns.append(
             {
                 "instruction": texts[turn - 1],
@@ -68,7 +68,7 @@ def run_session(
                 "moot": _is_moot(edit, before),
                 "asked": _asked(edit),
                 "followed": bool(verdict.followed),
-                "untouched": bool(verdict.untouched),
+                "untouched": bool(verdict.preservation),
                 "identity": bool(verdict.identity),
                 "damage": round(float(verdict.damage), DIGITS),
                 "likeness": round(float(verdict.likeness), DIGITS),
@@ -118,15 +118,17 @@ def edit_session(
 
 
 def _is_moot(edit: Edit, believed: Scenes) -> bool:
-    return bool(edit.changes) and all(int(believed.fact(change.fact)) == change.new for change in edit.changes)
+    return bool(edit.changes) and all(
+        int(believed.attribute(change.attribute)) == change.new for change in edit.changes
+    )
 
 
 def _asked(edit: Edit) -> dict[str, str]:
-    return {change.fact: FACTS[change.fact][change.new] for change in edit.changes}
+    return {change.attribute: ATTRIBUTES[change.attribute][change.new] for change in edit.changes}
 
 
 def _wrong(read: Scenes, truth: Scenes) -> dict[str, str]:
-    pairs = zip(FACTS.items(), read.facts[0].tolist(), truth.facts[0].tolist())
+    pairs = zip(ATTRIBUTES.items(), read.attributes[0].tolist(), truth.attributes[0].tolist())
     return {name: values[seen] for (name, values), seen, true in pairs if seen != true}
 
 

@@ -12,7 +12,7 @@ from anchoredit_model.pipeline import TINY, AnchorEditPipeline
 from studio.instructions import Change, Edit
 from studio.judge import Judge
 from studio.render import render
-from studio.scene import FACTS, sample_scenes
+from studio.scene import ATTRIBUTES, sample_scenes
 from studio.sessions import held_out_generator
 
 
@@ -34,7 +34,9 @@ def test_it_is_small_and_made_for_comfyui(pipeline):
 def test_it_edits_over_three_turns(pipeline):
     """What it does surest, as a sign that the files hold a trained model; how good it is the benchmark says."""
     scenes = sample_scenes(80, held_out_generator(11))
-    scenes = scenes[(scenes.fact("background") < 3) & (scenes.fact("place") == 1) & (scenes.fact("lighting") == 0)][:3]
+    scenes = scenes[
+        (scenes.attribute("background") < 3) & (scenes.attribute("position") == 1) & (scenes.attribute("lighting") == 0)
+    ][:3]
     chain = [
         ("make the background blue", "background", "background", "blue"),
         ("write OK on the sign", "sign", "sign", "OK"),
@@ -46,9 +48,9 @@ def test_it_edits_over_three_turns(pipeline):
         previous = render(believed, 128, 128)
         memory = pipeline.start(previous[0])
         for words, kind, fact, value in chain:
-            change = Change(fact, int(believed.fact(fact)[0]), FACTS[fact].index(value))
+            change = Change(fact, int(believed.attribute(fact)[0]), ATTRIBUTES[fact].index(value))
             memory = pipeline.turn(memory, words, seed=number)
             image = pipeline.image(memory)[None]
             verdict = judge.judge(image, previous, believed, [Edit(kind, (change,))])
             assert verdict.followed[0], (number, words)
-            previous, believed = image, believed.with_facts(verdict.facts)
+            previous, believed = image, believed.with_attributes(verdict.attributes)

@@ -26,10 +26,10 @@ ASKED = ["--sessions", str(SESSIONS), "--turns", str(TURNS), "--size", "32"]
 @dataclass
 class Verdict:
     followed: torch.Tensor
-    facts: torch.Tensor
+    attributes: torch.Tensor
     damage: torch.Tensor
 
-    untouched = identity = likeness = property(lambda self: self.followed)
+    preservation = identity = likeness = property(lambda self: self.followed)
 
 
 class StrictJudge:
@@ -39,10 +39,12 @@ class StrictJudge:
         self.limits = thresholds
 
     def judge(self, images, previous, believed, edits):
-        asked = torch.tensor([edit.apply(facts) for edit, facts in zip(edits, believed.facts.tolist(), strict=True)])
-        away = (render(believed.with_facts(asked), *images.shape[-2:]) - images).abs().mean(dim=(1, 2, 3))
+        asked = torch.tensor(
+            [edit.apply(facts) for edit, facts in zip(edits, believed.attributes.tolist(), strict=True)]
+        )
+        away = (render(believed.with_attributes(asked), *images.shape[-2:]) - images).abs().mean(dim=(1, 2, 3))
         right = away < 0.5 / 255
-        return Verdict(right, torch.where(right[:, None], asked, believed.facts), away)
+        return Verdict(right, torch.where(right[:, None], asked, believed.attributes), away)
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ from anchoredit_model.pipeline import TINY
 from studio.instructions import KINDS, Change, Edit, sample_edit
 from studio.judge import Judge, Thresholds
 from studio.render import render
-from studio.scene import COLUMN, FACTS, SUBJECT_TRAITS, TRAIT, Scenes
+from studio.scene import ATTRIBUTES, COLUMN, SUBJECT_TRAITS, TRAIT, Scenes
 from studio.sessions import Sessions, held_out_generator, sample_sessions
 
 SIDE, COUNT, TURN = 128, 34, 2  # the third edit of each session: all kinds occur
@@ -38,7 +38,7 @@ def test_the_truth_is_a_success(case):
     before, after, edits, source, truth = case
     verdict = Judge().judge(truth, source, before, edits)
     assert {edit.kind for edit in edits} == set(KINDS)
-    assert verdict.success.all() and torch.equal(verdict.facts, after.facts)
+    assert verdict.success.all() and torch.equal(verdict.attributes, after.attributes)
     assert verdict.damage.max() < 1e-5 and verdict.shift.max() < 1e-3 and verdict.likeness.min() > 0.99
 
 
@@ -68,7 +68,7 @@ def test_another_creature_is_no_success(case):
     columns = [TRAIT[name] for name in SUBJECT_TRAITS]
     identity = after.identity.clone()
     identity[:, columns] = torch.rand(COUNT, len(columns), generator=torch.Generator().manual_seed(1))
-    verdict = Judge().judge(render(Scenes(after.facts, identity), SIDE, SIDE), source, before, edits)
+    verdict = Judge().judge(render(Scenes(after.attributes, identity), SIDE, SIDE), source, before, edits)
     assert not verdict.identity.any()
 
 
@@ -76,17 +76,17 @@ def test_another_creature_is_no_success(case):
 def test_another_edit_is_no_success(case):
     before, after, edits, source, _ = case
     rng, wrong = random.Random(2), []
-    for facts, wanted in zip(before.facts.tolist(), after.facts.tolist()):
+    for attributes, wanted in zip(before.attributes.tolist(), after.attributes.tolist()):
         other = wanted
         while other == wanted:
-            other = sample_edit([facts], rng).apply(facts)
+            other = sample_edit([attributes], rng).apply(attributes)
         wrong.append(other)
-    images = render(after.with_facts(torch.tensor(wrong)), SIDE, SIDE)
+    images = render(after.with_attributes(torch.tensor(wrong)), SIDE, SIDE)
     assert not successes(images, source, before, edits).any()
 
 
 @pytest.mark.slow
-def test_a_image_painted_over_in_the_right_colour_is_no_success():
+def test_an_image_painted_over_in_the_right_colour_is_no_success():
     sessions = sample_sessions(12, 1, held_out_generator(22), kinds=("recolour", "background"))
     (edits,), before, after = sessions.edits, sessions.scenes[0], sessions.scenes[1]
     source, truth = render(before, SIDE, SIDE), render(after, SIDE, SIDE)
@@ -101,28 +101,28 @@ def test_an_earlier_failure_is_not_counted_again():
     """The editor did not put the hat on; what it does next is judged from what it has."""
     sessions = sample_sessions(6, 1, held_out_generator(23), kinds=("null",))
     scenes = sessions.scenes[0]
-    facts = scenes.facts.clone()
-    facts[:, COLUMN["headwear"]], facts[:, COLUMN["background"]] = 0, 1
-    bare = scenes.with_facts(facts)
+    attributes = scenes.attributes.clone()
+    attributes[:, COLUMN["headwear"]], attributes[:, COLUMN["background"]] = 0, 1
+    bare = scenes.with_attributes(attributes)
     hat = Edit("add", (Change("headwear", 0, 1),))
     background = Edit("background", (Change("background", 1, 4),))
     judge, source = Judge(), render(bare, SIDE, SIDE)
     first = judge.judge(source, source, bare, [hat] * len(bare))
-    assert not first.followed.any() and torch.equal(first.facts, facts)
-    facts[:, COLUMN["background"]] = 4
-    then = render(bare.with_facts(facts), SIDE, SIDE)
-    assert judge.judge(then, source, bare.with_facts(first.facts), [background] * len(bare)).success.all()
+    assert not first.followed.any() and torch.equal(first.attributes, attributes)
+    attributes[:, COLUMN["background"]] = 4
+    then = render(bare.with_attributes(attributes), SIDE, SIDE)
+    assert judge.judge(then, source, bare.with_attributes(first.attributes), [background] * len(bare)).success.all()
 
 
 @pytest.mark.slow
-def test_facts_are_read_from_the_image():
+def test_attributes_are_read_from_the_image():
     kinds = [kind for kind in KINDS if kind != "null"]
     was, now = sample_sessions(len(kinds), 1, held_out_generator(24), kinds=kinds).scenes
     images = render(now, SIDE, SIDE)
     for number, image in enumerate(images):
-        facts = Judge().read(image, was[number : number + 1], list(FACTS))
-        (changed,) = (was.facts[number] != now.facts[number]).nonzero().flatten().tolist()
-        assert facts[changed] == now.facts[number, changed]
+        attributes = Judge().read_attributes(image, was[number : number + 1], list(ATTRIBUTES))
+        (changed,) = (was.attributes[number] != now.attributes[number]).nonzero().flatten().tolist()
+        assert attributes[changed] == now.attributes[number, changed]
 
 
 @pytest.mark.slow
@@ -144,4 +144,4 @@ def test_a_blot_anywhere_is_damage(case):
     blotted[:, :, 60:72, 2:14] = torch.tensor((0.0, 1.0, 0.0))[:, None, None]
     seen = [number for number, edit in enumerate(edits) if edit.kind in ("count", "sign", "expression", "resize")]
     verdict = Judge().judge(blotted[seen], source[seen], before[seen], [edits[number] for number in seen])
-    assert not verdict.untouched.any()
+    assert not verdict.preservation.any()

@@ -1,4 +1,4 @@
-"""The studio: the same from the same seed, true to its facts, every kind equally often, references with referents."""
+"""The studio: reproducible, true to its attributes, every kind equally often, references have referents."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from anchoredit_model.errors import AnchorEditError
 from studio.instructions import KINDS, LANGUAGES, POINTING_BACK, phrase, possible_edits, undo
 from studio.render import LAYERS, render
-from studio.scene import COLUMN, CORNERS, FACTS, START_STYLE, START_TONE, Scenes, sample_scenes
+from studio.scene import ATTRIBUTES, COLUMN, CORNERS, START_STYLE, START_TONE, Scenes, sample_scenes
 from studio.sessions import (
     INSTRUCTION_SLOTS,
     held_out_generator,
@@ -27,9 +27,9 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def histories(seed: int, count: int, turns: int) -> list[list[list[int]]]:
-    """The facts of every state of `count` sessions."""
+    """The attributes of every state of `count` sessions."""
     scenes = sample_sessions(count, turns, generator(seed)).scenes
-    return [list(states) for states in zip(*(state.facts.tolist() for state in scenes))]
+    return [list(states) for states in zip(*(state.attributes.tolist() for state in scenes))]
 
 
 def test_the_same_seed_gives_the_same_sessions():
@@ -49,15 +49,17 @@ def test_every_kind_comes_equally_often():
         assert all(abs(count / 100 - 1) < 0.05 for count in counts.values()), counts
 
 
-def test_an_edit_changes_the_facts_it_names_and_never_the_identity():
+def test_an_edit_changes_the_attributes_it_names_and_never_the_identity():
     sessions = sample_sessions(80, 4, generator(3))
     for before, after, edits in zip(sessions.scenes, sessions.scenes[1:], sessions.edits):
         assert torch.equal(before.identity, after.identity)
-        for was, now, edit in zip(before.facts.tolist(), after.facts.tolist(), edits):
-            changed = {name for name in FACTS if was[COLUMN[name]] != now[COLUMN[name]]}
-            assert changed == {change.fact for change in edit.changes}
+        for was, now, edit in zip(before.attributes.tolist(), after.attributes.tolist(), edits):
+            changed = {name for name in ATTRIBUTES if was[COLUMN[name]] != now[COLUMN[name]]}
+            assert changed == {change.attribute for change in edit.changes}
             assert len(changed) == 1 or (edit.kind == "undo" and changed) or edit.kind == "null"
-            assert all((was[COLUMN[fact]], now[COLUMN[fact]]) == (old, new) for fact, old, new in edit.changes)
+            assert all(
+                (was[COLUMN[attribute]], now[COLUMN[attribute]]) == (old, new) for attribute, old, new in edit.changes
+            )
 
 
 def test_shares_say_how_often_kinds_come():
@@ -74,26 +76,26 @@ def test_shares_say_how_often_kinds_come():
 
 def test_in_a_star_every_edit_starts_from_the_source():
     sessions = sample_sessions(30, 3, generator(4), star=True)
-    source = sessions.scenes[0].facts.tolist()
+    source = sessions.scenes[0].attributes.tolist()
     for after, edits in zip(sessions.scenes[1:], sessions.edits):
-        assert after.facts.tolist() == [edit.apply(facts) for edit, facts in zip(edits, source)]
+        assert after.attributes.tolist() == [edit.apply(attributes) for edit, attributes in zip(edits, source)]
 
 
 def test_what_points_back_has_a_visible_referent():
     for states in histories(5, 150, 5):
         for turn in range(1, 6):
             history, seen = states[:turn], visible_states(turn)
-            facts, shown = history[-1], [history[state] for state in seen if state < turn - 1]
+            attributes, shown = history[-1], [history[state] for state in seen if state < turn - 1]
             if possible_edits("back to colour", history, seen):
-                assert facts[COLUMN["tone"]] != START_TONE
+                assert attributes[COLUMN["tone"]] != START_TONE
                 assert any(state[COLUMN["tone"]] == START_TONE for state in shown)
             for edit in possible_edits("bring back", history, seen):
-                ((place, old, new),) = edit.changes
-                assert facts[COLUMN[place]] == old == 0 and any(state[COLUMN[place]] == new for state in shown)
-                names = [FACTS[corner][facts[COLUMN[corner]]] for corner in CORNERS]
-                assert FACTS[place][new] not in names
+                ((name, old, new),) = edit.changes
+                assert attributes[COLUMN[name]] == old == 0 and any(state[COLUMN[name]] == new for state in shown)
+                names = [ATTRIBUTES[corner][attributes[COLUMN[corner]]] for corner in CORNERS]
+                assert ATTRIBUTES[name][new] not in names
             for edit in possible_edits("undo", history, seen):
-                assert edit.apply(facts) in shown
+                assert edit.apply(attributes) in shown
             for edit in possible_edits("style", history, seen):
                 plain = any(state[COLUMN["style"]] == START_STYLE for state in shown)
                 assert edit.changes[0].new != START_STYLE or plain
@@ -107,22 +109,22 @@ def test_what_an_edit_uncovers_can_be_known():
         for turn in range(1, 6):
             history, seen = states[:turn], visible_states(turn)
             shown = [history[state] for state in seen if state < turn - 1]
-            bare = [facts for facts in shown if not facts[COLUMN["glasses"]]]
-            coloured = [facts for facts in shown if facts[COLUMN["tone"]] == START_TONE]
-            removed = [edit.changes[0].fact for edit in possible_edits("remove", history, seen)]
-            eyes = history[-1][COLUMN["eyes"]] in [facts[COLUMN["eyes"]] for facts in bare]
+            bare = [attributes for attributes in shown if not attributes[COLUMN["glasses"]]]
+            coloured = [attributes for attributes in shown if attributes[COLUMN["tone"]] == START_TONE]
+            removed = [edit.changes[0].attribute for edit in possible_edits("remove", history, seen)]
+            eyes = history[-1][COLUMN["eyes"]] in [attributes[COLUMN["eyes"]] for attributes in bare]
             assert ("glasses" in removed) == bool(history[-1][COLUMN["glasses"]] and eyes)
             uncovered += "glasses" in removed
             if possible_edits("back to colour", history, seen):
-                for fact in colours:
-                    assert history[-1][COLUMN[fact]] in [facts[COLUMN[fact]] for facts in coloured]
+                for attribute in colours:
+                    assert history[-1][COLUMN[attribute]] in [attributes[COLUMN[attribute]] for attributes in coloured]
                 uncovered += 1
     assert uncovered > 50
     source = sample_sessions(1, 1, generator(1)).scenes[0]
-    hidden = source.with_facts(source.facts.clone())
-    hidden.facts[0, COLUMN["glasses"]] = 1
-    others = hidden.with_facts(hidden.facts.clone())
-    others.facts[0, COLUMN["eyes"]] = (others.facts[0, COLUMN["eyes"]] + 1) % 3
+    hidden = source.with_attributes(source.attributes.clone())
+    hidden.attributes[0, COLUMN["glasses"]] = 1
+    others = hidden.with_attributes(hidden.attributes.clone())
+    others.attributes[0, COLUMN["eyes"]] = (others.attributes[0, COLUMN["eyes"]] + 1) % 3
     assert torch.equal(render(hidden, 128, 128), render(others, 128, 128))
 
 
@@ -135,8 +137,8 @@ def test_undo_goes_back_to_any_state():
 @pytest.mark.slow
 def test_objects_stand_once_and_edits_show():
     for states in histories(7, 150, 5):
-        for facts in states:
-            standing = [facts[COLUMN[corner]] for corner in CORNERS if facts[COLUMN[corner]]]
+        for attributes in states:
+            standing = [attributes[COLUMN[corner]] for corner in CORNERS if attributes[COLUMN[corner]]]
             assert len(standing) == len(set(standing))
     sessions = sample_sessions(170, 3, generator(8))
     for before, after, edits in zip(sessions.scenes, sessions.scenes[1:], sessions.edits):
@@ -156,7 +158,7 @@ def test_words_name_what_the_edit_does(language):
                 assert (text == "") == (kind == "null") and "{" not in text
                 # the same words never ask for two things
                 what = edit.undone if kind == "undo" else tuple((c.old, c.new) for c in edit.changes)
-                where = edit.changes[0].fact if kind == "add" else ""
+                where = edit.changes[0].attribute if kind == "add" else ""
                 if kind in (
                     "add",
                     "recolour",
@@ -173,9 +175,9 @@ def test_words_name_what_the_edit_does(language):
                     text, (kind, what, where)
                 ) == (kind, what, where)
                 if language == "en" and kind in ("remove", "replace"):
-                    assert FACTS[edit.changes[0].fact][edit.changes[0].old] in text
+                    assert ATTRIBUTES[edit.changes[0].attribute][edit.changes[0].old] in text
                 if language == "en" and kind in ("recolour", "move", "replace", "bring back", "lighting"):
-                    assert FACTS[edit.changes[0].fact][edit.changes[0].new] in text
+                    assert ATTRIBUTES[edit.changes[0].attribute][edit.changes[0].new] in text
 
 
 def test_both_languages_are_spoken():
@@ -199,9 +201,9 @@ def test_instruction_labels_fit_their_slots():
 
 def test_a_corner_object_changes_only_its_corner():
     scenes = sample_scenes(4, generator(12))
-    facts = scenes.facts.clone()
-    facts[:, COLUMN["top left"]] = (facts[:, COLUMN["top left"]] + 1) % 7
-    changed = (render(scenes, 64, 80) - render(scenes.with_facts(facts), 64, 80)).abs().amax(dim=(0, 1)) > 0
+    attributes = scenes.attributes.clone()
+    attributes[:, COLUMN["top left"]] = (attributes[:, COLUMN["top left"]] + 1) % 7
+    changed = (render(scenes, 64, 80) - render(scenes.with_attributes(attributes), 64, 80)).abs().amax(dim=(0, 1)) > 0
     assert changed[:20, :20].any() and not changed[20:].any() and not changed[:, 20:].any()
 
 
@@ -234,7 +236,7 @@ def test_parts_are_painted_as_far_as_they_reach(monkeypatch, size):
     """Whatever identity makes of the creature: painting everywhere draws the same."""
     generator = torch.Generator().manual_seed(4)
     scenes = sample_scenes(48, generator)
-    scenes = Scenes(scenes.facts, (scenes.identity > 0.5).float())  # every trait as far as it goes
+    scenes = Scenes(scenes.attributes, (scenes.identity > 0.5).float())  # every trait as far as it goes
     drawn = torch.cat([render(scenes[number : number + 1], *size) for number in range(len(scenes))])
-    monkeypatch.setattr("studio.render._reached", lambda *_: slice(None))
+    monkeypatch.setattr("studio.render._span", lambda *_: slice(None))
     torch.testing.assert_close(drawn, render(scenes, *size), atol=1e-5, rtol=0)

@@ -99,10 +99,10 @@ def test_editors_without_a_model(drawn, source):
     truths = [render(scenes[4:5], SIZE, SIZE)[0] for scenes in drawn.sessions.scenes[1:]]
     assert all(map(torch.equal, edit("oracle"), truths))
     assert all(torch.equal(image, source) for image in edit("no-op"))
-    facts = drawn.sessions.scenes[0].facts[4].tolist()
+    facts = drawn.sessions.scenes[0].attributes[4].tolist()
     shuffled = edit("shuffled")
     others = [edit.apply(facts) for n, edit in enumerate(drawn.sessions.edits[0]) if n != 4]
-    drawn = [render(drawn.sessions.scenes[0][4:5].with_facts(torch.tensor([o])), SIZE, SIZE)[0] for o in others]
+    drawn = [render(drawn.sessions.scenes[0][4:5].with_attributes(torch.tensor([o])), SIZE, SIZE)[0] for o in others]
     assert not torch.equal(shuffled[0], truths[0]) and any(torch.equal(shuffled[0], other) for other in drawn)
 
 

@@ -10,7 +10,7 @@ import torch
 from anchoredit_model.errors import AnchorEditError
 from benchmark.suites.protocols import PROTOCOLS, ProtocolSessions, draw_protocol_sessions
 from studio.instructions import LANGUAGES, POINTING_BACK, phrase
-from studio.scene import COLUMN, CORNERS, FACTS, WORN
+from studio.scene import ATTRIBUTES, COLUMN, CORNERS, WORN
 from studio.sessions import held_out_generator
 
 SESSIONS = 24
@@ -25,13 +25,13 @@ def walks(name: str, turns: int):
     """Per session: its states as {fact: value}, the source first; its edits; its marks."""
     drawn = trial_of(name, turns)
     for n in range(SESSIONS):
-        states = [dict(zip(FACTS, scenes.facts[n].tolist(), strict=True)) for scenes in drawn.sessions.scenes]
+        states = [dict(zip(ATTRIBUTES, scenes.attributes[n].tolist(), strict=True)) for scenes in drawn.sessions.scenes]
         assert len(states) == turns + 1
         yield states, [row[n] for row in drawn.sessions.edits], drawn.marks[n]
 
 
 def changed(before: State, after: State) -> set[str]:
-    return {fact for fact in FACTS if before[fact] != after[fact]}
+    return {fact for fact in ATTRIBUTES if before[fact] != after[fact]}
 
 
 def lengths(name: str) -> list[int]:
@@ -45,9 +45,9 @@ CASES = [(name, turns) for name in PROTOCOLS for turns in lengths(name)]
 def test_every_state_follows_from_its_edit_and_every_mark_from_its_turn(name, turns):
     for states, edits, marks in walks(name, turns):
         for before, edit, after in zip(states, edits, states[1:], strict=False):
-            assert all(before[change.fact] == change.old for change in edit.changes)
-            assert after == before | {change.fact: change.new for change in edit.changes}
-        assert all(1 <= mark.turn <= turns and set(mark.facts) <= set(FACTS) for mark in marks)
+            assert all(before[change.attribute] == change.old for change in edit.changes)
+            assert after == before | {change.attribute: change.new for change in edit.changes}
+        assert all(1 <= mark.turn <= turns and set(mark.facts) <= set(ATTRIBUTES) for mark in marks)
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
@@ -138,5 +138,5 @@ def test_what_cannot_be_is_refused():
 
 
 def test_a_source_without_a_thing_serves_no_late_reference():
-    sources = trial_of("late-reference", 2).sessions.scenes[0].facts
+    sources = trial_of("late-reference", 2).sessions.scenes[0].attributes
     assert (sources[:, [COLUMN[place] for place in (*WORN, *CORNERS)]] > 0).any(dim=1).all()
