@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+Time = TypeVar("Time", float, Tensor)  # of all frames, or one each [B, F]
 # (x [C, h, w], time 0..1000) -> flow [C, h, w]; with several seeds both have a batch in front
 Denoiser = Callable[[Tensor, float], Tensor]
 # (steps done, steps in all, present x0 [C, h, w]); may raise to stop
@@ -127,12 +129,14 @@ def nearest_sigma(time: Tensor, grid: Tensor) -> Tensor:
     return grid[(grid * 1000 - time[..., None]).abs().argmin(dim=-1)]
 
 
-def guided(conditional: Denoiser, unconditional: Denoiser, cfg: float) -> Denoiser:
+def guided(
+    conditional: Callable[[Tensor, Time], Tensor], unconditional: Callable[[Tensor, Time], Tensor], cfg: float
+) -> Callable[[Tensor, Time], Tensor]:
     """Return v_u + g (v_c - v_u) (https://arxiv.org/abs/2207.12598); at g = 1 the second forward is left out."""
     if cfg == 1:
         return conditional
 
-    def denoiser(x: Tensor, time: float) -> Tensor:
+    def denoiser(x: Tensor, time: Time) -> Tensor:
         flow = unconditional(x, time)
         return flow + cfg * (conditional(x, time) - flow)
 

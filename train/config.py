@@ -17,7 +17,7 @@ from anchoredit_model.config import EditConfig, TransformerConfig
 from anchoredit_model.errors import AnchorEditError
 
 from .stages.degrade import DegradationConfig
-from .stages.timesteps import TimeSampling
+from .stages.timesteps import TimestepConfig
 
 _FOUR_STEPS = (1000.0, 750.0, 500.0, 250.0)
 
@@ -130,7 +130,7 @@ class EngineConfig:
 
 
 @dataclass(frozen=True)
-class AdapterConfig:
+class LoraConfig:
     """Low-rank adapters (https://arxiv.org/abs/2106.09685) in place of all weights; rank 0: none.
 
     The same ones go through all stages, so that the last LoRA file belongs to the weights that the first began with; a
@@ -209,7 +209,7 @@ class PretrainConfig(StageConfig):
     edit_region_weight   how much more than the whole image that which an edit changes counts, whatever its size
     """
 
-    times: TimeSampling = field(default_factory=TimeSampling)
+    times: TimestepConfig = field(default_factory=TimestepConfig)
     identity: float = 0.1
     dropout: float = 0.05
     edit_region_weight: float = 0.0
@@ -222,7 +222,7 @@ class CausalConfig(StageConfig):
     forcing            "teacher": every noisy turn behind a history at t = 0, all in one forward; "diffusion": one
                        sequence of noisy frames, some of which stand behind a history at t = 0; "bidirectional": one
                        noisy turn behind a history that sees it, as in Wan's own model, only to compare
-    clean_history      in diffusion forcing, how often that is
+    clean_history_prob      in diffusion forcing, how often that is
     times              of the noisy turns
     first_turns, turns sessions grow from so many turns to so many, the last count being reached at `turns_end`
     turn_weight        alpha: turn number p of 0..1 weighs 1 + alpha * p
@@ -233,15 +233,15 @@ class CausalConfig(StageConfig):
                        missed; only in teacher forcing, for a model that is sampled by re-noising at those times
     degrade            whether histories are damaged, by `degradations`
     rollout            the form of self-rollout: "cached", as inference does it, "one_pass" or "none"
-    rollout_peak       probability that a frame of the history is the model's own, from `rollout_end` on; none
+    rollout_prob       probability that a frame of the history is the model's own, from `rollout_end` on; none
                        before `rollout_start`, both shares of the budget
     rollout_share      of the steps in which there is any
     rollout_steps      of the sampler
     """
 
     forcing: str = "teacher"
-    clean_history: float = 0.5
-    times: TimeSampling = field(default_factory=TimeSampling)
+    clean_history_prob: float = 0.5
+    times: TimestepConfig = field(default_factory=TimestepConfig)
     first_turns: int = 2
     turns: int = 5
     turns_end: float = 0.3
@@ -254,7 +254,7 @@ class CausalConfig(StageConfig):
     rollout: str = "cached"
     rollout_start: float = 0.1
     rollout_end: float = 0.6
-    rollout_peak: float = 0.8
+    rollout_prob: float = 0.8
     rollout_share: float = 0.5
     rollout_steps: int = 4
 
@@ -302,7 +302,7 @@ class ConsistencyConfig(StageConfig):
 
 
 @dataclass(frozen=True)
-class MatchingConfig(StageConfig):
+class DistributionMatchingConfig(StageConfig):
     """Stage 3b: distribution matching behind the model's own histories.
 
     guidance        of the real score
@@ -313,7 +313,7 @@ class MatchingConfig(StageConfig):
 
     turns: int = 5
     guidance: float = 3.0
-    times: TimeSampling = field(default_factory=lambda: TimeSampling(low=20, high=980))
+    times: TimestepConfig = field(default_factory=lambda: TimestepConfig(low=20, high=980))
     every: int = 5
     critic: OptimiserConfig = field(default_factory=lambda: OptimiserConfig(lr=5e-6, betas=(0.0, 0.999)))
 
@@ -329,7 +329,7 @@ class DistillConfig:
 
     teacher: str = ""
     consistency: ConsistencyConfig = field(default_factory=ConsistencyConfig)
-    matching: MatchingConfig = field(default_factory=MatchingConfig)
+    matching: DistributionMatchingConfig = field(default_factory=DistributionMatchingConfig)
 
 
 @dataclass(frozen=True)
@@ -365,7 +365,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     parts: PartsConfig = field(default_factory=PartsConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
-    lora: AdapterConfig = field(default_factory=AdapterConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     vae: VaeConfig = field(default_factory=VaeConfig)
     text: TextConfig = field(default_factory=TextConfig)
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
@@ -382,7 +382,7 @@ class Config:
         return replace(self.edit, sampler="renoise", cfg=1.0)
 
 
-def named(name: str) -> Config:
+def named_config(name: str) -> Config:
     """One of `NAMES`."""
     if name not in _NAMED:
         raise AnchorEditError(f"there is no config {name!r}", f"Choose one of {', '.join(NAMES)} or give a YAML file")
@@ -397,7 +397,7 @@ def _tiny() -> Config:
     null instruction should keep to what it means. Two micro-batches are one for each of two cores.
     """
     muon = OptimiserConfig("muon", lr=1.5e-3, betas=(0.9, 0.99), clip=1.0, decay=0.15)
-    times = TimeSampling(sampler_timesteps=_FOUR_STEPS, sampler_weights=(0.55, 0.2, 0.15, 0.1), sampler_share=0.7)
+    times = TimestepConfig(sampler_timesteps=_FOUR_STEPS, sampler_weights=(0.55, 0.2, 0.15, 0.1), sampler_share=0.7)
     return Config(
         model=TransformerConfig.named("tiny"),
         edit=EditConfig(
@@ -429,7 +429,7 @@ def _tiny() -> Config:
                 edit_region_weight=1.0,
                 rollout_share=0.75,
             ),
-            matching=MatchingConfig(
+            matching=DistributionMatchingConfig(
                 minutes=15,
                 batch=8,
                 guidance=1.0,
@@ -443,7 +443,7 @@ def _tiny() -> Config:
 def _wan(size: str) -> Config:
     """Return the published schedule. Many small budgets make no sense at this size, so these are in steps."""
     edit = EditConfig(num_steps=50, shift=8.0, cfg=5.0)
-    times = TimeSampling(shift=5.0)
+    times = TimestepConfig(shift=5.0)
     adamw = OptimiserConfig(lr=1e-5)
     matching = OptimiserConfig(lr=1e-6, betas=(0.0, 0.999))
     return Config(
@@ -455,7 +455,7 @@ def _wan(size: str) -> Config:
         causal=CausalConfig(steps=10_000, micro_batches=64, optimiser=adamw, times=times),
         distill=DistillConfig(
             consistency=ConsistencyConfig(steps=5_000, micro_batches=64, optimiser=OptimiserConfig(lr=5e-6)),
-            matching=MatchingConfig(steps=2_000, micro_batches=64, optimiser=matching),
+            matching=DistributionMatchingConfig(steps=2_000, micro_batches=64, optimiser=matching),
         ),
     )
 
@@ -467,7 +467,7 @@ def _wan_lora(size: str) -> Config:
     matching = replace(config.distill.matching, micro_batches=8, optimiser=replace(adamw, lr=1e-5, betas=(0.0, 0.999)))
     return replace(
         config,
-        lora=AdapterConfig(rank=32),
+        lora=LoraConfig(rank=32),
         engine=replace(config.engine, parallel="ddp"),
         pretrain=replace(config.pretrain, micro_batches=8, optimiser=adamw),
         causal=replace(config.causal, micro_batches=8, optimiser=adamw),

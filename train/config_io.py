@@ -27,7 +27,7 @@ def load_config(name: str, changes: Sequence[str] = ()) -> Config:
     All at once, a later one of a key before an earlier one: settings that only make sense together may come in any
     order.
     """
-    config = _from_file(Path(name)) if name.endswith((".yaml", ".yml")) else named(name)
+    config = _from_file(Path(name)) if name.endswith((".yaml", ".yml")) else named_config(name)
     changed: dict[str, Any] = {}
     for change in changes:
         key, equals, text = change.partition("=")
@@ -95,7 +95,7 @@ def _from_file(path: Path) -> Config:
     if not isinstance(tree, dict):
         raise AnchorEditError(f"config '{path}' holds no settings", "Write lines `key: value`")
     base = tree.pop("base", "tiny")
-    return merge(named(base), tree)
+    return merge(named_config(base), tree)
 
 
 def _parse(text: str, source: str) -> Any:

@@ -26,7 +26,7 @@ from .config import Config, StageConfig
 from .data.latent_cache import Encoders
 from .data.source import Source, find_parts, open_source
 from .engine import CHECKPOINT, LORA, Engine, make_accelerator
-from .networks import Builder, Start, file_start, lora_start, random_start
+from .networks import NetworkBuilder, WeightInit, file_init, lora_init, random_init
 from .stages.causal import Causal
 from .stages.distill import Consistency, Matching
 from .stages.pretrain import Pretrain
@@ -84,7 +84,7 @@ class Curriculum:
         settings, cache = self.settings(kind.name), self.cache()
         return open_source(config.data, settings, config.edit, kind.layouts, encoders, cache, self.accelerator)
 
-    def start(self, name: str, text_dim: int) -> Start:
+    def start(self, name: str, text_dim: int) -> WeightInit:
         """Return what a stage's main network is built from.
 
         Adapters go through the stages as they are, on the weights that the first of them began with: the last LoRA
@@ -92,27 +92,27 @@ class Curriculum:
         """
         sizes = replace(self.config.model, text_dim=text_dim)
         if given := self.settings(name).init:
-            return file_start(given, sizes)
+            return file_init(given, sizes)
         if name in _BEFORE:
             before = _BEFORE[name]
             checkpoint = self._checkpoint(before, f"{name}.init")
             if self.config.lora.rank and (lora := self.folder(before) / LORA).is_file():
-                return lora_start(self.start(before, text_dim), lora, self.config.lora)
-            return file_start(str(checkpoint), sizes)
+                return lora_init(self.start(before, text_dim), lora, self.config.lora)
+            return file_init(str(checkpoint), sizes)
         if self.config.parts.transformer == "random":
-            return random_start(sizes, self.config.engine.seed)
+            return random_init(sizes, self.config.engine.seed)
         if not self.config.parts.transformer:
             raise AnchorEditError(
                 "the first stage has no weights to start from",
                 "--set parts.transformer=FILE_OR_FOLDER of Wan 2.1, or =random",
             )
-        return file_start(self.config.parts.transformer, sizes)
+        return file_init(self.config.parts.transformer, sizes)
 
-    def teacher(self, text_dim: int) -> Start:
+    def teacher(self, text_dim: int) -> WeightInit:
         """Return the undistilled model."""
         sizes = replace(self.config.model, text_dim=text_dim)
         given = self.config.distill.teacher
-        return file_start(given or str(self._checkpoint("causal", "distill.teacher")), sizes)
+        return file_init(given or str(self._checkpoint("causal", "distill.teacher")), sizes)
 
     def missing(self, kind: type[Stage], made: Collection[str] = ()) -> list[str]:
         """Return what a stage would stop at for want of it, in lines with remedies; stages `made` are there by then."""
@@ -156,7 +156,7 @@ class Curriculum:
         text_dim = source.data.texts.states[""].shape[1]
         teacher = self.teacher(text_dim) if name in _NEEDS_TEACHER else None
         parts = StageParts(
-            self.config, self.start(name, text_dim), teacher, encoders.vae, Builder(self.config, self.accelerator)
+            self.config, self.start(name, text_dim), teacher, encoders.vae, NetworkBuilder(self.config, self.accelerator)
         )
         stage = kind(self.settings(name), parts)
         return Engine(stage, source, self.folder(name), self.config, self.accelerator, encoders.vae)

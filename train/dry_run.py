@@ -19,10 +19,10 @@ from anchoredit_model.errors import AnchorEditError
 from anchoredit_model.networks.transformer import CausalWanTransformer
 from anchoredit_model.networks.vae import ImageVAE
 
-from .config import AdapterConfig, Config
+from .config import LoraConfig, Config
 from .curriculum import STAGES, Curriculum, refusals
 from .data.source import find_parts
-from .networks import adapted
+from .lora import add_adapters
 from .state import newest
 
 _FLOAT, _HALF = 4, 2  # bytes
@@ -76,7 +76,7 @@ def report(command: str, config: Config, out: Path) -> str:
         f"images: {edit.resolution}x{edit.resolution}, latents {side}x{side}, {tokens(config)} tokens a frame",
     ]
     stages = STAGES if command == "all" else {command: STAGES[command]} if command in STAGES else {}
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
     for kinds in stages.values():
         for kind in kinds:
             settings = curriculum.settings(kind.name)
@@ -85,10 +85,10 @@ def report(command: str, config: Config, out: Path) -> str:
             sessions = settings.batch * settings.micro_batches
             lines.append(
                 f"{kind.name}: {' or '.join(budget) or 'no budget'}, {sessions} sessions a step "
-                f"({settings.micro_batches} micro-batches of {settings.batch}, {world} processes), "
+                f"({settings.micro_batches} micro-batches of {settings.batch}, {world_size} processes), "
                 f"{settings.optimiser.kind} at {settings.optimiser.lr:g}"
             )
-            memory = estimate(kind.name, config, world)
+            memory = estimate(kind.name, config, world_size)
             parts = ", ".join(f"{name} {value / _GIB:.2f}" for name, value in vars(memory).items())
             lines.append(f"  memory of a process: {memory.total / _GIB:.2f} GiB ({parts})")
             lines.append(f"  data: {_data(config, kind.layouts)}")
@@ -102,23 +102,23 @@ def tokens(config: Config) -> int:
     return (side // config.model.patch_size[1]) * (side // config.model.patch_size[2])
 
 
-def parameters(sizes: TransformerConfig, lora: AdapterConfig) -> tuple[int, int, int]:
+def parameters(sizes: TransformerConfig, lora: LoraConfig) -> tuple[int, int, int]:
     """How many weights there are, how many are trained, and how many of those are the blocks' matrices."""
     with torch.device("meta"):
-        module = adapted(CausalWanTransformer(sizes), lora)
+        module = add_adapters(CausalWanTransformer(sizes), lora)
     learned = [parameter for parameter in module.parameters() if parameter.requires_grad]
     inside = [parameter for parameter in module.blocks.parameters() if parameter.requires_grad]
     matrices = [parameter for parameter in inside if parameter.ndim == 2]
     return tuple(sum(part.numel() for part in parts) for parts in (list(module.parameters()), learned, matrices))
 
 
-def estimate(name: str, config: Config, world: int) -> Memory:
-    """Bytes of one of `world` processes in the stage of this name."""
+def estimate(name: str, config: Config, world_size: int) -> Memory:
+    """Bytes of one of `world_size` processes in the stage of this name."""
     settings = Curriculum(config, Path()).settings(name)
     total, learned, matrices = parameters(config.model, config.lora)
     trained = 2 if name == "distill.matching" else 1  # the fake score learns as well
     teachers = 1 if name.startswith("distill") else 0
-    shared = world if config.engine.parallel == "fsdp" else 1
+    shared = world_size if config.engine.parallel == "fsdp" else 1
     half = _HALF if config.engine.precision == "bfloat16" else _FLOAT
     moments = 2 * learned if settings.optimiser.kind == "adamw" else 2 * (learned - matrices) + matrices
     moments += 2 * learned * (trained - 1)

@@ -1,4 +1,4 @@
-"""Being asked to end: by Ctrl-C, or by SIGTERM from whoever started the program."""
+"""Graceful interruption by Ctrl-C or SIGTERM."""
 
 from __future__ import annotations
 
@@ -7,32 +7,33 @@ from types import FrameType
 
 
 class Interrupt:
-    """While this context lasts SIGINT and SIGTERM are only noted: `asked` says whether one came.
+    """Record SIGINT and SIGTERM within a context; `requested` says whether one came.
 
-    A second one of its kind acts at once if the process is `alone`, but not while it is `saving`. Of several
-    processes none is ended in the middle: torchrun sends Ctrl-C once more to those that have had it from the
-    terminal, and ends those that take too long.
+    A second signal of the same kind acts at once in a single process, unless it is `saving`. One of several processes
+    is never stopped at once: torchrun repeats Ctrl-C to processes that the terminal has sent it to already, and ends
+    those that take too long.
     """
 
-    def __init__(self, alone: bool = True):
-        self.alone = alone
+    def __init__(self, single_process: bool = True):
+        self.single_process = single_process
         self.saving = False
-        self._noted: set[int] = set()
+        self._received: set[int] = set()
 
     @property
-    def asked(self) -> bool:
-        return bool(self._noted)
+    def requested(self) -> bool:
+        return bool(self._received)
 
     def __enter__(self) -> Interrupt:
-        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        signals: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM)
+        self._before = {number: signal.signal(number, self._receive) for number in signals}
         return self
 
     def __exit__(self, *_) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _note(self, number: int, _: FrameType | None) -> None:
-        if number in self._noted and self.alone and not self.saving:
+    def _receive(self, number: int, _: FrameType | None) -> None:
+        if number in self._received and self.single_process and not self.saving:
             signal.signal(number, self._before[number])
             signal.raise_signal(number)
-        self._noted.add(number)
+        self._received.add(number)

@@ -1,4 +1,4 @@
-"""What is seen of a run: TensorBoard, `log.jsonl`, a progress bar with the time left."""
+"""The log of a run: TensorBoard, `log.jsonl`, and a progress bar with the time left."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from tqdm import tqdm
 from anchoredit_model.atomic_write import atomic_write
 from anchoredit_model.errors import AnchorEditError
 
-_PLAIN_SECONDS = 30  # between bars where they are written one below the other
+_PLAIN_SECONDS = 30  # between progress bars where stderr is not a terminal
 
 
 class Log:
-    """The log of one stage in `folder`, from step `step` on; what an interrupted run wrote beyond it is dropped.
+    """Write the log of one stage to `folder` from step `step` on; drop what an interrupted run wrote after it.
 
     Raises AnchorEditError, here and in its methods, where the folder cannot be written to.
     """
@@ -49,14 +49,14 @@ class Log:
         self._sums: dict[str, list[float]] = defaultdict(list)
 
     def add(self, values: dict[str, float], progress: float) -> None:
-        """Return the numbers of one step, which go into the next line as means."""
+        """Add the values of one step; the next line has their means."""
         for name, value in values.items():
             self._sums[name].append(value)
         self.bar.update(round(100 * min(progress, 1.0), 2) - self.bar.n)
 
-    def line(self, step: int, facts: dict[str, float]) -> None:
-        """Means since the last line, and `facts`."""
-        row = {name: sum(values) / len(values) for name, values in self._sums.items()} | facts
+    def line(self, step: int, values: dict[str, float]) -> None:
+        """Write the means since the last line, and `values`."""
+        row = {name: sum(added) / len(added) for name, added in self._sums.items()} | values
         self._sums.clear()
         rounded = {name: float(f"{value:.6g}") for name, value in row.items()}
         with self._writing():
@@ -66,7 +66,7 @@ class Log:
         self.bar.set_postfix({"step": step, **losses}, refresh=False)
 
     def images(self, name: str, grid: Tensor, step: int) -> None:
-        """Return an image [3, H, W] in 0..1."""
+        """Write an image [3, H, W] in 0..1."""
         with self._writing():
             self.board.image(name, grid, step)
 
@@ -84,14 +84,14 @@ class Log:
         except OSError as error:
             raise AnchorEditError(
                 f"log '{self.path}' cannot be written ({error.strerror or error})",
-                "Make room and go on with --resume, or give another --out",
+                "Free disk space and continue with --resume, or give another --out",
             ) from error
 
 
 class _Board:
-    """A file of TensorBoard's events, from step `step` on, on the disk when a method returns.
+    """Write TensorBoard's event file from step `step` on; events are on the disk when a method returns.
 
-    `SummaryWriter` writes from a thread of its own: what fails there is printed, and raised by some later call.
+    `SummaryWriter` writes in its own thread: what fails there is printed, and raised by some later call.
     """
 
     def __init__(self, folder: Path, step: int):
@@ -101,7 +101,7 @@ class _Board:
         name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
         self.file = RecordWriter((folder / name).open("xb"))
         self._add(file_version="brain.Event:2")
-        self._add(step=step, session_log=SessionLog(status=SessionLog.START))  # hides what an earlier file has of it
+        self._add(step=step, session_log=SessionLog(status=SessionLog.START))  # hides later steps of earlier files
         self.file.flush()
 
     def scalars(self, values: dict[str, float], step: int) -> None:
@@ -112,7 +112,7 @@ class _Board:
         self.file.flush()
 
     def image(self, name: str, image: Tensor, step: int) -> None:
-        """Return an image [3, H, W] in 0..1."""
+        """Write an image [3, H, W] in 0..1."""
         from torch.utils.tensorboard.summary import image as summary_of
 
         self._add(step=step, summary=summary_of(name, image, dataformats="CHW"))

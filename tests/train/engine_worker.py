@@ -54,7 +54,7 @@ def spread_as(kind: str) -> None:
 
     def checked(self):
         for network in self.stage.networks.values():
-            parameters = [*network.module.parameters(), *network.average.network.module.parameters()]
+            parameters = [*network.module.parameters(), *network.ema.network.module.parameters()]
             assert all(isinstance(parameter, DTensor) for parameter in parameters) == (kind == "fsdp")
             assert isinstance(network.forward, DistributedDataParallel) == (kind == "ddp")
         if kind == "fsdp":
@@ -70,7 +70,7 @@ def gradients_are_shards(engine: Engine) -> None:
     network.sync_gradients(False)
     draws = Draws.of(1, "check", "model", 0, micro, engine.accelerator.device)
     engine.stage.loss("model", engine.source.batch(0, micro), draws, 0.0).backward()
-    for parameter in network.learned().values():
+    for parameter in network.trainable().values():
         assert isinstance(parameter.grad, DTensor)
         parameter.grad = None
 

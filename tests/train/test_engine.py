@@ -183,9 +183,9 @@ def test_ctrl_c_saves_and_a_full_disk_leaves_the_state_before(config, tmp_path, 
         "edit.max_aspect_ratio=2": "latents",
         "data.english=0.5": "share of English",
         "data.seed=2": "data",
-        "engine.seed=2": "seed of the draws",
+        "engine.seed=2": "random seed",
     }.items():
-        with pytest.raises(AnchorEditError, match=f"the {named} of the state in .* give another --out"):
+        with pytest.raises(AnchorEditError, match=f"the {named} must be that of the state in .* give another --out"):
             train(config, tmp_path, "pretrain", change, resume=True)
     with largest_file(20_000), pytest.raises(AnchorEditError, match="cannot be written"):
         train(config, tmp_path, "pretrain", resume=True)
@@ -224,7 +224,7 @@ def test_a_log_that_cannot_be_written_is_one_clear_error(tmp_path, largest_file)
     log.add({"loss": 1.0}, 0.1)
     log.line(1, {})
     with largest_file((tmp_path / "stage" / "log.jsonl").stat().st_size):
-        with pytest.raises(AnchorEditError, match="log .*log.jsonl' cannot be written .*Make room"):
+        with pytest.raises(AnchorEditError, match="log .*log.jsonl' cannot be written .*Free disk space"):
             log.line(2, {"minutes": 1.0})
     log.line(3, {})
     log.images("samples", torch.rand(3, 8, 12), 3)

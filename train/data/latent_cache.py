@@ -1,7 +1,7 @@
 """Latents and text states, made on first use and kept on disk.
 
     encoders = Encoders("wan/vae", "wan/text_encoder", device="cuda", dtype=torch.bfloat16)
-    data = prepare(shard_parts("runs/shards"), encoders, "runs/cache", WorkSizes(), rank, world, barrier=barrier)
+    data = prepare(shard_parts("runs/shards"), encoders, "runs/cache", WorkSizes(), rank, world_size, barrier=barrier)
 
 A part of a source becomes one safetensors file of latents. Its name has the part's fingerprint, its folder that of
 the VAE and the work sizes, so latents never meet another VAE, other images or other sizes. Every distinct text is
@@ -119,7 +119,7 @@ def prepare(
     folder: str | Path,
     sizes: WorkSizes,
     rank: int = 0,
-    world: int = 1,
+    world_size: int = 1,
     workers: int = 0,
     barrier: Callable[[], None] = lambda: None,
     report: Callable[[str], None] = lambda line: None,
@@ -136,7 +136,7 @@ def prepare(
     files = [latents / f"{part.name}-{_id(part.fingerprint)}.safetensors" for part in parts]
     if twice := [path for path, count in Counter(files).items() if count > 1]:
         raise AnchorEditError(f"a part of the data is given twice ({twice[0].stem})", "Name every source once")
-    mine = split(list(zip(parts, files)), rank, world)
+    mine = split(list(zip(parts, files)), rank, world_size)
     _encode_parts([(part, path) for part, path in mine if not path.exists()], encoders, sizes, workers, report)
     barrier()
     groups, problems = [], Problems()
@@ -150,7 +150,7 @@ def prepare(
         )
     turns = chain.from_iterable(turns for group in groups for turns in group.instructions)
     wanted = {"", *(text for said in turns for text in said.values())}
-    _encode_texts(wanted, texts, encoders, rank, world, report)
+    _encode_texts(wanted, texts, encoders, rank, world_size, report)
     barrier()
     states = {text: rows for path in sorted(texts.glob("*.safetensors")) for text, rows in _read_texts(path).items()}
     made_by = {"latents": _id([f"{path.parent.name}/{path.name}" for path in files]), "texts": texts.name}
@@ -218,13 +218,13 @@ def _read_part(path: Path) -> tuple[list[CachedGroup], list[Problem]]:
     return groups, [Problem(**problem) for problem in content["problems"]]
 
 
-def _encode_texts(wanted: Iterable[str], folder: Path, encoders: Encoders, rank: int, world: int, report) -> None:
+def _encode_texts(wanted: Iterable[str], folder: Path, encoders: Encoders, rank: int, world_size: int, report) -> None:
     """Encode those of this process's texts that no file has.
 
     Texts are shared out by their hash: what a process does must not depend on what others have written so far.
     """
     known = {text for path in folder.glob("*.safetensors") for text in _read_texts(path)}
-    missing = sorted(text for text in wanted if text not in known and int(_id(text), 16) % world == rank)
+    missing = sorted(text for text in wanted if text not in known and int(_id(text), 16) % world_size == rank)
     for start in range(0, len(missing), _TEXTS_PER_FILE):
         texts = missing[start : start + _TEXTS_PER_FILE]
         rows = [states.cpu() for states in encode_texts(encoders.text, texts)]

@@ -1,9 +1,9 @@
 """Endless batches of encoded sessions: each of one shape and layout, shuffled anew each epoch, resumable at any one.
 
-    loader = Loader(data, batch_size=4, seed=1, rank=rank, world=world)
+    loader = Loader(data, batch_size=4, seed=1, rank=rank, world_size=world_size)
     for batch in loader: ...                 # {"latents", "texts", "keys"}, see EncodedSessions.batch
 
-An epoch's order depends on the seed, the epoch's number and the global batch (`batch_size` x `world`), not on how
+An epoch's order depends on the seed, the epoch's number and the global batch (`batch_size` x `world_size`), not on how
 that is shared out: process r takes the r-th stretch of every global batch, so 1 process with 8 sessions and 2 with 4
 see the same. Sessions that do not fill a global batch of their kind sit out this epoch; which ones, is drawn anew
 each time. Sessions in no wanted language are left out. Do not wrap it in a DataLoader: reading is memory-mapped, and
@@ -30,7 +30,7 @@ class Loader:
         batch_size: int,
         seed: int = 0,
         rank: int = 0,
-        world: int = 1,
+        world_size: int = 1,
         languages: Mapping[str, float] | None = None,
         text_rows: int | None = None,
     ):
@@ -42,7 +42,7 @@ class Loader:
         Raises AnchorEditError if no shape has enough sessions for a batch, or no session a language listed.
         """
         self.data, self.batch_size, self.seed = data, batch_size, seed
-        self.rank, self.world = rank, world
+        self.rank, self.world_size = rank, world_size
         self.languages, self.text_rows = languages, text_rows
         self.epoch, self.position = 0, 0
         self._choices = {number: shares for number in range(len(data)) if (shares := self._shares(number))}
@@ -65,7 +65,7 @@ class Loader:
     @property
     def global_batch(self) -> int:
         """Sessions per batch over all processes."""
-        return self.batch_size * self.world
+        return self.batch_size * self.world_size
 
     def __len__(self) -> int:
         """Batches per epoch."""

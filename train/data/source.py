@@ -145,11 +145,11 @@ def open_source(
     device = str(accelerator.device)
     parts, star = find_parts(data, edit, layouts, device)
     sizes = WorkSizes(edit.resolution, edit.resolution_step, edit.max_aspect_ratio)
-    rank, world = accelerator.process_index, accelerator.num_processes
+    rank, world_size = accelerator.process_index, accelerator.num_processes
 
     def prepared(parts: list[Part]) -> EncodedSessions:
         barrier, report = accelerator.wait_for_everyone, lambda line: print(line, flush=True)
-        found = prepare(parts, encoders, cache, sizes, rank, world, data.workers, barrier, report)
+        found = prepare(parts, encoders, cache, sizes, rank, world_size, data.workers, barrier, report)
         found = found.as_stars() if star else found
         return found if "star" in layouts else found.chains()
 

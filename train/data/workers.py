@@ -13,9 +13,9 @@ from .session import EditSession, Part, Problems, WorkSizes
 _T = TypeVar("_T")
 
 
-def split(parts: Sequence[_T], rank: int, world: int) -> Sequence[_T]:
-    """Return the parts that process `rank` of `world` reads. Fewer parts than processes leave some without work."""
-    return parts[rank::world]
+def split(parts: Sequence[_T], rank: int, world_size: int) -> Sequence[_T]:
+    """Return the parts that process `rank` of `world_size` reads. Fewer parts than processes leave some without work."""
+    return parts[rank::world_size]
 
 
 def stream(parts: Sequence[Part], sizes: WorkSizes, workers: int = 0) -> Iterator[tuple[int, EditSession | Problems]]:

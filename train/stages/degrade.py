@@ -1,16 +1,15 @@
-"""What may have happened to a history before the model sees it: damage in latent space, and through the VAE.
+"""Degradation of histories in latent space, and through the VAE.
 
-At inference a turn looks back at images that the model made. Stage 2 makes the true history a little worse in
-the same ways - drifting colours, flattened texture, a trip through an image file - more so the later the frame,
-and asks for the true edit nevertheless. Kinds, order and strengths are those of the published code
-(https://github.com/xuhang07/AnchorEdit, trainer/multi_turn_i2v.py); JPEG, which the paper names and the code
-lacks, joins the VAE's round trip.
+At inference a turn sees images that the model made. Stage 2 degrades the true history in the same ways - colour drift,
+lost texture, an image file - more so the later the frame, while the target stays the true edit. Kinds, order and
+strengths are those of the published code (https://github.com/xuhang07/AnchorEdit, trainer/multi_turn_i2v.py); JPEG,
+which the paper names and the code lacks, is added to the round trip through the VAE.
 
-`degrade` draws and applies; what was drawn is a value of its own (`Draws`), so that the same damage can be done
-again. Everything runs on the whole batch, frame by frame with its own numbers, except the VAE, which only the
-chosen frames see.
+`degrade` samples and applies; the sample is a value of its own (`DegradationSample`), so that the same degradation can
+be repeated. Everything runs on the whole batch, each frame with its own random numbers, except the VAE, which processes
+only the selected frames.
 
-Legend: B batch, F frames, C latent channels, h w latent size.
+Shapes: B batch, F frames, C latent channels, h w latent size.
 """
 
 from __future__ import annotations
@@ -31,16 +30,16 @@ if TYPE_CHECKING:
 
 KINDS = ("round_trip", "jpeg", "colour", "low_frequency", "block", "laplace", "blur")
 _FIELD_CELL = 16  # latent positions per cell of the low-frequency field
-_ONE_LEAST = 1e-7  # keeps the logarithm of Laplace's law finite
-_BLUR_LEAST = 0.1  # sigma of the faintest blur
+_LOG_EPS = 1e-7  # keeps the logarithm of the Laplace distribution finite
+_MIN_BLUR = 0.1  # sigma
 
 
 @dataclass(frozen=True)
 class DegradationConfig:
-    """How often each kind hits a frame, and how hard at strength 1.
+    """Configure the probability of each kind, per frame, and its size at strength 1.
 
-    A frame's strength is uniform between `least` and a bound that grows from `least` at the anchor to 1 at the
-    last frame; without `growing` it is 1 everywhere. The VAE and JPEG leave the anchor alone.
+    The strength of a frame is uniform between `min_strength` and a bound that grows from `min_strength` at the anchor to
+    1 at the last frame; without `growing` the bound is 1 everywhere. Round trip and JPEG leave the anchor unchanged.
     """
 
     p_round_trip: float = 0.1
@@ -51,7 +50,7 @@ class DegradationConfig:
     p_laplace: float = 0.1
     p_blur: float = 0.1
     growing: bool = True
-    least: float = 0.15
+    min_strength: float = 0.15
     round_trip_mix: float = 0.4  # share of the round trip's result
     jpeg_quality: tuple[float, float] = (95.0, 50.0)  # at strength 0 and 1
     colour_scale: float = 0.05
@@ -64,16 +63,16 @@ class DegradationConfig:
 
 
 @dataclass(frozen=True, eq=False)
-class Draws:
-    """One set of random numbers: which frames are hit by what, and how.
+class DegradationSample:
+    """Hold the random numbers of one degradation.
 
     strength     [B, F], 0..1
-    hit          kind -> [B, F] bool
+    hit          kind -> [B, F] bool: the frames that it degrades
     scale, bias  [B, F, C], -1..1, of the colour shift
     field        [B, F, C, n, m], -1..1, coarse, with `amplitude` [B, F], 0..1
-    block        [B, F] long, which of `block_sizes`
+    block        [B, F] long, index into `block_sizes`
     laplace      [B, F, C, h, w], 0..1
-    blur         [B, F], sigma of each frame's blur
+    blur         [B, F], sigma of the blur
     """
 
     strength: Tensor
@@ -90,15 +89,17 @@ class Draws:
 def degrade(
     latents: Tensor, settings: DegradationConfig, generator: torch.Generator, vae: ImageVAE | None = None
 ) -> Tensor:
-    """Damaged copies of latents [B, F, C, h, w]; `vae` is needed unless its two kinds never hit.
+    """Return degraded copies of latents [B, F, C, h, w]; `vae` is needed unless its two kinds have probability 0.
 
-    The numbers come from `generator`, on its device: a generator on the CPU does the same damage everywhere.
+    Random numbers are sampled on the generator's device: a CPU generator gives the same ones everywhere.
     """
-    return apply(latents, draw(latents.shape, settings, generator), settings, vae)
+    return apply_degradation(latents, sample_degradation(latents.shape, settings, generator), settings, vae)
 
 
-def draw(shape: torch.Size, settings: DegradationConfig, generator: torch.Generator) -> Draws:
-    """Return the random numbers for latents of shape [B, F, C, h, w]."""
+def sample_degradation(
+    shape: torch.Size, settings: DegradationConfig, generator: torch.Generator
+) -> DegradationSample:
+    """Sample the random numbers for latents of shape [B, F, C, h, w]."""
     batch, frames, channels, height, width = shape
     device = generator.device
 
@@ -109,8 +110,8 @@ def draw(shape: torch.Size, settings: DegradationConfig, generator: torch.Genera
     hit = {kind: uniform() < getattr(settings, f"p_{kind}") for kind in KINDS}
     for kind in ("round_trip", "jpeg"):
         hit[kind][:, 0] = False
-    return Draws(
-        strength=settings.least + (1 - settings.least) * position * uniform(),
+    return DegradationSample(
+        strength=settings.min_strength + (1 - settings.min_strength) * position * uniform(),
         hit=hit,
         scale=2 * uniform(channels) - 1,
         bias=2 * uniform(channels) - 1,
@@ -118,32 +119,34 @@ def draw(shape: torch.Size, settings: DegradationConfig, generator: torch.Genera
         amplitude=uniform(),
         block=torch.randint(len(settings.block_sizes), (batch, frames), generator=generator, device=device),
         laplace=uniform(channels, height, width),
-        blur=_BLUR_LEAST + (settings.blur_sigma - _BLUR_LEAST) * uniform(),
+        blur=_MIN_BLUR + (settings.blur_sigma - _MIN_BLUR) * uniform(),
     )
 
 
 @torch.no_grad()
-def apply(latents: Tensor, draws: Draws, settings: DegradationConfig, vae: ImageVAE | None = None) -> Tensor:
-    """Return the damage that `draws` describes, done to latents [B, F, C, h, w]; float32, on the latents' device."""
+def apply_degradation(
+    latents: Tensor, sample: DegradationSample, settings: DegradationConfig, vae: ImageVAE | None = None
+) -> Tensor:
+    """Return latents [B, F, C, h, w] with a sampled degradation; float32, on the latents' device."""
     x = latents.float()
     device = x.device
-    strength = draws.strength.to(device)
+    strength = sample.strength.to(device)
     # a kind's strength is 0 in frames that it does not hit
-    hit = {kind: strength * mask.to(device) for kind, mask in draws.hit.items()}
-    if (draws.strength * (draws.hit["round_trip"] | draws.hit["jpeg"])).any():
+    hit = {kind: strength * mask.to(device) for kind, mask in sample.hit.items()}
+    if (sample.strength * (sample.hit["round_trip"] | sample.hit["jpeg"])).any():
         x = through_vae(x, hit["round_trip"], hit["jpeg"], settings, vae)
     x = shift_colour(
         x,
-        settings.colour_scale * _frames(hit["colour"]) * _channels(draws.scale.to(device)),
-        settings.colour_bias * _frames(hit["colour"]) * _channels(draws.bias.to(device)),
+        settings.colour_scale * _frames(hit["colour"]) * _channels(sample.scale.to(device)),
+        settings.colour_bias * _frames(hit["colour"]) * _channels(sample.bias.to(device)),
     )
-    amplitude = settings.low_frequency_amplitude * hit["low_frequency"] * draws.amplitude.to(device)
-    x = add_field(x, amplitude, draws.field.to(device))
-    block = draws.block.to(device)
+    amplitude = settings.low_frequency_amplitude * hit["low_frequency"] * sample.amplitude.to(device)
+    x = add_field(x, amplitude, sample.field.to(device))
+    block = sample.block.to(device)
     for index, size in enumerate(settings.block_sizes):
         x = average_blocks(x, settings.block_mix * hit["block"] * (block == index), size)
-    x = multiply_laplace(x, settings.laplace_scale * hit["laplace"], draws.laplace.to(device))
-    return blur(x, hit["blur"], draws.blur.to(device))
+    x = multiply_laplace(x, settings.laplace_scale * hit["laplace"], sample.laplace.to(device))
+    return blur(x, hit["blur"], sample.blur.to(device))
 
 
 def shift_colour(x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
@@ -158,7 +161,7 @@ def add_field(x: Tensor, amplitude: Tensor, field: Tensor) -> Tensor:
 
 
 def average_blocks(x: Tensor, mix: Tensor, size: int) -> Tensor:
-    """Mixes in, by mix [B, F], the mean of every size * size block; a size that does not divide does nothing."""
+    """Blend in, by mix [B, F], the mean of every size * size block; do nothing if the size does not divide the frame."""
     height, width = x.shape[-2:]
     if height % size or width % size:
         return x
@@ -168,14 +171,14 @@ def average_blocks(x: Tensor, mix: Tensor, size: int) -> Tensor:
 
 
 def multiply_laplace(x: Tensor, scale: Tensor, uniform: Tensor) -> Tensor:
-    """Return x * (1 + scale * n), n of Laplace's law; scale [B, F], uniform 0..1 shaped like x."""
+    """Return x * (1 + scale * n), n of the Laplace distribution; scale [B, F], uniform 0..1 shaped like x."""
     u = uniform - 0.5
-    return x * (1 - _frames(scale) * u.sign() * torch.log1p(-2 * u.abs() + _ONE_LEAST))
+    return x * (1 - _frames(scale) * u.sign() * torch.log1p(-2 * u.abs() + _LOG_EPS))
 
 
 def blur(x: Tensor, mix: Tensor, sigma: Tensor) -> Tensor:
-    """Mixes in, by mix [B, F], a 3 * 3 Gaussian blur of sigma [B, F] latent positions, zero beyond the edge."""
-    side = _frames(torch.exp(-0.5 / sigma.square()))  # the neighbours' weight, the middle's being 1
+    """Blend in, by mix [B, F], a 3 * 3 Gaussian blur of sigma [B, F] latent positions, zero beyond the edge."""
+    side = _frames(torch.exp(-0.5 / sigma.square()))  # weight of the neighbours, relative to the centre
     wide = F.pad(x, (1, 1))
     blurred = (x + side * (wide[..., :-2] + wide[..., 2:])) / (1 + 2 * side)
     tall = F.pad(blurred, (0, 0, 1, 1))
@@ -186,12 +189,12 @@ def blur(x: Tensor, mix: Tensor, sigma: Tensor) -> Tensor:
 def through_vae(
     x: Tensor, round_trip: Tensor, jpeg: Tensor, settings: DegradationConfig, vae: ImageVAE | None
 ) -> Tensor:
-    """Decode and encodes again the frames whose strength [B, F] for either kind is above 0.
+    """Decode and encode the frames whose strength [B, F] for either kind is above 0.
 
-    A round trip is mixed in by its strength; a JPEG, whose quality falls with strength, is what the image now is.
+    A round trip is blended in by its strength; a JPEG, whose quality falls with strength, replaces the frame.
     """
     if vae is None:
-        raise ValueError("the round trip and JPEG need the VAE: pass it, or set their probabilities to 0")
+        raise ValueError("round trip and JPEG need the VAE: pass it, or set their probabilities to 0")
     chosen = (round_trip > 0) | (jpeg > 0)
     images = vae.decode(x[chosen])
     best, worst = settings.jpeg_quality
@@ -205,17 +208,17 @@ def through_vae(
 
 
 def compress(image: Tensor, quality: int) -> Tensor:
-    """Return an image [3, H, W] in 0..1 after it was a JPEG file; quality 1..95."""
+    """Compress an image [3, H, W] in 0..1 as JPEG of a quality 1..95 and decode it."""
     file = io.BytesIO()
     to_pil(image.cpu()).save(file, "JPEG", quality=quality)
     return to_tensor(Image.open(file)).to(image)
 
 
 def _frames(value: Tensor) -> Tensor:
-    """[B, F] -> [B, F, 1, 1, 1]."""
+    """Reshape [B, F] to [B, F, 1, 1, 1]."""
     return value[..., None, None, None]
 
 
 def _channels(value: Tensor) -> Tensor:
-    """[B, F, C] -> [B, F, C, 1, 1]."""
+    """Reshape [B, F, C] to [B, F, C, 1, 1]."""
     return value[..., None, None]

@@ -1,17 +1,16 @@
-"""Training forwards: a history at t = 0 and, behind it, the noisy frames that learn.
+"""Teacher forcing: a clean history at t = 0 and, behind it, all noisy turns in one forward.
 
-Noisy turn i sees history frames 0..i-1, which is what it sees at inference, and has the instruction and the slot
-that it has there; one forward so teaches every turn of a session (teacher forcing, as in language models). The
-history may be the truth, degraded, or the model's own. Diffusion forcing (https://arxiv.org/abs/2407.01392) is
-the case without a history: every frame of one sequence is noisy in its own way.
+Noisy turn i attends to history frames 0..i-1 and has the instruction and the slot that it has at inference, so that one
+forward trains every turn of a session, as in language models. The history may be the truth, degraded, or the model's
+own. Without a history the same forward is diffusion forcing (https://arxiv.org/abs/2407.01392): every frame of one
+sequence has its own noise level.
 
-Legend: B batch, T turns, F frames of a forward, C latent channels, h w latent size, rows E text.
+Shapes: B batch, T turns, F frames of a forward, C latent channels, h w latent size, rows E text.
 """
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anchoredit_model.config import MemoryPolicy
@@ -19,22 +18,8 @@ from anchoredit_model.memory.visibility import FrameView, sequence_views
 from anchoredit_model.networks.full_sequence import SequenceDenoiser, sequence_denoiser
 
 
-def frame_texts(null: Tensor, instructions: Tensor) -> Tensor:
-    """Return the texts of the frames [B, T + 1, rows, E], filled up with zero rows.
-
-    null [rows, E], instructions [B, T, rows, E]. Frame 0 always has the null instruction, so that its K/V do not depend
-    on the first turn.
-    """
-    rows = max(len(null), instructions.shape[2])
-    null, instructions = (F.pad(text, (0, 0, 0, rows - text.shape[-2])) for text in (null, instructions))
-    return torch.cat([null.expand(len(instructions), 1, -1, -1), instructions], dim=1)
-
-
 def forcing_views(turns: int, policy: MemoryPolicy | None = None, slots: str = "bounded") -> tuple[FrameView, ...]:
-    """Return views of 2T frames.
-
-    History 0..T-1, then noisy turns 1..T, each seeing of the history what its turn sees.
-    """
+    """Return the views of 2T frames: the history 0..T-1, then noisy turns 1..T, which see what they do at inference."""
     views = sequence_views(turns + 1, policy, slots)
     return views[:-1] + views[1:]
 
@@ -47,9 +32,9 @@ def turns_denoiser(
     slots: str = "bounded",
     stride: int = 4,
 ) -> SequenceDenoiser:
-    """Return the flow of all noisy turns 1..T [B, T, C, h, w] at once, behind the history of frames 0..T-1.
+    """Return the denoiser of all noisy turns 1..T [B, T, C, h, w] at once, behind a history of frames 0..T-1.
 
-    text [B, T + 1, rows, E] is the session's, see `frame_texts`.
+    text [B, T + 1, rows, E] is the session's, the null instruction first.
     """
     both = torch.cat([text[:, :-1], text[:, 1:]], dim=1)
     return sequence_denoiser(model, history, both, forcing_views(history.shape[1], policy, slots), stride)

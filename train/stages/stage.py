@@ -1,7 +1,7 @@
-"""What a stage of the curriculum adds to the engine, and what the engine gives it.
+"""The interface between the engine and a stage of the curriculum.
 
-A stage names the networks that learn, and says what one of them minimises on one micro-batch. Everything else -
-budget, processes, accumulation, average, states, log - is the engine's.
+A stage builds the networks that learn and computes the loss of one of them on one micro-batch. Everything else -
+budget, processes, gradient accumulation, EMA, training states, log - is the engine's.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,72 +20,74 @@ from anchoredit_model.networks.vae import ImageVAE
 
 from ..config import Config, StageConfig
 from ..data.source import Batch
-from ..networks import Builder, Network, Start
+from ..networks import NetworkBuilder, TrainableNetwork
+from ..weight_init import WeightInit
+
+Settings = TypeVar("Settings", bound=StageConfig)
 
 
 @dataclass(frozen=True)
-class Draws:
-    """Where the random numbers of one micro-batch come from; the same after a resume.
+class RandomStreams:
+    """Hold the random generators of one micro-batch, seeded by its step, so that a resumed run repeats them.
 
-    own     differs from micro-batch to micro-batch
-    shared  is the same for all of a step: for what decides how much work there is (how many turns, which step of
-            the sampler), so that processes that exchange shards make the same calls, and none waits for another
+    local   differs between the micro-batches of a step
+    shared  is the same for all of them: for what decides the amount of work (how many turns, which step of the
+            sampler), so that processes that exchange shards make the same calls and none waits for another
     """
 
-    own: torch.Generator
+    local: torch.Generator
     shared: torch.Generator
 
     @classmethod
-    def of(cls, seed: int, stage: str, learner: str, step: int, micro: int, device: torch.device) -> Draws:
-        facts = (seed, stage, learner, step)
-        own, shared = (torch.Generator(device).manual_seed(seed_of(*facts, part)) for part in (micro, "shared"))
-        return cls(own, shared)
+    def of(cls, seed: int, stage: str, learner: str, step: int, micro: int, device: torch.device) -> RandomStreams:
+        key = (seed, stage, learner, step)
+        return cls(*(torch.Generator(device).manual_seed(derive_seed(*key, part)) for part in (micro, "shared")))
 
-    def chance(self, probability: float) -> bool:
-        """Return a shared yes with this probability."""
+    def bernoulli(self, probability: float) -> bool:
+        """Sample a shared yes with this probability."""
         return torch.rand((), generator=self.shared, device=self.shared.device).item() < probability
 
-    def number(self, low: int, high: int) -> int:
-        """Return a shared whole number, low <= number < high."""
+    def integer(self, low: int, high: int) -> int:
+        """Sample a shared integer in low <= number < high."""
         return int(torch.randint(low, high, (), generator=self.shared, device=self.shared.device))
 
-    def which(self, weights: Sequence[float]) -> int:
-        """Return a shared index 0, 1, ... of `weights`, in proportion to them."""
-        chances = torch.tensor(weights, device=self.shared.device)
-        return int(torch.multinomial(chances, 1, generator=self.shared))
+    def categorical(self, weights: Sequence[float]) -> int:
+        """Sample a shared index of `weights`, in proportion to them."""
+        probabilities = torch.tensor(weights, device=self.shared.device)
+        return int(torch.multinomial(probabilities, 1, generator=self.shared))
 
     def noise(self, shape: Sequence[int]) -> Tensor:
-        """Return standard normal numbers of this micro-batch."""
-        return torch.randn(tuple(shape), generator=self.own, device=self.own.device)
+        """Sample local standard normal noise."""
+        return torch.randn(tuple(shape), generator=self.local, device=self.local.device)
 
-    def often(self, shape: Sequence[int], probability: float) -> Tensor:
-        """Bools of this micro-batch, each true with this probability."""
-        return torch.rand(tuple(shape), generator=self.own, device=self.own.device) < probability
+    def mask(self, shape: Sequence[int], probability: float) -> Tensor:
+        """Sample local booleans, each true with this probability."""
+        return torch.rand(tuple(shape), generator=self.local, device=self.local.device) < probability
 
 
-def seed_of(*facts: object) -> int:
-    """Return a seed in 0..2^63 out of a few plain values."""
-    return int.from_bytes(hashlib.sha256(repr(facts).encode()).digest()[:8], "big") >> 1
+def derive_seed(*values: object) -> int:
+    """Return a seed in 0..2^63 for a few plain values."""
+    return int.from_bytes(hashlib.sha256(repr(values).encode()).digest()[:8], "big") >> 1
 
 
 @dataclass(frozen=True)
 class StageParts:
-    """What a stage is made of besides its settings: sizes as trained, where its weights start, VAE and builder."""
+    """Hold what a stage is built from beside its settings; only stage 3 has a teacher."""
 
     config: Config
-    start: Start
-    teacher: Start | None
+    init: WeightInit
+    teacher: WeightInit | None
     vae: ImageVAE | None
-    builder: Builder
+    builder: NetworkBuilder
 
 
-class Stage(ABC):
-    """One stage. `networks` are those that learn; frozen ones are attributes of the stage."""
+class Stage(ABC, Generic[Settings]):
+    """Train networks for one stage; `networks` are those that learn, frozen ones are attributes of the subclass."""
 
     name: ClassVar[str]
     layouts: ClassVar[tuple[str, ...]] = ("chain",)  # of the data, in order of preference
 
-    def __init__(self, settings: StageConfig, parts: StageParts):
+    def __init__(self, settings: Settings, parts: StageParts):
         self.settings = settings
         self.config = parts.config
         self.vae = parts.vae
@@ -93,8 +95,8 @@ class Stage(ABC):
         self.networks = self.build(parts)
 
     @property
-    def main(self) -> Network:
-        """The network that the stage is there for; its average is what is sampled and exported."""
+    def main(self) -> TrainableNetwork:
+        """The network that this stage trains for its checkpoint: its EMA is sampled and exported."""
         return next(iter(self.networks.values()))
 
     @property
@@ -103,16 +105,13 @@ class Stage(ABC):
         """How the checkpoint of this stage edits."""
 
     @abstractmethod
-    def build(self, parts: StageParts) -> dict[str, Network]:
+    def build(self, parts: StageParts) -> dict[str, TrainableNetwork]:
         """Return the networks that learn, the main one first."""
 
     @abstractmethod
-    def loss(self, learner: str, batch: Batch, draws: Draws, progress: float) -> Tensor:
-        """Return what the network called `learner` minimises on this micro-batch.
-
-        `progress` is a share of the budget.
-        """
+    def loss(self, learner: str, batch: Batch, rng: RandomStreams, progress: float) -> Tensor:
+        """Return the loss of the network called `learner` on one micro-batch; `progress` is a share of the budget."""
 
     def learners(self, step: int) -> tuple[str, ...]:
-        """Which networks learn in step `step` = 0, 1, ..."""
+        """Return the names of the networks that learn in step 0, 1, ..."""
         return tuple(self.networks)

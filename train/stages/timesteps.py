@@ -1,10 +1,10 @@
-"""How noisy each frame is: the times that training draws, and the noise levels that belong to them.
+"""Sampling of timesteps and their noise levels.
 
-Time t runs from 0 (clean) to 1000 (noise), a noise level from 0 to 1: sigma = t / 1000
-(https://arxiv.org/abs/2210.02747). Both stay in float32: in bfloat16 the distance of two neighbouring times of
-consistency distillation is off by up to 64 %. Random numbers come from a generator, on its device.
+Time t runs from 0 (clean) to 1000 (noise), the noise level from 0 to 1: sigma = t / 1000
+(https://arxiv.org/abs/2210.02747). Both stay in float32: in bfloat16 the distance of neighbouring times in consistency
+distillation is off by up to 64 %. Random numbers are sampled on the generator's device.
 
-Legend: B batch, F frames.
+Shapes: B batch, F frames.
 """
 
 from __future__ import annotations
@@ -22,15 +22,16 @@ NOISE = 1000  # the time of pure noise
 
 
 @dataclass(frozen=True)
-class TimeSampling:
-    """Where the times of noisy frames lie.
+class TimestepConfig:
+    """Configure the distribution of the times of noisy frames.
 
-    low, high    of the uniform part; low itself is never drawn
-    shift        pushes times towards noise, s = shift*u / (1 + (shift-1)*u) with u = t / 1000
-    own          the sampler's own times, with their weights (none: equal ones)
-    sampler_share    how often a time is one of those
+    low, high          of the uniform part; low itself is never sampled
+    shift              moves times towards noise, s = shift*u / (1 + (shift-1)*u) with u = t / 1000
+    sampler_timesteps  the sampler's own times, the noisiest first
+    sampler_weights    their weights (default: equal)
+    sampler_share      probability that a time is one of these
 
-    Raises AnchorEditError for a share of no times, and weights that are not one for each.
+    Raises AnchorEditError for a share without times, and for a wrong number of weights.
     """
 
     low: float = 0
@@ -43,60 +44,60 @@ class TimeSampling:
     def __post_init__(self):
         if self.sampler_share and not self.sampler_timesteps:
             raise AnchorEditError(
-                f"times.sampler_share is {self.sampler_share} of no times",
+                f"times.sampler_share must be 0 without times.sampler_timesteps, got {self.sampler_share}",
                 "List them in times.sampler_timesteps, or set it to 0",
             )
         if self.sampler_weights and (
             len(self.sampler_weights) != len(self.sampler_timesteps) or min(self.sampler_weights) < 0
         ):
             raise AnchorEditError(
-                f"times.sampler_weights {list(self.sampler_weights)} do not fit times.sampler_timesteps "
-                f"{list(self.sampler_timesteps)}",
-                "Give each a weight of 0 or more, or none at all",
+                f"times.sampler_weights must be {len(self.sampler_timesteps)} numbers of 0 or more, one for each of "
+                f"times.sampler_timesteps, got {list(self.sampler_weights)}",
+                "Give each a weight, or none at all",
             )
 
     @property
     def weights(self) -> tuple[float, ...]:
-        """Of the sampler's own times, one each."""
+        """One weight for each of the sampler's times."""
         return self.sampler_weights or (1.0,) * len(self.sampler_timesteps)
 
 
 def sigma_of(times: Tensor) -> Tensor:
-    """Return the noise level of times in 0..1000, same shape. Raises TypeError for times that were rounded."""
+    """Return the noise levels of times in 0..1000, same shape; raise TypeError for times that were rounded."""
     if times.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"times are {times.dtype}: keep them in float32")
+        raise TypeError(f"times must be float32, got {times.dtype}")
     return times / NOISE
 
 
 def shifted(times: Tensor, shift: float) -> Tensor:
-    """Return times moved towards noise, as larger images want it (https://arxiv.org/abs/2403.03206, 5.3.2)."""
+    """Return times moved towards noise, as larger images need (https://arxiv.org/abs/2403.03206, 5.3.2)."""
     u = sigma_of(times)
     return NOISE * shift * u / (1 + (shift - 1) * u)
 
 
-def sample_times(shape: Sequence[int], sampling: TimeSampling, generator: torch.Generator) -> Tensor:
-    """Independent times of this shape, float32; never 0, so that every one has something to learn."""
+def sample_times(shape: Sequence[int], sampling: TimestepConfig, generator: torch.Generator) -> Tensor:
+    """Sample independent times of this shape, float32; never 0, so that there is always noise to predict."""
     u = 1 - _uniform(shape, generator)  # 0 < u <= 1
     times = shifted(sampling.low + (sampling.high - sampling.low) * u, sampling.shift)
     if not sampling.sampler_share:
         return times
-    own = torch.tensor(sampling.sampler_timesteps, dtype=torch.float32, device=generator.device)
+    sampler_timesteps = torch.tensor(sampling.sampler_timesteps, dtype=torch.float32, device=generator.device)
     weights = torch.tensor(sampling.weights, device=generator.device)
     picked = torch.multinomial(weights, times.numel(), replacement=True, generator=generator).view(tuple(shape))
-    return torch.where(_uniform(shape, generator) < sampling.sampler_share, own[picked], times)
+    return torch.where(_uniform(shape, generator) < sampling.sampler_share, sampler_timesteps[picked], times)
 
 
 def forcing_times(
-    batch: int, frames: int, sampling: TimeSampling, generator: torch.Generator, clean_history: float = 0.5
+    batch: int, frames: int, sampling: TimestepConfig, generator: torch.Generator, clean_history_prob: float = 0.5
 ) -> Tensor:
-    """Return times [B, F] of one noisy sequence: diffusion forcing (https://arxiv.org/abs/2407.01392), F >= 2.
+    """Sample times [B, F] for diffusion forcing (https://arxiv.org/abs/2407.01392), F >= 2.
 
-    Every frame draws its own time. With probability `clean_history` a sequence instead looks as it does at
-    inference: one frame k >= 1, drawn at random, stands behind a history at t = 0.
+    Every frame has its own time. With probability `clean_history_prob` a sequence instead is as at inference: one
+    random frame k >= 1 behind a history at t = 0.
     """
     times = sample_times((batch, frames), sampling, generator)
     target = torch.randint(1, frames, (batch, 1), generator=generator, device=generator.device)
-    as_inferred = _uniform((batch, 1), generator) < clean_history
+    as_inferred = _uniform((batch, 1), generator) < clean_history_prob
     history = torch.arange(frames, device=generator.device) < target
     return times.masked_fill(as_inferred & history, 0.0)
 
@@ -104,10 +105,10 @@ def forcing_times(
 def consistency_times(
     shape: Sequence[int], generator: torch.Generator, count: int = 48, shift: float = 5.0
 ) -> tuple[Tensor, Tensor]:
-    """Neighbours (t, t') on the grid of `count` steps, t > t', each of this shape.
+    """Sample neighbours (t, t') on the grid of `count` steps, t > t', each of this shape.
 
-    The last t' is 0, where x0(x, 0) = x holds by itself: the boundary condition that ties the student to the
-    data (https://arxiv.org/abs/2303.01469). The published code stops one step before it.
+    The last t' is 0, where x0(x, 0) = x holds trivially: the boundary condition that ties the student to the data
+    (https://arxiv.org/abs/2303.01469). The published code stops one step before it.
     """
     grid = NOISE * shifted_sigmas(count, shift).to(generator.device)
     index = torch.randint(count, tuple(shape), generator=generator, device=generator.device)

@@ -54,12 +54,12 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("world_size", [1, 2, 3])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_every_session_is_read_once_over_all_ranks_and_workers(world, workers):
+def test_every_session_is_read_once_over_all_ranks_and_workers(world_size, workers):
     read, ended = [], []
-    for rank in range(world):
-        parts = split(PARTS, rank, world)
+    for rank in range(world_size):
+        parts = split(PARTS, rank, world_size)
         for number, item in stream(parts, SIZES, workers):
             if isinstance(item, EditSession):
                 assert parts[number] not in ended
@@ -103,17 +103,17 @@ def test_nothing_is_encoded_or_loaded_twice(encoders, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("world, workers", [(2, 0), (3, 1), (1, 2)])
-def test_processes_and_workers_make_the_same_files_as_one(encoders, tmp_path, world, workers):
+@pytest.mark.parametrize("world_size, workers", [(2, 0), (3, 1), (1, 2)])
+def test_processes_and_workers_make_the_same_files_as_one(encoders, tmp_path, world_size, workers):
     one = prepare(PARTS, encoders, tmp_path / "one", SIZES)
-    barrier = threading.Barrier(world)
+    barrier = threading.Barrier(world_size)
 
     def process(rank: int):
         mine = Encoders(encoders.vae_folder, encoders.text_folder)
-        return prepare(PARTS, mine, tmp_path / "many", SIZES, rank, world, workers, lambda: barrier.wait(60))
+        return prepare(PARTS, mine, tmp_path / "many", SIZES, rank, world_size, workers, lambda: barrier.wait(60))
 
-    with ThreadPoolExecutor(world) as pool:
-        many = list(pool.map(process, range(world)))
+    with ThreadPoolExecutor(world_size) as pool:
+        many = list(pool.map(process, range(world_size)))
     assert all(data.identity == one.identity for data in many)
     made = [
         {name: data for name, data in files(tmp_path / run).items() if "latents" in name} for run in ("one", "many")

@@ -41,9 +41,9 @@ counts = st.tuples(*[st.integers(0, 12)] * len(SHAPES)).filter(lambda counts: ma
 
 @settings(max_examples=50, deadline=None)
 @given(counts, st.integers(1, 4), st.integers(1, 3), st.integers(0, 1000))
-def test_an_epoch_covers_what_fills_batches_exactly_once(counts, batch_size, world, seed):
+def test_an_epoch_covers_what_fills_batches_exactly_once(counts, batch_size, world_size, seed):
     data = encoded(counts)
-    loaders = [Loader(data, batch_size, seed, rank, world) for rank in range(world)]
+    loaders = [Loader(data, batch_size, seed, rank, world_size) for rank in range(world_size)]
     seen: Counter = Counter()
     for batches in zip(*(islice(loader, len(loaders[0])) for loader in loaders), strict=True):
         shapes = {tuple(batch["latents"].shape) for batch in batches}
@@ -56,7 +56,7 @@ def test_an_epoch_covers_what_fills_batches_exactly_once(counts, batch_size, wor
     assert set(seen.values()) == {1}
     per_shape = Counter(key.split("_")[1] for key in seen)
     for number, count in enumerate(counts):
-        assert per_shape[str(number)] == 2 * count - 2 * count % (batch_size * world)
+        assert per_shape[str(number)] == 2 * count - 2 * count % (batch_size * world_size)
     lines = [line for line in loaders[0].describe() if line.startswith("left out")]
     assert sum(int(line.split(":")[1].split()[0]) for line in lines) == 2 * sum(counts) - sum(seen.values())
 
@@ -85,7 +85,7 @@ def test_epochs_and_seeds_have_orders_of_their_own():
     data = encoded((12, 12, 12))
     orders = [Loader(data, 4, seed).order(epoch) for seed in range(3) for epoch in range(3)]
     assert len({str(order) for order in orders}) == 9 and Loader(data, 4, 2).order(2) == orders[-1]
-    assert Loader(data, 2, 2, world=2).order(2) == orders[-1]
+    assert Loader(data, 2, 2, world_size=2).order(2) == orders[-1]
 
 
 def test_a_sample_is_in_one_language_and_starts_with_the_null_instruction():
@@ -107,7 +107,7 @@ def test_a_sample_is_in_one_language_and_starts_with_the_null_instruction():
 def test_what_cannot_be_loaded_is_said():
     data = encoded((6, 2, 0))
     with pytest.raises(AnchorEditError, match=r"batch of 16 sessions is more than .* \(12 at most\)"):
-        Loader(data, 8, world=2)
+        Loader(data, 8, world_size=2)
     with pytest.raises(AnchorEditError, match="a session is in en, and only zh is asked for"):
         Loader(encoded((6, 0, 0), languages=("en",)), 2, languages={"zh": 1.0})
     assert "left out always: 4 of 4 x 1 turns at 64x16" in Loader(data, 6).describe()
@@ -145,7 +145,7 @@ def test_stars_and_chains_are_never_in_one_batch():
 
 def test_another_run_has_another_identity():
     data = encoded((6, 2, 0))
-    own = Loader(data, 2, seed=3, world=2).identity
-    assert own == Loader(data, 4, seed=3).identity == Loader(data, 1, seed=3, rank=1, world=4).identity
+    own = Loader(data, 2, seed=3, world_size=2).identity
+    assert own == Loader(data, 4, seed=3).identity == Loader(data, 1, seed=3, rank=1, world_size=4).identity
     for other in (Loader(encoded((6, 3, 0)), 4, 3), Loader(data, 4, 4), Loader(data, 2, 3)):
         assert other.identity != own

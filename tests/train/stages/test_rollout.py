@@ -7,14 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from anchoredit_model.config import EditConfig, MemoryPolicy, TransformerConfig
+from anchoredit_model.networks.full_sequence import sequence_denoiser
 from anchoredit_model.networks.transformer import CausalWanTransformer
 from anchoredit_model.samplers import renoise
 from anchoredit_model.sampling import turn_generator, turn_noise
-from train.stages.forcing import forcing_views, frame_texts, sequence_denoiser, turns_denoiser
+from train.stages.forcing import forcing_views, turns_denoiser
 from train.stages.rollout import (
     SessionCache,
     last_step_x0,
@@ -23,7 +25,7 @@ from train.stages.rollout import (
     rollout,
     rollout_probability,
     sample_replaced,
-    turns_now,
+    turns_at,
 )
 from train.stages.timesteps import sigma_of
 
@@ -43,6 +45,13 @@ def sessions(frames: int = TURNS + 1) -> tuple[Tensor, Tensor]:
     latents = torch.randn(SESSIONS, frames, 16, 4, 6, generator=generator)
     null, words = torch.randn(2, 24, generator=generator), torch.randn(SESSIONS, frames - 1, 2, 24, generator=generator)
     return latents, frame_texts(null, words)
+
+
+def frame_texts(null: Tensor, instructions: Tensor) -> Tensor:
+    """Texts [B, T + 1, rows, E], padded with zero rows, of null [rows, E] and instructions [B, T, rows, E]."""
+    rows = max(len(null), instructions.shape[2])
+    null, instructions = (F.pad(text, (0, 0, 0, rows - text.shape[-2])) for text in (null, instructions))
+    return torch.cat([null.expand(len(instructions), 1, -1, -1), instructions], dim=1)
 
 
 @pytest.mark.slow
@@ -133,13 +142,6 @@ def test_a_noisy_turn_sees_its_history_and_nothing_else():
     assert len(forcing_views(TURNS)) == 2 * TURNS
 
 
-def test_frame_0_always_has_the_null_instruction():
-    null, words = torch.randn(1, 24), torch.randn(SESSIONS, TURNS, 3, 24)
-    text = frame_texts(null, words)
-    assert all(torch.equal(session[0, :1], null) and not session[0, 1:].any() for session in text)
-    assert torch.equal(text[:, 1:], words)
-
-
 def test_frames_that_are_not_replaced_stay_the_truth_and_are_looked_back_at():
     model, edit = small_transformer(), EditConfig(timesteps=(1000, 500))
     latents, text = sessions()
@@ -207,8 +209,8 @@ def test_neither_the_anchor_nor_the_last_frame_is_replaced():
 
 
 def test_curricula():
-    assert [turns_now(progress / 10, 2, 5, 0.6) for progress in range(11)] == [2, 2, 3, 3, 4, 4, 5, 5, 5, 5, 5]
-    assert turns_now(0.0, 3, 3, 0.0) == 3
+    assert [turns_at(progress / 10, 2, 5, 0.6) for progress in range(11)] == [2, 2, 3, 3, 4, 4, 5, 5, 5, 5, 5]
+    assert turns_at(0.0, 3, 3, 0.0) == 3
     shares = [rollout_probability(progress / 10, 0.2, 0.6, 0.5) for progress in range(11)]
     assert shares[:3] == [0, 0, 0] and shares[6:] == [0.5] * 5 and shares == sorted(shares)
     assert abs(shares[4] - 0.25) < 1e-9

@@ -11,7 +11,7 @@ import torch
 
 from anchoredit_model.config import EditConfig, TransformerConfig
 from anchoredit_model.networks.transformer import CausalWanTransformer
-from train.config import CausalConfig, Config, ConsistencyConfig, DistillConfig, MatchingConfig
+from train.config import CausalConfig, Config, ConsistencyConfig, DistillConfig, DistributionMatchingConfig
 from train.data.source import Batch
 from train.networks import CompiledGelu, initialise
 from train.stages.causal import Causal
@@ -20,7 +20,7 @@ from train.stages.distill import Consistency, Matching
 from train.stages.forcing import turns_denoiser
 from train.stages.rollout import SessionCache, rollout
 from train.stages.stage import Draws
-from train.stages.timesteps import TimeSampling
+from train.stages.timesteps import TimestepConfig
 
 SIZES = TransformerConfig(dim=32, ffn_dim=48, num_heads=2, num_layers=2, freq_dim=16, text_dim=12)
 LATENT_DAMAGE = DegradationConfig(p_round_trip=0.0, p_jpeg=0.0)  # the kinds that need no VAE
@@ -58,7 +58,7 @@ def draws(step: int = 0, micro: int = 0) -> Draws:
     return Draws.of(1, "stage", "model", step, micro, torch.device("cpu"))
 
 
-def learned(module) -> list[str]:
+def trainable(module) -> list[str]:
     return [name for name, parameter in module.named_parameters() if parameter.grad is not None]
 
 
@@ -76,7 +76,7 @@ def test_the_gelu_that_is_compiled_is_the_models_own():
 )
 def test_every_weight_learns_behind_every_kind_of_history(forcing, rollout):
     """Also under autocast, whose cache would keep what a rollout casts without a gradient."""
-    stage = causal(forcing=forcing, rollout=rollout, rollout_peak=1.0)
+    stage = causal(forcing=forcing, rollout=rollout, rollout_prob=1.0)
     with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
         loss = stage.loss("model", batch(), draws(), 1.0)
     loss.backward()
@@ -91,8 +91,8 @@ def test_histories_are_what_the_settings_say():
     for name, settings in {
         "truth": {"degrade": False, "rollout": "none"},
         "damaged": {"degrade": True, "rollout": "none"},
-        "own": {"degrade": False, "rollout": "cached", "rollout_peak": 1.0},
-        "one pass": {"degrade": False, "rollout": "one_pass", "rollout_peak": 1.0},
+        "own": {"degrade": False, "rollout": "cached", "rollout_prob": 1.0},
+        "one pass": {"degrade": False, "rollout": "one_pass", "rollout_prob": 1.0},
     }.items():
         stage = causal(dropout=0.0, **settings)
         module = stage.main.module
@@ -119,7 +119,7 @@ def test_own_steps_are_what_inference_makes(monkeypatch, last):
     drawn, steps, turns = [], (1000.0, 750.0, 500.0), 3
     noise = Draws.noise
     monkeypatch.setattr(Draws, "noise", lambda self, shape: drawn.append(noise(self, shape)) or drawn[-1])
-    times = TimeSampling(sampler_timesteps=steps, sampler_weights=tuple(float(step == last) for step in range(3)))
+    times = TimestepConfig(sampler_timesteps=steps, sampler_weights=tuple(float(step == last) for step in range(3)))
     stage = causal(on_policy_prob=1.0, times=times, degrade=False, rollout="none", dropout=0.0, turn_weight=0.0)
     loss = stage.loss("model", batch(turns), draws(), 1.0)
     edit = EditConfig(sampler="renoise", timesteps=steps[: last + 1], cfg=1.0)
@@ -138,7 +138,7 @@ def test_own_steps_are_what_inference_makes(monkeypatch, last):
 
 @pytest.mark.slow
 def test_sessions_and_rollout_grow_over_the_budget():
-    stage = causal(rollout_end=1.0, rollout_peak=0.5, first_turns=1, turns_end=1.0)
+    stage = causal(rollout_end=1.0, rollout_prob=0.5, first_turns=1, turns_end=1.0)
     frames = []
     for progress in (0.0, 0.5, 1.0):
         module = stage.main.module
@@ -194,7 +194,7 @@ def test_consistency_behind_what_the_student_made(monkeypatch, share, own):
 @pytest.mark.slow
 @pytest.mark.parametrize("learner", ["generator", "fake"])
 def test_matching_teaches_one_network_at_a_time(learner):
-    stage = stage_of(Matching, MatchingConfig(steps=1, every=5), generator=network(0), fake=network(1))
+    stage = stage_of(Matching, DistributionMatchingConfig(steps=1, every=5), generator=network(0), fake=network(1))
     stage.teacher = network(2)
     for step in range(4):  # several turns and steps of the sampler
         stage.loss(learner, batch(), draws(step), 0.0).backward()
