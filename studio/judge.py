@@ -5,8 +5,8 @@ of that attribute and takes the rendering nearest to the image, measured where t
 edit of the editor's own previous image, so that an earlier failure is not counted again: the edit starts from the
 attributes read from the previous image, not from the true ones.
 
-    followed      the attributes that the instruction names have the wanted values, and the image has come more than
-                  half way from the old rendering to the wanted one
+    followed      the attributes that the instruction names have their new values, and the image is more than half way
+                  from the old rendering to the new one
     preservation  no other attribute has changed; outside the region of the edit the image equals the previous one,
                   with little damage on average and in every block, and without a shift
     identity      the creature is much nearer to the anchor's than to other creatures with the same attributes
@@ -40,7 +40,7 @@ class Thresholds:
     """Hold the limits of the judge, the same for every editor. Differences are mean absolute ones, colours in 0..1."""
 
     shows: float = 0.04  # a pixel shows an attribute if two renderings differ there by this much
-    progress: float = 0.5  # at least, from the old rendering to the wanted one
+    progress: float = 0.5  # at least, from the old rendering to the new one
     ratio: float = 0.85  # an attribute has another value if the distance to that is smaller by this factor
     margin: int = 3  # pixels around the region of an edit that may differ as well
     damage: float = 0.04  # where nothing should change, on average
@@ -52,7 +52,7 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Judge one image of each of N sessions: bool, int64 or float32 [N], `attributes` [N, A]."""
+    """Hold the verdicts on one image of each of N sessions: bool, int64 or float32 [N], `attributes` [N, A]."""
 
     followed: Tensor
     preservation: Tensor
@@ -64,6 +64,7 @@ class Verdict:
 
     @property
     def success(self) -> Tensor:
+        """Say which images are a success [N]: all three hold."""
         return self.followed & self.preservation & self.identity
 
 
@@ -85,7 +86,7 @@ class Judge:
     def read_attributes(self, image: Tensor, scene: Scenes, names: Sequence[str]) -> Tensor:
         """Return the attributes [A] of `scene` [1], with those in `names` as an image [3, H, W] shows them."""
         attributes = scene.attributes[0].clone()
-        for name, drawn in _alternatives(scene, names, image.shape[-2:]).items():
+        for name, drawn in _alternatives(scene, names, *image.shape[-2:]).items():
             now = int(scene.attribute(name)[0])
             shown = ((drawn - drawn[now]).abs().amax(dim=1) > self.limits.shows).any(dim=0)  # [H, W]
             distance = (drawn - image).abs().mean(dim=1)[:, shown].sum(dim=1)  # [V]
@@ -95,16 +96,17 @@ class Judge:
         return attributes
 
     def _judge(self, image: Tensor, previous: Tensor, before: Scenes, edit: Edit) -> tuple:
-        size, device = image.shape[-2:], before.attributes.device
+        height, width = image.shape[-2:]
+        device = before.attributes.device
         named = {change.attribute: change.new for change in edit.changes}
-        wanted = before.with_attributes(torch.tensor([edit.apply(before.attributes[0].tolist())], device=device))
-        both = torch.cat([before.attributes, wanted.attributes])
-        old, new = render(Scenes(both, before.identity.repeat(2, 1)), *size)
+        target = before.with_attributes(torch.tensor([edit.apply(before.attributes[0].tolist())], device=device))
+        both = torch.cat([before.attributes, target.attributes])
+        old, new = render(Scenes(both, before.identity.repeat(2, 1)), height, width)
 
         shown = ((new - old).abs().amax(dim=0) > self.limits.shows).float()  # [H, W]
-        attributes = self.read_attributes(image, wanted, list(named))
-        as_wanted = all(int(attributes[COLUMN[name]]) == value for name, value in named.items())
-        followed = as_wanted and self._has_progressed(image, old, new, shown)
+        attributes = self.read_attributes(image, target, list(named))
+        as_instructed = all(int(attributes[COLUMN[name]]) == value for name, value in named.items())
+        followed = as_instructed and self._has_progressed(image, old, new, shown)
 
         others = [name for name in ATTRIBUTES if name not in named]
         seen = before.with_attributes(attributes[None])
@@ -138,31 +140,32 @@ class Judge:
 
     def _likeness(self, image: Tensor, scene: Scenes) -> float:
         """Return 1 minus the image's distance to the scene relative to that to scenes with other creatures."""
+        height, width = image.shape[-2:]
         strangers = scene.identity.repeat(1 + len(_STRANGERS), 1)
         columns = torch.tensor([TRAIT[name] for name in SUBJECT_TRAITS], device=strangers.device)
         strangers[1:, columns] = _STRANGERS.to(strangers.device)
-        drawn = render(Scenes(scene.attributes.repeat(len(strangers), 1), strangers), *image.shape[-2:])
+        drawn = render(Scenes(scene.attributes.repeat(len(strangers), 1), strangers), height, width)
         shown = ((drawn[1:] - drawn[:1]).abs().amax(dim=1) > self.limits.shows).float()  # [V, H, W]
         away = (drawn - image).abs().mean(dim=1)  # [1 + V, H, W]
         own, theirs = (away[:1] * shown).sum(dim=(1, 2)), (away[1:] * shown).sum(dim=(1, 2))  # [V]
         return float((1 - own / theirs.clamp(min=1e-6)).mean())
 
 
-def _alternatives(scene: Scenes, names: Sequence[str], size: Sequence[int]) -> dict[str, Tensor]:
+def _alternatives(scene: Scenes, names: Sequence[str], height: int, width: int) -> dict[str, Tensor]:
     """Render the scene [1] with every value of each attribute in `names`: [V, 3, H, W] each.
 
     Several attributes are rendered in one batch; the subject is rendered once for all attributes painted after it.
     """
     drawn: dict[str, Tensor] = {}
     for on_top in (False, True):
-        wanted = [name for name in names if (name in _ON_TOP) == on_top]
-        below = render(scene, *size, LAYERS[:_BELOW]) if on_top and wanted else None
-        for group in _groups(wanted):
+        chosen = [name for name in names if (name in _ON_TOP) == on_top]
+        below = render(scene, height, width, LAYERS[:_BELOW]) if on_top and chosen else None
+        for group in _groups(chosen):
             several = [_with_every_value(scene, name) for name in group]
             attributes, identity = ([getattr(one, part) for one in several] for part in ("attributes", "identity"))
             scenes = Scenes(torch.cat(attributes), torch.cat(identity))
             if below is None:
-                image = render(scenes, *size)
+                image = render(scenes, height, width)
             else:
                 image = below.expand(len(scenes), -1, -1, -1)
                 for layer in LAYERS[_BELOW:]:
@@ -212,5 +215,5 @@ def _shift(image: Tensor, expected: Tensor, rest: Tensor) -> float:
     return float(torch.linalg.solve(matrix, gradient @ (both[1] - both[0]).flatten()).norm())
 
 
-# The identities of other creatures, which the anchor's is compared with, [V, traits of the subject].
+# The identities of other creatures, to compare the anchor's with, [V, traits of the subject].
 _STRANGERS = torch.rand(6, len(SUBJECT_TRAITS), generator=torch.Generator().manual_seed(6))

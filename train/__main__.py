@@ -1,13 +1,11 @@
-"""The command line of training.
+"""Train AnchorEdit: the parts of the small model, the three stages, the exported model, the data.
 
     python -m train all      --config tiny --out runs/tiny
     python -m train pretrain --config wan.yaml --out runs/wan --dry-run
     python -m train causal   --config wan.yaml --set causal.batch=4 --out runs/wan --resume
+    python -m train data write --out runs/shards
 
-`wan.yaml` says where its parts lie, see docs/training.md.
-
-`all` makes everything in order; `variants` trains it without one component each, to compare; `data`, with options of
-its own, makes and checks shards. Several processes: see train/engine.py.
+docs/training.md says what `wan.yaml` contains; train/engine.py, how to start several processes.
 """
 
 from __future__ import annotations
@@ -17,89 +15,143 @@ import importlib
 import io
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from anchoredit_model.errors import AnchorEditError
 
-from .config import NAMES, Config
+from .config import NAMES
 from .config_io import load_config
+from .data import cli as data_cli
 from .tiny.parts import FOLDERS, is_finished, wait_for
 
-ORDER = ("vae", "text", "pretrain", "causal", "distill", "export")
+if TYPE_CHECKING:
+    from .curriculum import Curriculum
 
 
 def main(argv: list[str]) -> int:
-    commands = (*ORDER, "all", "ablations", "data")
-    if not argv or argv[0] not in commands:
-        asked = bool(argv) and argv[0] in ("-h", "--help")
-        out = sys.stdout if asked else sys.stderr
-        print(f"usage: python -m train {{{','.join(commands)}}} [options]", file=out)
-        print(__doc__, file=out)
-        return 0 if asked else 2
-    command, rest = argv[0], argv[1:]
+    """Run a command; return 0, 1 for invalid data, 2 for an error or 130 after an interruption."""
+    options = make_parser().parse_args(argv)
     try:
-        if command == "data":
-            importlib.import_module("train.data.cli").main(rest)
-            return 0
-        options = _options(command, rest)
-        config = load_config(options.config, options.set)
-        if options.dry_run:
-            from .dry_run import missing, report
-
-            lacking = missing(command, config, options.out)
-            lines = (f"missing: {line}" for line in lacking)
-            print(report(command, config, options.out), *lines, sep="\n", flush=True)
-            return 2 if lacking else 0
-        if command == "ablations":
-            from .ablations import run as train_ablations
-
-            return 0 if train_ablations(config, options.out, options.only, options.resume) else 130
-        steps = ORDER if command == "all" else (command,)
-        return 0 if all(run(step, config, options.out, options.resume, command == "all") for step in steps) else 130
+        return options.handler(options)
     except AnchorEditError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
 
-def run(command: str, config: Config, out: Path, resume: bool = False, skip_given: bool = False) -> bool:
-    """One step of a run; False if it was interrupted. `skip_given`: parts that the config gives are not trained."""
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands; their help is the docstring of the function that runs them."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("python -m train", description=__doc__, formatter_class=raw)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name, step in {**STEPS, "all": run_all, "ablations": ablations}.items():
+        command = commands.add_parser(name, help=step.__doc__, description=step.__doc__)
+        command.add_argument("--config", default="tiny", help=f"{', '.join(NAMES)}, or a YAML file (default: tiny)")
+        command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting")
+        command.add_argument("--out", type=Path, required=True, help="folder of the run")
+        command.add_argument("--resume", action="store_true", help="continue; leave finished parts unchanged")
+        command.add_argument(
+            "--dry-run", action="store_true", help="print sizes, memory and missing files; train nothing"
+        )
+        command.set_defaults(handler=_run, command=name, step=step, only=())
+        if step is ablations:
+            command.add_argument("--only", action="append", metavar="NAME", help="train this ablation; repeatable")
+    data = commands.add_parser(
+        "data", help=(data_cli.__doc__ or "").partition("\n")[0], description=data_cli.__doc__, formatter_class=raw
+    )
+    data_cli.add_commands(data.add_subparsers(metavar="COMMAND", required=True))
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    """Run one of the commands that have a config."""
+    config = load_config(options.config, options.set)
+    if options.dry_run:
+        from .dry_run import missing, report
+
+        lines = [f"missing: {line}" for line in missing(options.command, config, options.out)]
+        print(report(options.command, config, options.out), *lines, sep="\n", flush=True)
+        return 2 if lines else 0
     from .curriculum import Curriculum
 
-    curriculum = Curriculum(config, out)
-    if command in FOLDERS:
-        folder = out / FOLDERS[command]
-        if skip_given and (getattr(config.parts, command) or (resume and is_finished(folder))):
+    curriculum = Curriculum(config, options.out)
+    extra = {"only": options.only} if options.only else {}
+    return 0 if options.step(curriculum, options.resume, **extra) else 130
+
+
+# Each command takes the curriculum and whether to resume, and returns False if it was interrupted.
+
+
+def vae(curriculum: Curriculum, resume: bool = False) -> bool:
+    """Train the small VAE on images of the studio."""
+    return _train_part("vae", curriculum, resume)
+
+
+def text(curriculum: Curriculum, resume: bool = False) -> bool:
+    """Train the small text encoder on instructions of the studio."""
+    return _train_part("text", curriculum, resume)
+
+
+def pretrain(curriculum: Curriculum, resume: bool = False) -> bool:
+    """Train stage 1: single edits of an image, and identity mapping."""
+    return curriculum.run("pretrain", resume)
+
+
+def causal(curriculum: Curriculum, resume: bool = False) -> bool:
+    """Train stage 2: whole sessions, behind degraded histories and the model's own."""
+    return curriculum.run("causal", resume)
+
+
+def distill(curriculum: Curriculum, resume: bool = False) -> bool:
+    """Train stage 3: consistency distillation, then distribution matching."""
+    return curriculum.run("distill", resume)
+
+
+def export(curriculum: Curriculum, resume: bool = False) -> bool:
+    """Export the model of the last stage as a folder and as one file for ComfyUI."""
+    from .export import run
+
+    if curriculum.accelerator.is_main_process:
+        run(curriculum.config, curriculum.out)
+    return True
+
+
+STEPS: dict[str, Callable[..., bool]] = {step.__name__: step for step in (vae, text, pretrain, causal, distill, export)}
+
+
+def run_all(curriculum: Curriculum, resume: bool = False) -> bool:
+    """Run all of these in order, without the parts that the config gives."""
+
+    def needed(name: str) -> bool:
+        if name not in FOLDERS:
             return True
-        if not curriculum.accelerator.is_main_process:  # one process makes it, by itself
-            return wait_for(folder)
-        return importlib.import_module(f"train.tiny.{command}").run(getattr(config, command), folder, resume)
-    if command == "export":
-        from .export import run as export
+        given = getattr(curriculum.config.parts, name)
+        return not given and not (resume and is_finished(curriculum.out / FOLDERS[name]))
 
-        if curriculum.accelerator.is_main_process:
-            export(config, out)
-        return True
-    return curriculum.run(command, resume)
+    return all(step(curriculum, resume) for name, step in STEPS.items() if needed(name))
 
 
-def _options(command: str, argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog=f"python -m train {command}")
-    parser.add_argument("--config", default="tiny", help=f"{', '.join(NAMES)}, or a YAML file (default: tiny)")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the run")
-    parser.add_argument("--resume", action="store_true", help="go on where it was; what is finished is left alone")
-    if command == "ablations":
-        parser.add_argument("--only", action="append", default=[], metavar="NAME", help="this variant; may be repeated")
-    parser.add_argument("--dry-run", action="store_true", help="print sizes, memory and what is missing; train nothing")
-    return parser.parse_args(argv)
+def ablations(curriculum: Curriculum, resume: bool = False, only: tuple[str, ...] = ()) -> bool:
+    """Train and export the curriculum without one component each, to compare."""
+    from .ablations import run
+
+    return run(curriculum.config, curriculum.out, only, resume)
+
+
+def _train_part(name: str, curriculum: Curriculum, resume: bool) -> bool:
+    """Train the VAE or the text encoder in the first process; the others wait for it."""
+    folder = curriculum.out / FOLDERS[name]
+    if not curriculum.accelerator.is_main_process:
+        return wait_for(folder)
+    return importlib.import_module(f"train.tiny.{name}").run(getattr(curriculum.config, name), folder, resume)
 
 
 def leave(code: int) -> NoReturn:
-    """End the program; where several processes have done their work, without waiting for the threads that joined them.
+    """End the program; after a success of several processes, without waiting for the threads that joined them.
 
-    Now and then such a thread is still about to return when the interpreter comes down, which would make a failure of
-    a success. After an error the interpreter still has files to close.
+    Such a thread sometimes outlives the interpreter and would turn a success into a failure. After an error the
+    interpreter still has files to close.
     """
     distributed = sys.modules.get("torch.distributed")
     if distributed and distributed.is_available() and distributed.is_initialized():
@@ -113,5 +165,5 @@ def leave(code: int) -> NoReturn:
 
 if __name__ == "__main__":
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names may be in letters that the terminal lacks
+        sys.stdout.reconfigure(errors="backslashreplace")  # names may have letters that the terminal lacks
     leave(main(sys.argv[1:]))

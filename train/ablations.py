@@ -1,12 +1,12 @@
-"""The curriculum taken apart: variants that lack one component each, trained with the same budget.
+"""Ablations: the curriculum without one component each, trained with the same budget.
 
-    python -m train ablations --config tiny --set pretrain.minutes=15 --set causal.minutes=20 --out runs/variants
+    python -m train ablations --config tiny --set pretrain.minutes=15 --set causal.minutes=20 --out runs/ablations
     python -m train ablations ... --only "without self-rollout"        # one of them
 
-All share one first stage with its budget, but the one that is to lack a part of it, and then have the second stage's
-budget each: more of stage 1, stage 2, or stages 2 and 3 together. OUT/NAME/model is ready for
+All share one first stage, except the ablation of a part of it, and then use the budget of the second stage: for more
+of stage 1, for stage 2, or for stages 2 and 3 together. OUT/NAME/model is ready for
 
-    python -m benchmark run --model "OUT/NAME/model" --editor pipeline ...        # bidirectional for that one
+    python -m benchmark run --model "OUT/NAME/model" --editor pipeline ...        # "bidirectional": that editor
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from .curriculum import Curriculum
 from .engine import CHECKPOINT
 from .export import run as export
 
-_SHARED = "shared"  # folder of the first stage that most start from
-_NO_IDENTITY = {"pretrain": {"identity": 0.0}}
-# What is trained after the first stage, and what is different.
+_SHARED = "shared"  # folder of the first stage that most share
+_NO_IDENTITY = {"pretrain": {"identity_prob": 0.0}}
+# name -> the last stage, changes of the config
 ABLATIONS: Mapping[str, tuple[str, dict]] = {
     "stage 1": ("pretrain", {}),
     "stages 1 and 2": ("causal", {}),
@@ -38,10 +38,10 @@ ABLATIONS: Mapping[str, tuple[str, dict]] = {
 
 
 def run(config: Config, out: Path, only: Sequence[str] = (), resume: bool = False) -> bool:
-    """Train and export the variants; False if that was interrupted. With `resume`, finished ones are left alone."""
+    """Train and export the ablations; False if interrupted. With `resume`, finished ones are left unchanged."""
     if unknown := [name for name in only if name not in ABLATIONS]:
         names = ", ".join(map(repr, ABLATIONS))
-        raise AnchorEditError(f"there is no ablation {unknown[0]!r}", f"Choose one of {names}")
+        raise AnchorEditError(f"the ablation must be one of {names}, got {unknown[0]!r}", "Choose one of these")
     return all(_train(name, config, out, resume) for name in only or ABLATIONS)
 
 
@@ -59,7 +59,7 @@ def _train(name: str, config: Config, out: Path, resume: bool) -> bool:
     else:
         config = merge(config, {"causal": {"init": start}})
     stages = ("causal", "distill") if last == "distill" else (last,)
-    if last == "distill":  # its time is part of the second stage's
+    if last == "distill":  # its budget is part of the second stage's
         config = merge(config, {"causal": _budget(config.causal, config.distill.consistency, config.distill.matching)})
     if not all(Curriculum(config, folder).run(stage, resume) for stage in stages):
         return False
@@ -68,18 +68,18 @@ def _train(name: str, config: Config, out: Path, resume: bool) -> bool:
 
 
 def _budget(whole: StageConfig, *parts: StageConfig) -> dict[str, float]:
-    """Return what of a stage's budget others leave."""
+    """Return the budget of a stage without those of other stages."""
     left = {name: getattr(whole, name) - sum(getattr(part, name) for part in parts) for name in ("steps", "minutes")}
     if min(left.values()) < 0 or not any(left.values()):
         raise AnchorEditError(
-            "the third stage's budget is part of the second's, of which it leaves nothing",
-            "Raise that of causal, or lower those of distill.consistency and distill.matching",
+            "the budget of causal must be larger than those of distill.consistency and distill.matching together",
+            "Raise the first, or lower the others",
         )
     return left
 
 
 def _with_shared_parts(config: Config, out: Path) -> Config:
-    """All variants read one cache, and the VAE and text encoder of `out` unless the config names others."""
+    """Return the config with one cache for all ablations, and the VAE and text encoder of `out` or of the config."""
     shared = Curriculum(config, out)
     parts = replace(config.parts, vae=str(shared.vae_folder()), text=str(shared.text_folder()))
     return replace(config, parts=parts, data=replace(config.data, cache=config.data.cache or str(out / "cache")))

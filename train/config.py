@@ -1,11 +1,11 @@
-"""Everything a training run can be told, as small frozen dataclasses, and the named configs.
+"""All settings of a training run as small frozen dataclasses, and the named configs.
 
-    tiny            our own small model, from nothing, on whatever machine there is
+    tiny            our own small model, from scratch, on a CPU or a GPU
     wan-1.3b        Wan 2.1 1.3B, all weights
-    wan-1.3b-lora   the same through low-rank adapters, on one GPU
+    wan-1.3b-lora   the same with low-rank adapters, on one GPU
     wan-14b         Wan 2.1 14B, all weights, sharded over many GPUs
 
-`train.settings` merges a YAML file and `--set key=value` into one of them. Learning rates, momenta and grids of the
+`train.config_io` merges a YAML file and `--set key=value` into one of them. Learning rates, momenta and grids of the
 larger ones are those of the published code (https://github.com/xuhang07/AnchorEdit).
 """
 
@@ -24,21 +24,20 @@ _FOUR_STEPS = (1000.0, 750.0, 500.0, 250.0)
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where the sessions come from.
+    """Configure where the sessions come from.
 
-    path     folder of shards (`python -m train data`), relative to where the command is run; empty: the studio,
-             drawn as the settings below say
-    cache    folder of encoded sessions, which several runs may share; empty: under --out
-    limit    use only this many files of `path`; 0: all
-    workers  processes that read images while they are encoded
-    stars    sessions in which every edit, one of `star_turns`, starts from the source: for stage 1
-    chains   sessions in which each of `chain_turns` edits starts from the image before: for stages 2 and 3
-    shares   kinds of the studio's edits that come so many times as often as the others: [[resize, 5], ['null', 0.5]]
-    shown    sessions of the studio that samples are drawn of, of which none is trained on; with a `path` samples are
-             of its first sessions, which are
-    compile  draw, and on a CPU encode, by compiled loops where there is much of it
-    english  how often a session that is in several languages is read in English; the others share the rest
-    seed     of the studio, of the order of all data and of the languages they are read in
+    path          folder of shards (`python -m train data`), relative to the working directory; empty: the studio
+    cache         folder of encoded sessions, which several runs may share; empty: under --out
+    limit         use only this many files of `path`; 0: all
+    workers       processes that decode images before they are encoded
+    stars         studio sessions of `star_turns` edits that all start from the source: for stage 1
+    chains        studio sessions of `chain_turns` edits that each start from the image before: for stages 2 and 3
+    shares        how often the studio samples a kind of edit, relative to 1: [[resize, 5], ['null', 0.5]]
+    preview       studio sessions that are sampled for the log and never trained on; with a `path` the log shows its
+                  first sessions, which are trained on
+    compile       render, and on a CPU encode, with compiled loops where there are enough sessions
+    english_prob  how often a session in several languages is used in English; the others share the rest
+    seed          of the studio, the order of the data and the choice of languages
     """
 
     path: str = ""
@@ -50,17 +49,17 @@ class DataConfig:
     chains: int = 12_288
     chain_turns: int = 5
     shares: tuple[tuple[str, float], ...] = ()
-    shown: int = 16
+    preview: int = 16
     compile: bool = True
-    english: float = 0.8
+    english_prob: float = 0.8
     seed: int = 1
 
 
 @dataclass(frozen=True)
 class VaeConfig:
-    """The small VAE, learned from `pool` images.
+    """Configure the small VAE, trained on `pool` images.
 
-    `decoder_only` goes on with the decoder of a finished one, so that all latents stay valid.
+    `decoder_only` continues with the decoder of a finished one, so that all latents stay valid.
     """
 
     minutes: float = 13.0
@@ -73,19 +72,22 @@ class VaeConfig:
 
 @dataclass(frozen=True)
 class TextConfig:
-    """The small text encoder; `floor` is the least accuracy on held-out texts, over all slots, that is accepted."""
+    """Configure the small text encoder.
+
+    `min_accuracy` on held-out texts, over all slots; training fails below it.
+    """
 
     steps: int = 800
     pool: int = 20_000
-    floor: float = 0.97
+    min_accuracy: float = 0.97
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class PartsConfig:
-    """Finished parts. A VAE and a text encoder that are not given are those that this run trains under --out.
+    """Name finished parts; this run trains a missing VAE or text encoder itself, under --out.
 
-    transformer  where the first stage starts: any file or folder that `anchoredit_model` reads, or "random"
+    transformer  weights of the first stage: any file or folder that `anchoredit_model` reads, or "random"
     vae          folder with a diffusers AutoencoderKLWan
     text         folder with a umT5 encoder and its spiece.model
     """
@@ -97,13 +99,13 @@ class PartsConfig:
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """How training runs, the same for all stages.
+    """Configure how training runs, the same for all stages.
 
-    seed             of the random start, of new adapters and of every draw; the order of the data has data.seed
+    seed             of the initial weights, new adapters and all noise; the order of the data has data.seed
     precision        "bfloat16": matrices are multiplied in it, weights and optimisers stay float32; or "float32"
-    parallel         what several processes do: "ddp" each holds everything, "fsdp" they share it out
-    compile          block by block, one short compilation for all of them
-    checkpointing    compute activations again in the backward pass instead of keeping them
+    parallel         "ddp": each process holds everything; "fsdp": weights, gradients and optimisers are sharded
+    compile          compile the transformer block by block, with one short compilation for all of them
+    checkpointing    recompute activations in the backward pass instead of keeping them
     save_minutes     between training states; save_steps as well, if not 0
     log_steps        between lines of the log
     sample_steps     between grids of samples; 0: none
@@ -131,10 +133,10 @@ class EngineConfig:
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """Low-rank adapters (https://arxiv.org/abs/2106.09685) in place of all weights; rank 0: none.
+    """Configure low-rank adapters (https://arxiv.org/abs/2106.09685), trained instead of all weights; rank 0: none.
 
-    The same ones go through all stages, so that the last LoRA file belongs to the weights that the first began with; a
-    stage with an `init` of its own begins with new ones for that.
+    All stages continue with the same adapters, so that the last LoRA file belongs to the weights of the first stage. A
+    stage with an `init` of its own starts with new adapters for that.
     """
 
     rank: int = 0
@@ -149,10 +151,11 @@ class LoraConfig:
 class OptimiserConfig:
     """Configure an optimiser.
 
-    `kind` "muon" takes the matrices of the blocks by Muon (https://kellerjordan.github.io/posts/muon/), the rest by
-    AdamW; "adamw" takes all by AdamW.
+    `kind` "muon" optimises the matrices of the blocks with Muon (https://kellerjordan.github.io/posts/muon/) and the
+    rest with AdamW; "adamw" optimises everything with AdamW.
 
-    The learning rate rises over the first `warm_up` of the budget, stays, and falls to zero over the last `decay`.
+    The learning rate rises over the first share `warm_up` of the budget, is constant, and falls to zero over the last
+    share `decay`.
     """
 
     kind: str = "adamw"
@@ -175,13 +178,13 @@ class OptimiserConfig:
 
 @dataclass(frozen=True)
 class StageConfig:
-    """What all stages of the curriculum have.
+    """Configure what all stages have in common.
 
-    init           weights to start from; empty: those of the stage before
-    steps, minutes the budget, whichever is over first; 0: not limited by it. Schedules run over it.
-    batch          sessions in one forward of one process
-    micro_batches  such batches per step, shared out among the processes: their number divides it
-    ema            decay of the average that is kept; the first steps are forgotten sooner
+    init            initial weights; empty: those of the stage before
+    steps, minutes  the budget, whichever is used up first; 0: no limit. Schedules run over it.
+    batch           sessions in one forward of one process
+    micro_batches   such batches per step, divided among the processes: must be a multiple of their number
+    ema             decay of the exponential moving average of the weights; less in the first steps
     """
 
     init: str = ""
@@ -195,48 +198,50 @@ class StageConfig:
     def __post_init__(self):
         if self.batch < 1 or self.micro_batches < 1:
             raise AnchorEditError(
-                f"batch {self.batch} times micro_batches {self.micro_batches} is no work", "Set both to 1 or more"
+                f"batch and micro_batches must be 1 or more, got {self.batch} and {self.micro_batches}",
+                "Set both to 1 or more",
             )
 
 
 @dataclass(frozen=True)
 class PretrainConfig(StageConfig):
-    """Stage 1: one edit of a source at a time.
+    """Configure stage 1: one edit of a source at a time.
 
-    times           of the noisy edits
-    identity        how often the instruction is null and the target the source itself
-    dropout         how often the instruction alone is null, for guidance
-    edit_region_weight   how much more than the whole image that which an edit changes counts, whatever its size
+    times                of the noisy edits
+    identity_prob        how often the instruction is null and the target is the source itself
+    instruction_dropout  how often the instruction alone is null, for guidance
+    edit_region_weight   extra weight of the region that an edit changes, relative to the whole image
     """
 
     times: TimestepConfig = field(default_factory=TimestepConfig)
-    identity: float = 0.1
-    dropout: float = 0.05
+    identity_prob: float = 0.1
+    instruction_dropout: float = 0.05
     edit_region_weight: float = 0.0
 
 
 @dataclass(frozen=True)
 class CausalConfig(StageConfig):
-    """Stage 2: whole sessions, each turn behind a history as it will meet it.
+    """Configure stage 2: whole sessions, each turn behind a history as at inference.
 
-    forcing            "teacher": every noisy turn behind a history at t = 0, all in one forward; "diffusion": one
-                       sequence of noisy frames, some of which stand behind a history at t = 0; "bidirectional": one
-                       noisy turn behind a history that sees it, as in Wan's own model, only to compare
-    clean_history_prob      in diffusion forcing, how often that is
-    times              of the noisy turns
-    first_turns, turns sessions grow from so many turns to so many, the last count being reached at `turns_end`
-    turn_weight        alpha: turn number p of 0..1 weighs 1 + alpha * p
-    edit_region_weight as in `PretrainConfig`
-    dropout            how often an instruction is null, for guidance
-    on_policy_prob     how often the noisy turns are not the noisy truth but what the sampler itself has made on its way
-                       to one of `times.sampler_timesteps`, so that its later steps learn to correct what earlier ones
-                       missed; only in teacher forcing, for a model that is sampled by re-noising at those times
-    degrade            whether histories are damaged, by `degradations`
-    rollout            the form of self-rollout: "cached", as inference does it, "one_pass" or "none"
-    rollout_prob       probability that a frame of the history is the model's own, from `rollout_end` on; none
-                       before `rollout_start`, both shares of the budget
-    rollout_share      of the steps in which there is any
-    rollout_steps      of the sampler
+    forcing              "teacher": every noisy turn behind a history at t = 0, all in one forward; "diffusion": one
+                         sequence of noisy frames, some of them behind a history at t = 0; "bidirectional": one noisy
+                         turn and a history that attends to it, as in Wan's own model, only to compare
+    clean_history_prob   how often the history is at t = 0 in diffusion forcing
+    times                of the noisy turns
+    first_turns, turns   sessions grow from `first_turns` to `turns`, which they reach at the share `turns_end` of the
+                         budget
+    turn_weight          alpha: a turn at position p = 0..1 of the session weighs 1 + alpha * p
+    edit_region_weight   as in `PretrainConfig`
+    instruction_dropout  how often an instruction is null, for guidance
+    on_policy_prob       how often the noisy turns are not the noisy truth but the sampler's own output on its way to
+                         one of `times.sampler_timesteps`, so that its later steps learn to correct the earlier ones;
+                         only in teacher forcing, for a model that is sampled by re-noising at those times
+    degrade              whether histories are degraded, by `degradations`
+    rollout              the form of self-rollout: "cached", as inference does it, "one_pass" or "none"
+    rollout_prob         probability that a frame of the history is the model's own output, reached at the share
+                         `rollout_end` of the budget; 0 before the share `rollout_start`
+    rollout_share        share of the steps that have any self-rollout
+    rollout_steps        steps of the sampler in it
     """
 
     forcing: str = "teacher"
@@ -247,7 +252,7 @@ class CausalConfig(StageConfig):
     turns_end: float = 0.3
     turn_weight: float = 1.0
     edit_region_weight: float = 0.0
-    dropout: float = 0.05
+    instruction_dropout: float = 0.05
     on_policy_prob: float = 0.0
     degrade: bool = True
     degradations: DegradationConfig = field(default_factory=DegradationConfig)
@@ -266,33 +271,34 @@ class CausalConfig(StageConfig):
             _at_least(1, f"causal.{name}", getattr(self, name))
         if self.on_policy_prob and (self.forcing != "teacher" or not self.times.sampler_timesteps):
             raise AnchorEditError(
-                f"causal.on_policy_prob is {self.on_policy_prob}",
-                "List the sampler's times in causal.times.sampler_timesteps, the noisiest "
-                "first, and set causal.forcing=teacher, or set it to 0",
+                "causal.on_policy_prob must be 0 without causal.forcing=teacher and causal.times.sampler_timesteps, "
+                f"got {self.on_policy_prob}",
+                "List the sampler's times in causal.times.sampler_timesteps, the noisiest first, and set "
+                "causal.forcing=teacher, or set it to 0",
             )
         if self.forcing == "bidirectional" and self.rollout != "none":
             raise AnchorEditError(
-                f"causal.rollout {self.rollout!r} reads what a causal model remembers, and causal.forcing is "
-                "'bidirectional'",
-                "Set causal.rollout=none",
+                f"causal.rollout must be 'none' with causal.forcing=bidirectional, got {self.rollout!r}",
+                "Set causal.rollout=none: only a causal model has a K/V cache",
             )
 
 
 @dataclass(frozen=True)
 class ConsistencyConfig(StageConfig):
-    """Stage 3a: consistency distillation along a grid of `grid` steps with `shift`, the teacher guided.
+    """Configure stage 3a: consistency distillation on a grid of `grid` steps with `shift`.
 
+    cfg                 guidance scale of the teacher
     edit_region_weight  as in `PretrainConfig`
-    rollout        probability that a frame of the history is the student's own, made as inference does
-    rollout_share  of the steps in which there is any; 0: histories are true, as published
+    rollout_prob        probability that a frame of the history is the student's own output, made as at inference
+    rollout_share       share of the steps that have any; 0: histories are true, as published
     """
 
     turns: int = 5
     edit_region_weight: float = 0.0
     grid: int = 48
     shift: float = 5.0
-    guidance: float = 3.0
-    rollout: float = 0.8
+    cfg: float = 3.0
+    rollout_prob: float = 0.8
     rollout_share: float = 0.0
 
     def __post_init__(self):
@@ -303,29 +309,29 @@ class ConsistencyConfig(StageConfig):
 
 @dataclass(frozen=True)
 class DistributionMatchingConfig(StageConfig):
-    """Stage 3b: distribution matching behind the model's own histories.
+    """Configure stage 3b: distribution matching behind the model's own histories.
 
-    guidance        of the real score
-    times           at which the scores look
-    every           the generator learns in every such step, the fake score in all of them
-    critic          the fake score's optimiser
+    cfg              guidance scale of the real score
+    times            at which the scores are compared
+    generator_every  the generator learns in every such step, the fake score in all of them
+    critic           optimiser of the fake score
     """
 
     turns: int = 5
-    guidance: float = 3.0
+    cfg: float = 3.0
     times: TimestepConfig = field(default_factory=lambda: TimestepConfig(low=20, high=980))
-    every: int = 5
+    generator_every: int = 5
     critic: OptimiserConfig = field(default_factory=lambda: OptimiserConfig(lr=5e-6, betas=(0.0, 0.999)))
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("turns", "every"):
+        for name in ("turns", "generator_every"):
             _at_least(1, f"distill.matching.{name}", getattr(self, name))
 
 
 @dataclass(frozen=True)
 class DistillConfig:
-    """Stage 3: first 3a, then 3b. Both are taught by `teacher`; empty: the second stage's weights."""
+    """Configure stage 3: first 3a, then 3b, both with the weights `teacher`; empty: those of the second stage."""
 
     teacher: str = ""
     consistency: ConsistencyConfig = field(default_factory=ConsistencyConfig)
@@ -334,11 +340,12 @@ class DistillConfig:
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """The model that is put together, with its LoRA file if any.
+    """Configure the exported model.
 
-    transformer  empty: the last stage's
-    average      others of the same sizes: the model has the mean of all weights, as of runs from one start
-                 (https://arxiv.org/abs/2203.05482)
+    transformer  file or folder; empty: that of the last stage
+    average      transformers of the same sizes whose weights are averaged with it, as of runs with the same initial
+                 weights (https://arxiv.org/abs/2203.05482)
+    dtype        of the stored weights
     sampler      "renoise" or "euler"; empty: the one that the transformer was trained for
     """
 
@@ -354,7 +361,7 @@ class ExportConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """A whole run. `model` are the transformer's sizes, `edit` is how the trained checkpoint edits.
+    """Configure a whole run: `model` has the transformer's sizes, `edit` says how the trained checkpoint edits.
 
     Checkpoints of stages 1 and 2 are sampled by Euler with `edit.num_steps`, `edit.shift` and `edit.cfg`;
     those of stage 3 by re-noising at `edit.timesteps`, without guidance.
@@ -374,27 +381,30 @@ class Config:
     export: ExportConfig = field(default_factory=ExportConfig)
 
     def undistilled(self) -> EditConfig:
-        """How the checkpoints of stages 1 and 2 are sampled."""
+        """Return how the checkpoints of stages 1 and 2 are sampled."""
         return replace(self.edit, sampler="euler")
 
     def distilled(self) -> EditConfig:
-        """How the checkpoints of stage 3 are sampled."""
+        """Return how the checkpoints of stage 3 are sampled."""
         return replace(self.edit, sampler="renoise", cfg=1.0)
 
 
 def named_config(name: str) -> Config:
-    """One of `NAMES`."""
+    """Return one of `NAMES`; raise AnchorEditError for any other name."""
     if name not in _NAMED:
-        raise AnchorEditError(f"there is no config {name!r}", f"Choose one of {', '.join(NAMES)} or give a YAML file")
+        raise AnchorEditError(
+            f"the config must be one of {', '.join(NAMES)} or a YAML file, got {name!r}",
+            "Choose one of them; a file ends in .yaml or .yml",
+        )
     return _NAMED[name]()
 
 
 def _tiny() -> Config:
-    """Muon at a high rate, a small batch, weight on what an edit changes: the recipe that a CPU needs.
+    """Return the recipe for a CPU: Muon at a high rate, a small batch, extra weight on the edited region.
 
-    Most times are those that the distilled sampler will ask for, above all pure noise: there the edit is decided, while
-    later ones can read much of it off the image. Instructions are seldom dropped, as nothing is guided here and a
-    null instruction should keep to what it means. Two micro-batches are one for each of two cores.
+    Most times are those of the distilled sampler, above all pure noise, where the edit is decided; at later ones much
+    of it can be seen in the image. Instructions are seldom dropped: nothing is guided here, and a null instruction
+    means an unchanged image. There are two micro-batches for two cores.
     """
     muon = OptimiserConfig("muon", lr=1.5e-3, betas=(0.9, 0.99), clip=1.0, decay=0.15)
     times = TimestepConfig(sampler_timesteps=_FOUR_STEPS, sampler_weights=(0.55, 0.2, 0.15, 0.1), sampler_share=0.7)
@@ -405,7 +415,13 @@ def _tiny() -> Config:
         ),
         parts=PartsConfig(transformer="random"),
         pretrain=PretrainConfig(
-            minutes=60, batch=14, micro_batches=2, optimiser=muon, times=times, dropout=0.01, edit_region_weight=2.0
+            minutes=60,
+            batch=14,
+            micro_batches=2,
+            optimiser=muon,
+            times=times,
+            instruction_dropout=0.01,
+            edit_region_weight=2.0,
         ),
         causal=CausalConfig(
             minutes=120,
@@ -413,10 +429,10 @@ def _tiny() -> Config:
             micro_batches=2,
             optimiser=replace(muon, lr=1.2e-3, decay=0.25),
             times=times,
-            first_turns=5,  # every length is compiled anew, for minutes
+            first_turns=5,  # each length is one more compilation, which takes minutes
             turn_weight=0.5,
-            edit_region_weight=1.0,  # more draws what is added where it does not belong
-            dropout=0.005,
+            edit_region_weight=1.0,  # with more, objects are added where they do not belong
+            instruction_dropout=0.005,
             degradations=DegradationConfig(p_round_trip=0.02, p_jpeg=0.02),  # the VAE is slow on a CPU
             rollout_steps=2,
         ),
@@ -425,14 +441,14 @@ def _tiny() -> Config:
                 minutes=15,
                 batch=10,
                 optimiser=replace(muon, lr=2e-4, warm_up=0.02),
-                guidance=1.0,
+                cfg=1.0,
                 edit_region_weight=1.0,
                 rollout_share=0.75,
             ),
             matching=DistributionMatchingConfig(
                 minutes=15,
                 batch=8,
-                guidance=1.0,
+                cfg=1.0,
                 optimiser=OptimiserConfig(lr=2e-5, betas=(0.0, 0.99), clip=1.0, decay=0.4),
                 critic=OptimiserConfig(lr=5e-5, betas=(0.0, 0.99), clip=1.0),
             ),
@@ -441,7 +457,7 @@ def _tiny() -> Config:
 
 
 def _wan(size: str) -> Config:
-    """Return the published schedule. Many small budgets make no sense at this size, so these are in steps."""
+    """Return the published schedule, with budgets in steps."""
     edit = EditConfig(num_steps=50, shift=8.0, cfg=5.0)
     times = TimestepConfig(shift=5.0)
     adamw = OptimiserConfig(lr=1e-5)
@@ -461,7 +477,7 @@ def _wan(size: str) -> Config:
 
 
 def _wan_lora(size: str) -> Config:
-    """Adapters learn at a higher rate and fit one GPU."""
+    """Return the schedule for adapters, which learn at a higher rate and fit on one GPU."""
     config = _wan(size)
     adamw = OptimiserConfig(lr=1e-4, clip=1.0)
     matching = replace(config.distill.matching, micro_batches=8, optimiser=replace(adamw, lr=1e-5, betas=(0.0, 0.999)))
@@ -480,12 +496,14 @@ def _wan_lora(size: str) -> Config:
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
-        raise AnchorEditError(f"{name} {value!r} is unknown", f"Choose one of {', '.join(allowed)}")
+        raise AnchorEditError(
+            f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}", "Choose one of these"
+        )
 
 
 def _at_least(least: int, name: str, value: float) -> None:
     if not value >= least:
-        raise AnchorEditError(f"{name} is {value}", f"Set it to {least} or more")
+        raise AnchorEditError(f"{name} must be {least} or more, got {value}", f"Set it to {least} or more")
 
 
 _NAMED = {

@@ -1,7 +1,7 @@
-"""A config out of a name or a YAML file and `--set key=value`, with types from the dataclasses.
+"""Read a config from a name or a YAML file and `--set key=value`, with the types of the dataclasses.
 
-A YAML file holds the same tree as `train.config.Config`; its `base` names the config that it changes (default:
-tiny). Keys are checked level by level, and one that does not exist is an error that says which one is near.
+A YAML file has the structure of `train.config.Config`; its `base` names the config that it changes (default: tiny).
+An unknown key is an error that names the nearest one.
 """
 
 from __future__ import annotations
@@ -12,27 +12,30 @@ import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from anchoredit_model.errors import AnchorEditError
 
-from .config import Config, named
+from .config import Config, named_config
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
 
 
 def load_config(name: str, changes: Sequence[str] = ()) -> Config:
-    """Return the config called `name`, or that of the YAML file `name`, with `changes` "key=value" done to it.
+    """Return the config called `name`, or that of the YAML file `name`, with `changes` "key=value".
 
-    All at once, a later one of a key before an earlier one: settings that only make sense together may come in any
-    order.
+    Changes are applied together, so that settings that depend on each other may come in any order; of two for one key
+    the later one counts.
     """
     config = _from_file(Path(name)) if name.endswith((".yaml", ".yml")) else named_config(name)
     changed: dict[str, Any] = {}
     for change in changes:
         key, equals, text = change.partition("=")
         if not equals:
-            raise AnchorEditError(f"--set {change!r} says no value", "Write it as key=value")
+            raise AnchorEditError(f"--set must be key=value, got {change!r}", "Write it as key=value")
         tree: Any = _parse(text, f"--set {change}")
         for part in reversed(key.strip().split(".")):
             tree = {part: tree}
@@ -41,22 +44,19 @@ def load_config(name: str, changes: Sequence[str] = ()) -> Config:
 
 
 def merge(settings: T, changes: Mapping[str, Any], path: str = "") -> T:
-    """Return a copy of a dataclass with a tree of changes in it.
-
-    Raises AnchorEditError for unknown keys and wrong types.
-    """
+    """Return a copy of a dataclass with a tree of changes; raise AnchorEditError for unknown keys and wrong types."""
     hints = typing.get_type_hints(type(settings))
     known = [field.name for field in fields(settings)]
     values = {}
     for key, value in changes.items():
         whole = f"{path}{key}"
         if key not in known:
-            raise AnchorEditError(f"there is no setting {whole!r}", _nearest(settings, path, whole))
+            raise AnchorEditError(f"unknown setting {whole!r}", _nearest(settings, path, whole))
         current = getattr(settings, key)
         if is_dataclass(current):
             if not isinstance(value, Mapping):
                 inside = ", ".join(field.name for field in fields(current))
-                raise AnchorEditError(f"{whole} = {value!r} is no single value", f"Set one of its parts ({inside})")
+                raise AnchorEditError(f"{whole} must be a group of settings, got {value!r}", f"Set one of {inside}")
             values[key] = merge(current, value, f"{whole}.")
         else:
             values[key] = _typed(value, hints[key], whole)
@@ -64,14 +64,14 @@ def merge(settings: T, changes: Mapping[str, Any], path: str = "") -> T:
 
 
 def to_yaml(config: Config) -> str:
-    """Return the whole tree, to be read by people and by `load_config`."""
+    """Return the whole config as YAML, which `load_config` reads."""
     import yaml
 
     return yaml.safe_dump(_plain(asdict(config)), sort_keys=False, allow_unicode=True)
 
 
 def keys(settings: Any, path: str = "") -> list[str]:
-    """Every setting's full name."""
+    """Return the full name of every setting."""
     found = []
     for field in fields(settings):
         value = getattr(settings, field.name)
@@ -80,7 +80,7 @@ def keys(settings: Any, path: str = "") -> list[str]:
 
 
 def _combined(first: Any, second: Any) -> Any:
-    """Two trees as one; where both say something, the second counts."""
+    """Merge two trees; where both have a value, the second counts."""
     if not (isinstance(first, dict) and isinstance(second, dict)):
         return second
     return {**first, **{key: _combined(first.get(key), value) for key, value in second.items()}}
@@ -93,7 +93,7 @@ def _from_file(path: Path) -> Config:
         raise AnchorEditError(f"config '{path}' cannot be read ({error})", "Give a name or a YAML file") from None
     tree = _parse(text, f"config '{path}'")
     if not isinstance(tree, dict):
-        raise AnchorEditError(f"config '{path}' holds no settings", "Write lines `key: value`")
+        raise AnchorEditError(f"config '{path}' has no settings", "Write lines `key: value`")
     base = tree.pop("base", "tiny")
     return merge(named_config(base), tree)
 
@@ -105,20 +105,20 @@ def _parse(text: str, source: str) -> Any:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         reason = " ".join(str(error).split())
-        raise AnchorEditError(f"{source} is not YAML ({reason})", "Correct it there") from None
+        raise AnchorEditError(f"{source} must be YAML ({reason})", "Correct it there") from None
 
 
-def _nearest(settings: Any, path: str, wanted: str) -> str:
-    """Return what to say about a key that is not there: the nearest of the same level, else of what lies below it."""
+def _nearest(settings: Any, path: str, unknown: str) -> str:
+    """Return the remedy for an unknown key: the nearest one of the same level, else of those below it."""
     below = keys(settings, path)
     level = [f"{path}{field.name}" for field in fields(settings)]
-    near = [key for key in below if key.endswith(f".{wanted.removeprefix(path)}")][:1]  # "lr" for "optimiser.lr"
-    near = near or difflib.get_close_matches(wanted, level, n=1) or difflib.get_close_matches(wanted, below, n=1)
+    near = [key for key in below if key.endswith(f".{unknown.removeprefix(path)}")][:1]  # "lr" for "optimiser.lr"
+    near = near or difflib.get_close_matches(unknown, level, n=1) or difflib.get_close_matches(unknown, below, n=1)
     return f"Did you mean {near[0]!r}" if near else f"Choose one of {', '.join(level)}"
 
 
 def _typed(value: Any, hint: Any, name: str) -> Any:
-    """`value` as YAML gave it, as the type that the field declares."""
+    """Convert a value from YAML to the type of its field."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:
@@ -129,7 +129,7 @@ def _typed(value: Any, hint: Any, name: str) -> Any:
         items = value if isinstance(value, (list, tuple)) else [value]
         kinds = [arguments[0]] * len(items) if arguments[-1] is Ellipsis else arguments
         if len(kinds) != len(items):
-            raise AnchorEditError(f"{name} = {value!r} has {len(items)} parts", f"Give {len(kinds)}")
+            raise AnchorEditError(f"{name} must have {len(kinds)} values, got {value!r}", f"Give {len(kinds)}")
         return tuple(_typed(item, kind, name) for item, kind in zip(items, kinds))
     if hint is float and isinstance(value, str):  # YAML reads 1e-4 as text
         try:
@@ -141,12 +141,12 @@ def _typed(value: Any, hint: Any, name: str) -> Any:
     if hint is str and value is None:  # an empty value
         return ""
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise AnchorEditError(f"{name} = {value!r} is of the wrong kind", f"Give {_KINDS[hint]}")
+        raise AnchorEditError(f"{name} must be {_KINDS[hint]}, got {value!r}", f"Give {_KINDS[hint]}")
     return value
 
 
 def _plain(value: Any) -> Any:
-    """Tuples as lists, for YAML."""
+    """Replace tuples by lists, for YAML."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, (tuple, list)) else value

@@ -256,7 +256,9 @@ def checkpoint_step(folder: Path) -> int | None:
         return None
 
 
-def write_checkpoint(folder: Path, network: TrainableNetwork, stage: Stage, step: int, accelerator: Accelerator) -> None:
+def write_checkpoint(
+    folder: Path, network: TrainableNetwork, stage: Stage, step: int, accelerator: Accelerator
+) -> None:
     """Write the averaged weights as one file that everything reads, and a LoRA file of the adapters if there are any.
 
     The metadata of the LoRA file has `base`, the name of the weights that it belongs to. The checkpoint is written

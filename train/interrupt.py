@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from types import FrameType
+from typing import Any
 
 
 class Interrupt:
@@ -18,14 +19,16 @@ class Interrupt:
         self.single_process = single_process
         self.saving = False
         self._received: set[int] = set()
+        self._before: dict[int, Any] = {}  # signal -> handler
 
     @property
     def requested(self) -> bool:
+        """Say whether an interruption was requested."""
         return bool(self._received)
 
     def __enter__(self) -> Interrupt:
-        signals: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM)
-        self._before = {number: signal.signal(number, self._receive) for number in signals}
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._receive)
         return self
 
     def __exit__(self, *_) -> None:

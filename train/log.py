@@ -18,13 +18,13 @@ from tqdm import tqdm
 from anchoredit_model.atomic_write import atomic_write
 from anchoredit_model.errors import AnchorEditError
 
-_PLAIN_SECONDS = 30  # between progress bars where stderr is not a terminal
+_PLAIN_SECONDS = 30  # between progress bars if stderr is not a terminal
 
 
 class Log:
-    """Write the log of one stage to `folder` from step `step` on; drop what an interrupted run wrote after it.
+    """Write the log of one stage to `folder` after step `step`; drop the lines that an interrupted run wrote after it.
 
-    Raises AnchorEditError, here and in its methods, where the folder cannot be written to.
+    Raises AnchorEditError, here and in its methods, if the folder cannot be written to.
     """
 
     def __init__(self, folder: Path, step: int, title: str, progress: float):
@@ -49,7 +49,7 @@ class Log:
         self._sums: dict[str, list[float]] = defaultdict(list)
 
     def add(self, values: dict[str, float], progress: float) -> None:
-        """Add the values of one step; the next line has their means."""
+        """Add the values of one step; the next line contains their means."""
         for name, value in values.items():
             self._sums[name].append(value)
         self.bar.update(round(100 * min(progress, 1.0), 2) - self.bar.n)
@@ -71,6 +71,7 @@ class Log:
             self.board.image(name, grid, step)
 
     def close(self) -> None:
+        """Close the files and the progress bar."""
         self.bar.refresh()
         self.bar.close()
         with self._writing():
@@ -91,11 +92,11 @@ class Log:
 class _Board:
     """Write TensorBoard's event file from step `step` on; events are on the disk when a method returns.
 
-    `SummaryWriter` writes in its own thread: what fails there is printed, and raised by some later call.
+    `SummaryWriter` writes in its own thread: an error there is printed, and raised by some later call.
     """
 
     def __init__(self, folder: Path, step: int):
-        from tensorboard.compat.proto.event_pb2 import SessionLog
+        from tensorboard.compat.proto.event_pb2 import SessionLog  # pyright: ignore[reportAttributeAccessIssue] generated
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
@@ -122,6 +123,6 @@ class _Board:
         self.file.close()
 
     def _add(self, **event) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue] generated
 
         self.file.write(Event(wall_time=time.time(), **event).SerializeToString())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -54,8 +55,8 @@ def merge_adapters(state: dict[str, Tensor], module: nn.Module) -> dict[str, Ten
         if name != plain and name.endswith("weight"):
             layer = name.removesuffix(".base_layer.weight")
             down, up = (state[f"{layer}.lora_{part}.default.weight"].float() for part in "AB")
-            scaling = getattr(module.get_submodule(layer), "scaling")["default"]
-            tensor = tensor + (scaling * (up @ down)).to(tensor.dtype)
+            scaling = cast(dict[str, float], module.get_submodule(layer).scaling)
+            tensor = tensor + (scaling["default"] * (up @ down)).to(tensor.dtype)
         weights[plain] = tensor
     return weights
 
@@ -86,9 +87,7 @@ def lora_init(base: WeightInit, path: Path, lora: LoraConfig) -> WeightInit:
     if base_name != base.name:
         raise AnchorEditError(f"the base of LoRA '{path}' must be '{base.name}', got '{base_name}'", remedy)
     alphas = {found.pop(name).item() for name in list(found) if name.endswith(".alpha")}
-    state = {
-        name.removeprefix(_PREFIX).replace(".weight", ".default.weight"): tensor for name, tensor in found.items()
-    }
+    state = {name.removeprefix(_PREFIX).replace(".weight", ".default.weight"): tensor for name, tensor in found.items()}
     with torch.device("meta"):
         module = add_adapters(CausalWanTransformer(base.sizes), lora)
     expected = {name: tensor.shape for name, tensor in module.state_dict().items() if ".lora_" in name}

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
+from typing import cast
 
 import torch
 from accelerate import Accelerator
@@ -24,7 +25,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from anchoredit_model.config import TransformerConfig
 from anchoredit_model.errors import AnchorEditError
-from anchoredit_model.networks.transformer import CausalWanTransformer
+from anchoredit_model.networks.transformer import CausalWanTransformer, WanBlock
 
 from .config import Config, EngineConfig, LoraConfig, OptimiserConfig
 from .lora import add_adapters
@@ -163,7 +164,7 @@ class NetworkBuilder:
         module.to(accelerator.device)
         module.gradient_checkpointing = engine.checkpointing
         if engine.compile:  # block by block: one short compilation serves all of them
-            for block in module.blocks:
+            for block in cast("Iterable[WanBlock]", module.blocks):
                 block.ffn[1] = CompiledGelu()
                 block.compile(dynamic=False)
         return module

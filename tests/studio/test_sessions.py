@@ -70,7 +70,7 @@ def test_shares_say_how_often_kinds_come():
     assert uneven["resize"] / uneven["move"] == pytest.approx(4 * even["resize"] / even["move"], rel=0.1)
     assert uneven["null"] / uneven["move"] == pytest.approx(0.5 * even["null"] / even["move"], rel=0.1)
     for shares in ((("resise", 2.0),), (("resize", 0.0),)):
-        with pytest.raises(AnchorEditError, match=f"shares gives .* '{shares[0][0]}'. .*background"):
+        with pytest.raises(AnchorEditError, match=f"shares must be positive .* got .* '{shares[0][0]}'. .*background"):
             ProceduralConfig(turns=1, shares=shares)
 
 

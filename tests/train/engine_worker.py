@@ -1,9 +1,9 @@
-"""Runs stages of the curriculum in a process of its own, for test_engine.py:
+"""Run stages of the curriculum in a process of its own, for test_engine.py:
 
     engine_worker.py CONFIG OUT STAGE [--die-at STEP] [--interrupt STEP] [--parallel ddp fsdp]
 
-`--interrupt` sends the last process Ctrl-C twice, as torchrun does, after the processes' agreement in that step.
-`--parallel` runs the stage once per kind, in OUT/<kind>, and asserts that the weights are spread as they should be.
+`--interrupt` sends Ctrl-C to the last process twice, as torchrun does, after the processes have agreed in that step.
+`--parallel` runs the stage once per kind, in OUT/<kind>, and asserts that the weights are wrapped or sharded.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from train.__main__ import leave
 from train.config_io import load_config
 from train.curriculum import Curriculum
 from train.engine import Engine
-from train.stages.stage import Draws
+from train.stages.stage import RandomStreams
 
 
 def die_at(step: int) -> None:
-    """Kill this process, as nothing can prevent, when that many steps are done."""
+    """Kill this process by SIGKILL after that many steps."""
     train_step = Engine.train_step
 
     def dying(self):
@@ -48,7 +48,7 @@ def interrupt_at(step: int) -> None:
     Engine._due = interrupted
 
 
-def spread_as(kind: str) -> None:
+def check_parallel(kind: str) -> None:
     """Assert before the first step that all networks are sharded, or wrapped."""
     train = Engine.train
 
@@ -68,8 +68,8 @@ def gradients_are_shards(engine: Engine) -> None:
     """Assert that no process keeps whole gradients, not even after a micro-batch that is not the last of its step."""
     network, micro = engine.stage.main, engine.accelerator.process_index
     network.sync_gradients(False)
-    draws = Draws.of(1, "check", "model", 0, micro, engine.accelerator.device)
-    engine.stage.loss("model", engine.source.batch(0, micro), draws, 0.0).backward()
+    rng = RandomStreams.of(1, "check", "model", 0, micro, engine.accelerator.device)
+    engine.stage.loss("model", engine.source.batch(0, micro), rng, 0.0).backward()
     for parameter in network.trainable().values():
         assert isinstance(parameter.grad, DTensor)
         parameter.grad = None
@@ -93,7 +93,7 @@ def main() -> None:
         changes = [f"engine.parallel={kind}"] if kind else []
         if kind:
             train = Engine.train
-            spread_as(kind)
+            check_parallel(kind)
         curriculum = Curriculum(load_config(options.config, changes), options.out / (kind or ""))
         assert curriculum.run(options.stage) == (not options.interrupt)
         if kind:

@@ -1,4 +1,4 @@
-"""The engine: processes learn as one, a killed run goes on as if it had not been, stages hand over, LoRA works."""
+"""The engine: several processes, exact resume, the stages in order, LoRA, the dry run."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from train.curriculum import Curriculum
 from train.dry_run import estimate, largest_forward
 from train.engine import Engine
 from train.log import Log
-from train.stages.pretrain import Pretrain
+from train.stages.pretrain import PretrainStage
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKER = Path(__file__).with_name("engine_worker.py")
@@ -48,7 +48,7 @@ base: tiny
 model: {{dim: 32, ffn_dim: 32, num_heads: 2, num_layers: 2, freq_dim: 16, text_dim: 32}}
 edit: {{resolution: 64, resolution_step: 64, num_steps: 2}}
 parts: {{vae: {small_model / "vae"}, text: {small_model / "text_encoder"}}}
-data: {{cache: {folder / "cache"}, stars: 12, star_turns: 2, chains: 12, chain_turns: 3, shown: 2}}
+data: {{cache: {folder / "cache"}, stars: 12, star_turns: 2, chains: 12, chain_turns: 3, preview: 2}}
 engine: {{compile: false, precision: float32, log_steps: 1, sample_steps: 0}}
 pretrain: {{steps: 20, minutes: 0, batch: 2, micro_batches: 2}}
 causal: {{steps: 20, minutes: 0, batch: 2, micro_batches: 2, on_policy_prob: 0.5, rollout_start: 0.0, rollout_steps: 1}}
@@ -63,7 +63,7 @@ distill:
 
 def train(config: str, out: Path, stage: str, *changes: str, resume: bool = False) -> bool:
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in the worker: sums are taken in the same order
+    torch.set_num_threads(1)  # as in the worker: the same order of summation
     try:
         return Curriculum(load_config(config, changes), out).run(stage, resume)
     finally:
@@ -84,11 +84,11 @@ def losses(folder: Path) -> torch.Tensor:
 
 
 @pytest.mark.slow
-def test_two_processes_learn_as_one(config, tmp_path, capsys):
-    """By DDP and by FSDP2, the latter with all weights as DTensors: the same 20 losses on the same global batch."""
+def test_two_processes_have_the_losses_of_one(config, tmp_path, capsys):
+    """With DDP, and with FSDP2 and all weights as DTensors: the same 20 losses on the same global batch."""
     assert train(config, tmp_path / "one", "causal", "causal.init=" + start(config, tmp_path))
-    said = capsys.readouterr().out
-    assert "causal: 12 sessions" in said and "causal: 3 batches of 4 sessions per epoch" in said
+    out = capsys.readouterr().out
+    assert "causal: 12 sessions" in out and "causal: 3 batches of 4 sessions per epoch" in out
     settings = tmp_path / "two.yaml"
     settings.write_text(Path(config).read_text(encoding="utf-8"), encoding="utf-8")
     text = settings.read_text(encoding="utf-8").replace("causal: {", f"causal: {{init: {tmp_path / 'start'}, ")
@@ -106,7 +106,7 @@ def test_two_processes_learn_as_one(config, tmp_path, capsys):
 
 
 def start(config: str, folder: Path) -> str:
-    """A first stage of two steps: the file that it leaves."""
+    """The checkpoint of a first stage of two steps."""
     path = folder / "first" / "pretrain" / "transformer.safetensors"
     if not path.exists():
         assert train(config, folder / "first", "pretrain", "pretrain.steps=2")
@@ -119,8 +119,8 @@ def sizes_of(checkpoint: Path) -> tuple:
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_as_if_it_had_not_been(config, tmp_path):
-    """SIGKILL at step 30 of 60, the last state being that of step 20: bit for bit the same in the end."""
+def test_a_resumed_run_equals_an_uninterrupted_one(config, tmp_path):
+    """SIGKILL at step 30 of 60, with the last state at step 20: the same bits at the end."""
     changed = Path(config).read_text(encoding="utf-8").replace("steps: 20", "steps: 60", 1)
     settings = tmp_path / "sixty.yaml"
     settings.write_text(changed.replace("engine: {", "engine: {save_steps: 20, "), encoding="utf-8")
@@ -135,26 +135,26 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(config, tmp_path):
     weights = [load_file(path / "transformer.safetensors") for path in (folder, tmp_path / "whole" / "pretrain")]
     assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
     states = [path / "state/step-00000060/__0_0.distcp" for path in (folder, tmp_path / "whole" / "pretrain")]
-    assert states[0].read_bytes() == states[1].read_bytes()  # trained weights, average and optimisers
+    assert states[0].read_bytes() == states[1].read_bytes()  # trained weights, EMA and optimisers
     assert torch.equal(losses(folder), losses(tmp_path / "whole" / "pretrain"))
     written = states[0].stat().st_mtime_ns
-    for spoil in ("missing", "stale", "nothing"):
+    for case in ("missing", "stale", "complete"):
         checkpoint = folder / "transformer.safetensors"
-        if spoil == "missing":
+        if case == "missing":
             checkpoint.unlink()
-        elif spoil == "stale":  # as after a full disk: the state of step 60 beside the weights of step 40
+        elif case == "stale":  # as after a full disk: the state of step 60 beside the weights of step 40
             older, model, edit = load_file(checkpoint), *sizes_of(checkpoint)
             save_checkpoint(checkpoint, {name: tensor + 1 for name, tensor in older.items()}, model, edit, step="40")
         made = checkpoint.stat().st_mtime_ns if checkpoint.exists() else None
-        assert train(str(settings), tmp_path / "killed", "pretrain", resume=True)  # finished: only what lacks is made
+        assert train(str(settings), tmp_path / "killed", "pretrain", resume=True)  # only the missing file is written
         assert states[0].stat().st_mtime_ns == written
-        assert (checkpoint.stat().st_mtime_ns == made) == (spoil == "nothing")
+        assert (checkpoint.stat().st_mtime_ns == made) == (case == "complete")
         last = load_file(checkpoint)
         assert all(torch.equal(tensor, last[name]) for name, tensor in weights[0].items())
 
 
 @pytest.mark.slow
-def test_ctrl_c_saves_and_a_full_disk_leaves_the_state_before(config, tmp_path, monkeypatch, largest_file, capsys):
+def test_ctrl_c_saves_and_a_full_disk_keeps_the_last_state(config, tmp_path, monkeypatch, largest_file, capsys):
     train_step = Engine.train_step
 
     def interrupted(self):
@@ -164,12 +164,12 @@ def test_ctrl_c_saves_and_a_full_disk_leaves_the_state_before(config, tmp_path, 
 
     save = Engine.save
 
-    def impatient(self):
+    def save_interrupted(self):
         os.kill(os.getpid(), signal.SIGINT)
         save(self)
 
     monkeypatch.setattr(Engine, "train_step", interrupted)
-    monkeypatch.setattr(Engine, "save", impatient)  # a second Ctrl-C waits for what the first one asked for
+    monkeypatch.setattr(Engine, "save", save_interrupted)  # a second Ctrl-C waits for the first to save
     handler = signal.getsignal(signal.SIGINT)
     assert not train(config, tmp_path, "pretrain")
     assert signal.getsignal(signal.SIGINT) is handler and "--resume" in capsys.readouterr().out
@@ -181,7 +181,7 @@ def test_ctrl_c_saves_and_a_full_disk_leaves_the_state_before(config, tmp_path, 
     for change, named in {
         "pretrain.micro_batches=4": "global batch",
         "edit.max_aspect_ratio=2": "latents",
-        "data.english=0.5": "share of English",
+        "data.english_prob=0.5": "share of English",
         "data.seed=2": "data",
         "engine.seed=2": "random seed",
     }.items():
@@ -194,26 +194,26 @@ def test_ctrl_c_saves_and_a_full_disk_leaves_the_state_before(config, tmp_path, 
 
 
 @pytest.mark.slow
-def test_ctrl_c_in_one_of_two_processes_stops_both_at_one_step(config, tmp_path):
+def test_ctrl_c_in_one_of_two_processes_stops_both_after_the_same_step(config, tmp_path):
     done = worker(config, tmp_path, "pretrain", "--interrupt", 3, processes=2)
     assert done.returncode == 0, done.stderr[-3000:]
     assert [path.name for path in (tmp_path / "pretrain" / "state").iterdir()] == ["step-00000004"]
 
 
-def test_a_gradient_that_is_not_finite_spoils_nothing(config, tmp_path, monkeypatch):
-    """A finite loss can have one; the state before it stays the last, and so do the weights."""
+def test_a_gradient_that_is_not_finite_changes_nothing(config, tmp_path, monkeypatch):
+    """A finite loss can have one; the weights and the last state stay unchanged."""
     assert train(config, tmp_path, "pretrain", "pretrain.steps=2")
-    loss, weights = Pretrain.loss, {}
+    loss, weights = PretrainStage.loss, {}
 
-    def spoiled(self, *args):
+    def infinite_gradient(self, *args):
         weights["now"] = self.main.module.state_dict()
         weights["before"] = {name: tensor.clone() for name, tensor in weights["now"].items()}
         value = loss(self, *args)
         value.register_hook(lambda gradient: gradient * torch.inf)
         return value * 1.0
 
-    monkeypatch.setattr(Pretrain, "loss", spoiled)
-    with pytest.raises(AnchorEditError, match="the norm of the gradient is .* in step 3. Lower the learning rate"):
+    monkeypatch.setattr(PretrainStage, "loss", infinite_gradient)
+    with pytest.raises(AnchorEditError, match="gradient norm must be finite, got .* in step 3. Lower the learning"):
         train(config, tmp_path, "pretrain", resume=True)
     assert all(torch.equal(tensor, weights["before"][name]) for name, tensor in weights["now"].items())
     assert [path.name for path in (tmp_path / "pretrain" / "state").iterdir()] == ["step-00000002"]
@@ -230,7 +230,7 @@ def test_a_log_that_cannot_be_written_is_one_clear_error(tmp_path, largest_file)
     log.images("samples", torch.rand(3, 8, 12), 3)
     log.close()
     events = EventAccumulator(str(tmp_path / "stage")).Reload()
-    assert [event.step for event in events.Scalars("minutes")] == [2]  # written once there is room
+    assert [event.step for event in events.Scalars("minutes")] == [2]  # written as soon as there is room
     image = events.Images("samples")[0]
     assert (image.step, image.height, image.width) == (3, 8, 12)
     (tmp_path / "file").touch()
@@ -240,11 +240,11 @@ def test_a_log_that_cannot_be_written_is_one_clear_error(tmp_path, largest_file)
 
 @pytest.mark.slow
 def test_the_whole_curriculum_and_its_export(config, tmp_path, monkeypatch):
-    """`all` goes through every stage in bfloat16, hands weights over and exports what nodes and ComfyUI read."""
+    """`all` trains every stage in bfloat16, each from the one before, and exports files for nodes and ComfyUI."""
     monkeypatch.chdir(tmp_path)
     changes = ["engine.precision=bfloat16", "pretrain.steps=4", "causal.steps=4", "engine.sample_steps=4"]
-    asked = [word for change in changes for word in ("--set", change)]
-    assert main(["all", "--config", config, *asked, "--out", "run"]) == 0
+    options = [word for change in changes for word in ("--set", change)]
+    assert main(["all", "--config", config, *options, "--out", "run"]) == 0
     run = tmp_path / "run"
     samplers = {}
     for stage in ("pretrain", "causal", "distill/consistency", "distill/matching"):
@@ -263,12 +263,12 @@ def test_the_whole_curriculum_and_its_export(config, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_variants_have_one_budget_and_one_start(config, tmp_path, monkeypatch, capsys):
+def test_ablations_share_budget_and_initial_weights(config, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    asked = ["--config", config, "--out", "run"]
+    options = ["--config", config, "--out", "run"]
     for change in ("pretrain.steps=2", "causal.steps=9", "distill.consistency.steps=3", "distill.matching.steps=2"):
-        asked += ["--set", change]
-    assert main(["ablations", *asked]) == 0
+        options += ["--set", change]
+    assert main(["ablations", *options]) == 0
     run, steps = tmp_path / "run", {}
     for name in ABLATIONS:
         assert (run / name / "model" / "model_index.json").is_file()
@@ -280,23 +280,23 @@ def test_variants_have_one_budget_and_one_start(config, tmp_path, monkeypatch, c
     assert own == ["stage 1", "without identity mapping"] and len(losses(run / "shared" / "pretrain")) == 2
     made = [path.read_bytes() for path in sorted(run.glob("*/anchoredit.safetensors"))]
     assert len(made) == len(set(made)) == len(ABLATIONS)
-    assert main(["ablations", *asked, "--only", "stage 4"]) == 2
-    assert "there is no ablation 'stage 4'. Choose one of 'stage 1'" in capsys.readouterr().err
+    assert main(["ablations", *options, "--only", "stage 4"]) == 2
+    assert "the ablation must be one of 'stage 1', " in capsys.readouterr().err
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_checkpointing_learns_the_same(config, tmp_path, precision):
-    learned = []
+def test_checkpointing_does_not_change_the_losses(config, tmp_path, precision):
+    both = []
     for checkpointing in ("false", "true"):
         changes = [f"engine.precision={precision}", f"engine.checkpointing={checkpointing}", "pretrain.steps=2"]
         assert train(config, tmp_path / checkpointing, "pretrain", *changes)
-        learned.append(losses(tmp_path / checkpointing / "pretrain"))
-    assert torch.equal(*learned)
+        both.append(losses(tmp_path / checkpointing / "pretrain"))
+    assert torch.equal(*both)
 
 
-def test_adapters_alone_learn_and_both_files_say_the_same(config, tmp_path):
-    """The merged checkpoint is the base plus what the LoRA file says, by the rule of those who load it."""
+def test_only_adapters_are_trained_and_both_files_agree(config, tmp_path):
+    """The merged checkpoint equals the base with the LoRA file, merged as its readers do."""
     base, _ = load_transformer(start(config, tmp_path))
     lora = ["lora.rank=4", "lora.alpha=8", "pretrain.optimiser.kind=adamw", "pretrain.steps=6"]
     assert train(config, tmp_path / "lora", "pretrain", *lora, "pretrain.init=" + start(config, tmp_path))
@@ -315,8 +315,8 @@ def test_adapters_alone_learn_and_both_files_say_the_same(config, tmp_path):
 
 
 @pytest.mark.slow
-def test_adapters_go_through_the_stages_on_one_base(config, tmp_path, capsys):
-    """The exported LoRA file makes the exported model of the weights that the first stage began with."""
+def test_all_stages_train_the_same_adapters_on_one_base(config, tmp_path, capsys):
+    """The initial weights of the first stage with the exported LoRA file are the exported model."""
     base = start(config, tmp_path)
     lora = ["lora.rank=4", "lora.alpha=8", "pretrain.init=" + base, "pretrain.steps=3", "causal.steps=3"]
     lora += ["pretrain.optimiser.kind=adamw", "causal.optimiser.kind=adamw", "export.dtype=float32"]
@@ -339,33 +339,31 @@ def test_adapters_go_through_the_stages_on_one_base(config, tmp_path, capsys):
     main(["export", "--config", config, *(word for change in lora for word in ("--set", change)), "--out", str(out)])
     assert load_file(out / "lora.safetensors").keys() == adapters.keys()
     other = Curriculum(load_config(config, [*lora, "lora.rank=8"]), out)
-    with pytest.raises(
-        AnchorEditError, match="other adapters than lora.rank 8, .* its merged weights as this one's init"
-    ):
-        other.start("causal", 32)
+    with pytest.raises(AnchorEditError, match="adapters of lora.rank 8, .* its merged weights as this stage's init"):
+        other.init("causal", 32)
     other = Curriculum(load_config(config, [*lora, f"pretrain.init={out / 'causal' / 'transformer.safetensors'}"]), out)
     with pytest.raises(
-        AnchorEditError, match="belong to the weights '.*first/pretrain/transformer.safetensors', not to"
+        AnchorEditError, match="the base of LoRA .* must be .*, got '.*first/pretrain/transformer.safetensors'"
     ):
-        other.start("causal", 32)
+        other.init("causal", 32)
 
 
 @pytest.mark.slow
-def test_a_dry_run_says_what_there_is_and_writes_nothing(config, tmp_path, capsys):
+def test_a_dry_run_describes_the_run_and_writes_nothing(config, tmp_path, capsys):
     assert main(["all", "--config", config, "--out", str(tmp_path / "none"), "--dry-run"]) == 0
-    said = capsys.readouterr().out
-    for part in ("weights", "20 steps", "memory of a process", "activations", "12 chains of 3 edits", "starts anew"):
-        assert part in said, part
-    assert "missing" not in said and not (tmp_path / "none").exists()
+    out = capsys.readouterr().out
+    for part in ("weights", "20 steps", "memory per process", "activations", "12 chains of 3 edits", "starts from its"):
+        assert part in out, part
+    assert "missing" not in out and not (tmp_path / "none").exists()
 
 
 @pytest.mark.slow
-def test_a_dry_run_names_everything_that_is_missing(config, small_model, tmp_path, capsys):
-    """As the run itself would, but all at once; what an earlier step of the command makes is not missing."""
+def test_a_dry_run_lists_all_missing_inputs(config, small_model, tmp_path, capsys):
+    """The errors of the run, all at once; the output of an earlier step of the command is not missing."""
 
     def missing(command: str, *changes: str) -> list[str]:
-        asked = [word for change in changes for word in ("--set", change)]
-        code = main([command, "--config", config, *asked, "--out", str(tmp_path / "none"), "--dry-run"])
+        options = [word for change in changes for word in ("--set", change)]
+        code = main([command, "--config", config, *options, "--out", str(tmp_path / "none"), "--dry-run"])
         found = [line for line in capsys.readouterr().out.splitlines() if line.startswith("missing: ")]
         assert code == (2 if found else 0)
         return found
@@ -374,20 +372,25 @@ def test_a_dry_run_names_everything_that_is_missing(config, small_model, tmp_pat
         return len(lines) == len(said) and all(word in line for line, word in zip(lines, said))
 
     bare = ["parts.vae=", "parts.text="]
-    assert names(missing("causal", *bare), "a VAE is needed", "a text encoder is needed", "Train pretrain first")
+    assert names(
+        missing("causal", *bare),
+        "of the VAE does not exist",
+        "of the text encoder does not exist",
+        "Train pretrain first",
+    )
     assert missing("all", *bare) == []
     assert names(missing("all", "data.path=nowhere"), "no training data in 'nowhere'")
     assert names(missing("all", "parts.transformer=nowhere"), "nowhere")
     assert names(
         missing("distill"), "Train causal first, or --set distill.consistency.init", "--set distill.teacher=FILE"
     )
-    assert names(missing("export", *bare), "a VAE", "a text encoder", "no trained transformer")
+    assert names(missing("export", *bare), "the VAE", "the text encoder", "no trained transformer")
     wan = ["model.dim=128", "model.ffn_dim=128", "model.num_heads=1", f"parts.transformer={small_model}"]
     assert missing("pretrain", *wan) == missing("ablations", *wan) == []
-    assert names(missing("pretrain", *wan, "model.num_layers=3"), "the config asks for 3")
+    assert names(missing("pretrain", *wan, "model.num_layers=3"), "num_layers of")
 
 
-def test_pairs_of_shards_take_memory_for_every_turn(config):
+def test_memory_of_pairs_from_shards_grows_with_the_turns(config):
     studio = load_config(config)
     shards = load_config(config, ["data.path=shards", "causal.turns=4"])
     assert largest_forward("pretrain", studio) == (2, 3) and largest_forward("pretrain", shards) == (2 * 4, 2)
@@ -396,16 +399,16 @@ def test_pairs_of_shards_take_memory_for_every_turn(config):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "text"),
     [
         (["pretrain.steps=0"], "has no budget"),
         (["data.path=nowhere"], "no training data"),
-        (["parts.transformer="], "no weights to start from"),
-        (["parts.vae=nowhere"], "is not there"),
+        (["parts.transformer="], "has no initial weights"),
+        (["parts.vae=nowhere"], "does not exist"),
         (["pretrain.init=nowhere"], "nowhere"),
     ],
 )
-def test_what_is_missing_is_named(config, tmp_path, capsys, change, said):
-    asked = [word for setting in change for word in ("--set", setting)]
-    assert main(["pretrain", "--config", config, *asked, "--out", str(tmp_path / "out")]) == 2
-    assert said in (error := capsys.readouterr().err) and error.strip().splitlines()[-1].startswith("error: ")
+def test_missing_inputs_are_one_clear_error(config, tmp_path, capsys, change, text):
+    options = [word for setting in change for word in ("--set", setting)]
+    assert main(["pretrain", "--config", config, *options, "--out", str(tmp_path / "out")]) == 2
+    assert text in (error := capsys.readouterr().err) and error.strip().splitlines()[-1].startswith("error: ")

@@ -1,4 +1,4 @@
-"""Trained parts, put together, are the model that they were."""
+"""Export: the same model, another sampler, averaged weights, preview colours."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def image(folder: Path) -> torch.Tensor:
 def exported(small_model, tmp_path):
     def run(dtype: str, sampler: str = "", average: str = "[]") -> Path:
         changes = {"parts.vae": "vae", "parts.text": "text_encoder", "export.transformer": "transformer"}
-        asked = [f"{key}={small_model / part}" for key, part in changes.items()]
-        asked += [f"export.dtype={dtype}", f"export.sampler={sampler}", f"export.average={average}"]
-        run_export(load_config("tiny", asked), tmp_path / dtype)
+        options = [f"{key}={small_model / part}" for key, part in changes.items()]
+        options += [f"export.dtype={dtype}", f"export.sampler={sampler}", f"export.average={average}"]
+        run_export(load_config("tiny", options), tmp_path / dtype)
         return tmp_path / dtype / "model"
 
     return run
@@ -50,20 +50,20 @@ def test_an_export_is_the_same_model(exported, small_model, tmp_path):
     assert weights(whole) == weights(small_model)
     assert abs(weights(half) / weights(whole) - 0.5) < 0.02  # names and sizes stay
     names = [sorted(str(file.relative_to(folder)) for file in folder.rglob("*")) for folder in (whole, small_model)]
-    assert set(names[0]) - set(names[1]) == {"vae/preview.json"}  # which only an export writes
+    assert set(names[0]) - set(names[1]) == {"vae/preview.json"}  # only an export writes it
     assert set(names[1]) <= set(names[0])
 
 
 @pytest.mark.slow
-def test_an_export_may_be_sampled_otherwise(exported, small_model):
+def test_an_export_may_have_another_sampler(exported, small_model):
     trained = AnchorEditPipeline.from_pretrained(small_model).edit
     other = {"renoise": "euler", "euler": "renoise"}[trained.sampler]
     assert AnchorEditPipeline.from_pretrained(exported("float32", other)).edit == replace(trained, sampler=other)
 
 
 @pytest.mark.slow
-def test_runs_may_be_averaged(exported, small_model, tmp_path):
-    """The mean of weights, of which one counts as much as another; other sizes are refused."""
+def test_weights_of_several_runs_are_averaged(exported, small_model, tmp_path):
+    """With equal weight; other sizes are an error."""
     one, edit = load_transformer(small_model / "transformer")
     other = copy.deepcopy(one)
     with torch.no_grad():

@@ -1,17 +1,17 @@
-"""Other people's edit sessions as shards: a folder per session, or a table in the manner of MagicBrush.
+"""Convert edit sessions of others to shards: a folder per session, or a table as of MagicBrush.
 
-Folders: every folder below the one given is a session and its name the key. In it are the images, in the order
-of their names (one called source, input or original comes first; masks are left out), and either
-`instructions.txt`, a line per turn, or `instructions.json`, a list of texts or of {"en": ..., "zh": ...}.
+Folders: every folder below the given one is a session and its name the key. It has the images, in the order of their
+names (one called source, input or original comes first; masks are ignored), and either `instructions.txt`, a line per
+turn, or `instructions.json`, a list of texts or of {"en": ..., "zh": ...}.
 
 Tables: CSV or JSON lines, a row per turn with the columns session, turn, source, target and instruction, or as
 https://huggingface.co/datasets/osunlp/MagicBrush calls them: img_id, turn_index, source_img, target_img.
-Further languages have columns of their own, instruction_zh for example. Turns count from 1 (or 0), and each starts
-from the image that the one before made. Parquet is not read: it would take a large library for a file that is
-easily exported.
+Further languages have columns of their own, for example instruction_zh. Turns count from 1 (or 0), and the source of
+each is the target of the one before. Parquet is not supported: it needs a large library, and such files are easily
+exported.
 
-Images that are RGB JPEGs are taken over byte by byte, others are compressed. What cannot be used is left out and
-said; paths that lead out of the images' folder are not followed.
+RGB JPEGs are copied byte by byte, other images are compressed. Sessions that cannot be used are left out and reported;
+paths outside the folder of the images are not followed.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -34,7 +35,7 @@ from .shards import StoredSession, key_of, to_jpeg
 
 _IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 _FIRST = ("source", "input", "original")
-_COLUMNS = {  # what each column may be called
+_COLUMNS = {  # the names that each column may have
     "session": ("session", "session_id", "img_id", "id"),
     "turn": ("turn", "turn_index"),
     "source": ("source", "source_img", "input"),
@@ -46,7 +47,7 @@ _ORIENTATION = 0x0112  # the EXIF tag
 
 @dataclass(frozen=True)
 class Row:
-    """One turn of a table; `source` and `target` are paths as the table gives them."""
+    """Hold one turn of a table; `source` and `target` are paths as in the table."""
 
     session: str
     turn: int
@@ -56,7 +57,7 @@ class Row:
 
 
 def convert_folders(root: Path, language: str, problems: Problems) -> Iterator[StoredSession]:
-    """Every folder below `root` as a session; `language` is that of texts that do not say theirs."""
+    """Yield every folder below `root` as a session; `language` is that of texts without one."""
     keys = _Keys()
     for folder in sorted((path for path in root.iterdir() if path.is_dir()), key=lambda path: _natural(path.name)):
         try:
@@ -68,20 +69,20 @@ def convert_folders(root: Path, language: str, problems: Problems) -> Iterator[S
 
 
 def convert_table(table: Path, images: Path, language: str, problems: Problems) -> Iterator[StoredSession]:
-    """Return the sessions of a table in the order in which they begin; the paths in it are relative to `images`."""
+    """Yield the sessions of a table in the order of their first rows; its paths are relative to `images`."""
     sessions: dict[str, list[Row]] = {}
-    spoiled: set[str] = set()
+    incomplete: set[str] = set()
     for number, cells in enumerate(_read_table(table), 1):
         try:
             row = _row(cells, language)
             sessions.setdefault(row.session, []).append(row)
         except BadSession as bad:
             session = str(_cell(cells, "session") or f"row {number}")
-            spoiled.add(session)  # what is left of such a session would not be what was edited
+            incomplete.add(session)  # without this turn the session is not the one that was edited
             problems.add(table.name, session, bad.reason, f"row {number}: {bad.detail}")
     keys = _Keys()
     for session, rows in sessions.items():
-        if session in spoiled:
+        if session in incomplete:
             continue
         try:
             rows.sort(key=lambda row: row.turn)
@@ -91,21 +92,22 @@ def convert_table(table: Path, images: Path, language: str, problems: Problems) 
 
 
 class _Keys:
-    """Gives out keys, each once."""
+    """Make keys, each once."""
 
     def __init__(self):
-        self.given: set[str] = set()
+        self.used: set[str] = set()
 
     def new(self, name: str) -> str:
+        """Return the key of a session; raise BadSession if another session has it."""
         key = key_of(name)
-        if key in self.given:
-            raise BadSession("duplicate key", f"'{key}' is another session's")
-        self.given.add(key)
+        if key in self.used:
+            raise BadSession("duplicate key", f"another session has '{key}'")
+        self.used.add(key)
         return key
 
 
 def _session(key: str, images: list[Path], texts: object) -> StoredSession:
-    """Raise BadSession if the images or texts do not make a session."""
+    """Return the session of images and texts; raise BadSession if they do not fit together."""
     if len(images) == 1:
         raise BadSession("no edited image", images[0].name)
     instructions = check_instructions(texts, len(images) - 1)
@@ -121,8 +123,8 @@ def _jpeg(path: Path) -> tuple[bytes, tuple[int, int]]:
     except AnchorEditError as error:
         raise BadSession("unreadable image", str(error)) from None
     with Image.open(path) as image:
-        as_it_is = image.format == "JPEG" and image.mode == "RGB" and image.getexif().get(_ORIENTATION, 1) == 1
-    return path.read_bytes() if as_it_is else to_jpeg(decoded), (decoded.shape[2], decoded.shape[1])
+        copied = image.format == "JPEG" and image.mode == "RGB" and image.getexif().get(_ORIENTATION, 1) == 1
+    return path.read_bytes() if copied else to_jpeg(decoded), (decoded.shape[2], decoded.shape[1])
 
 
 def _images_in(folder: Path, root: Path) -> list[Path]:
@@ -135,7 +137,7 @@ def _images_in(folder: Path, root: Path) -> list[Path]:
 
 
 def _texts_in(folder: Path, root: Path, language: str) -> object:
-    """Return what the folder's instructions file says, as a list of texts by language if it is sound."""
+    """Return the contents of the instructions file: a list of texts by language if it is valid."""
     as_json, as_text = folder / "instructions.json", folder / "instructions.txt"
     try:
         if as_json.is_file():
@@ -166,7 +168,7 @@ def _chain(rows: list[Row], root: Path) -> list[Path]:
 
 
 def _same_image(one: Path, other: Path) -> bool:
-    """Whether two files show the same, also where one was saved anew."""
+    """Say whether two files have the same pixels; their bytes may differ."""
     if one == other or one.read_bytes() == other.read_bytes():
         return True
     try:
@@ -176,7 +178,7 @@ def _same_image(one: Path, other: Path) -> bool:
 
 
 def _inside(path: Path, root: Path) -> Path:
-    """Return the path of an existing file, resolved. Raises BadSession if it is elsewhere than below `root`."""
+    """Return the resolved path of an existing file; raise BadSession if it is not below `root`."""
     resolved = path.resolve()
     if not resolved.is_relative_to(root.resolve()):
         raise BadSession("outside the folder", str(path))
@@ -186,10 +188,10 @@ def _inside(path: Path, root: Path) -> Path:
 
 
 def _read_table(table: Path) -> Iterator[dict]:
-    """Return the rows of a CSV or JSON lines file; a line that is no JSON object is an empty row."""
+    """Yield the rows of a CSV or JSON lines file; a line without a JSON object is an empty row."""
     suffix = table.suffix.lower()
     if suffix not in (".csv", ".jsonl"):
-        raise AnchorEditError(f"table '{table}' is neither .csv nor .jsonl", "Export it as one of them")
+        raise AnchorEditError(f"the table must be a .csv or .jsonl file, got '{table}'", "Export it as one of them")
     try:
         with table.open(encoding="utf-8-sig", newline="") as file:
             if suffix == ".csv":
@@ -208,14 +210,14 @@ def _object(line: str) -> dict:
     return content if isinstance(content, dict) else {}
 
 
-def _row(cells: dict, language: str) -> Row:
-    """Raise BadSession if a column is missing or the turn is no number."""
+def _row(cells: dict[str, Any], language: str) -> Row:
+    """Return a row; raise BadSession if a column is missing or the turn is not a number."""
     values = {name: _cell(cells, name) for name in _COLUMNS}
     texts = cells.get(_INSTRUCTION)
     instruction = texts if isinstance(texts, dict) else {} if texts is None else {language: texts}
     prefix = f"{_INSTRUCTION}_"
     instruction |= {name.removeprefix(prefix): text for name, text in cells.items() if str(name).startswith(prefix)}
-    instruction = {said_in: text for said_in, text in instruction.items() if text is not None}
+    instruction = {code: text for code, text in instruction.items() if text is not None}
     missing = [name for name, value in values.items() if value in (None, "")] + [_INSTRUCTION] * (not instruction)
     if missing:
         raise BadSession("unreadable table", f"no {', '.join(missing)}")
@@ -226,10 +228,11 @@ def _row(cells: dict, language: str) -> Row:
     return Row(str(values["session"]), turn, str(values["source"]), str(values["target"]), instruction)
 
 
-def _cell(cells: dict, name: str) -> object:
+def _cell(cells: dict[str, Any], name: str) -> Any:
+    """Return the cell of a column by any of its names, None if it is missing."""
     return next((cells[column] for column in _COLUMNS[name] if column in cells), None)
 
 
 def _natural(name: str) -> list[tuple[int, int, str]]:
-    """Sorts "2" before "10"."""
+    """Return a sort key by which "2" comes before "10"."""
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", name) if part]

@@ -1,15 +1,15 @@
-"""Latents and text states, made on first use and kept on disk.
+"""Latents and text states, encoded on first use and kept on disk.
 
     encoders = Encoders("wan/vae", "wan/text_encoder", device="cuda", dtype=torch.bfloat16)
     data = prepare(shard_parts("runs/shards"), encoders, "runs/cache", WorkSizes(), rank, world_size, barrier=barrier)
 
-A part of a source becomes one safetensors file of latents. Its name has the part's fingerprint, its folder that of
-the VAE and the work sizes, so latents never meet another VAE, other images or other sizes. Every distinct text is
-encoded once. Files are written whole or not at all; a killed run goes on at the part it was at. Tensors are read
-memory-mapped, so the processes of a machine share what is in its memory.
+A part of a source becomes one safetensors file of latents. Its name has the fingerprint of the part, its folder that of
+the VAE and the work sizes, so latents are never used with another VAE, other images or other sizes. Every distinct
+text is encoded once. Files are written completely or not at all; a killed run continues with its current part. Tensors
+are memory-mapped, so the processes of a machine share them.
 
-Shapes: T edits; H, W pixels; h, w their latents; R rows of a text; E width of the text encoder. The columns up to
-the model's text_dim, which would be zero, are not stored.
+Shapes: T edits; H, W pixels; h, w their latents; R rows of a text; E width of the text encoder. The zero columns up to
+the model's text_dim are not stored.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from dataclasses import asdict
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from anchoredit_model.atomic_write import atomic_write
 from anchoredit_model.checkpoint.fingerprint import fingerprint
@@ -39,20 +40,20 @@ from .dataset import CachedGroup, EncodedSessions, Shape, TextTable
 from .session import EditSession, Part, Problem, Problems, WorkSizes
 from .workers import split, stream
 
-_FORMAT = 1  # of the files; another number is another cache
+_FORMAT = 1  # version of the files, part of the cache key
 _PIXELS = 4 * 1024 * 1024  # per forward of the VAE: four images of the largest work size
 _TEXTS_PER_FILE = 4096
-_COMPILED_FROM = 8  # parts of a source from which on a minute of compiling pays
-_READ_BY_ENCODER = ("encoder.", "quant_conv.")  # a VAE of which only the decoder was trained on keeps its latents
+_COMPILED_FROM = 8  # parts: from here on a minute of compiling the VAE pays
+_ENCODER_WEIGHTS = ("encoder.", "quant_conv.")  # a VAE with another decoder keeps its latents
 _STAR = " star"  # at the end of a group's name
 _ID_LENGTH = 16  # hex digits of a hash in a name
 
 
 class Encoders:
-    """A VAE and a text encoder by their folders, loaded only if something is not in the cache yet.
+    """Load a VAE and a text encoder from their folders, only if something is not in the cache yet.
 
-    `dtype` is what they compute in, but texts stay in float32 on a CPU, as the pipeline reads them there; what they
-    make is kept in bfloat16 always. `compile`: encode many images by compiled loops.
+    They compute in `dtype`, but texts on a CPU in float32, as in the pipeline; the results are stored in bfloat16.
+    `compiled`: encode many images by compiled loops.
     """
 
     def __init__(
@@ -61,54 +62,56 @@ class Encoders:
         text: str | Path,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
-        compile: bool = False,
+        compiled: bool = False,
     ):
         self.vae_folder, self.text_folder = Path(vae), Path(text)
-        self.device, self.dtype, self.compile = torch.device(device), dtype, compile
+        self.device, self.dtype, self.compiled = torch.device(device), dtype, compiled
         self.text_dtype = torch.float32 if self.device.type == "cpu" else dtype
 
     @cached_property
     def vae(self) -> ImageVAE:
+        """Return the VAE, loaded on first use."""
         return ImageVAE.from_pretrained(self.vae_folder, self.device, self.dtype)
 
     def vae_for(self, parts: int) -> ImageVAE:
-        """Return the VAE to encode so many parts of a source with: one of its own if it pays to compile it."""
-        if not self.compile or parts < _COMPILED_FROM:
+        """Return the VAE to encode so many parts of a source: another, compiled one if there are enough."""
+        if not self.compiled or parts < _COMPILED_FROM:
             return self.vae
         vae = ImageVAE.from_pretrained(self.vae_folder, self.device, self.dtype)
-        vae.model.encoder.compile()
+        cast(nn.Module, vae.model.encoder).compile()
         return vae
 
     @cached_property
     def text(self) -> TextEncoder:
+        """Return the text encoder, loaded on first use."""
         return TextEncoder.from_pretrained(self.text_folder, device=self.device, dtype=self.text_dtype)
 
     @cached_property
     def vae_fingerprint(self) -> str:
-        """Of what makes latents: the encoder's weights, the configuration, the dtype."""
+        """Return a hash of what determines latents: the weights of the encoder, the configuration, the dtype."""
         config = json.loads(_content(self.vae_folder / CONFIG_NAME))
         settings = sorted((name, value) for name, value in config.items() if not name.startswith("_"))
         weights = _weights(self.vae_folder / WEIGHTS_NAME)
-        seen = {name: tensor for name, tensor in weights.items() if name.startswith(_READ_BY_ENCODER)}
-        return _id(fingerprint(seen), settings, self.dtype)
+        encoder = {name: tensor for name, tensor in weights.items() if name.startswith(_ENCODER_WEIGHTS)}
+        return _id(fingerprint(encoder), settings, self.dtype)
 
     @cached_property
     def text_fingerprint(self) -> str:
-        """Of what makes text states: the weights, the configuration, the vocabulary, the dtype."""
+        """Return a hash of what determines text states: the weights, the configuration, the vocabulary, the dtype."""
         folder, vocabulary = find_encoder(self.text_folder)
         weights = [fingerprint(_weights(path)) for path in sorted(folder.glob("*.safetensors"))]
         return _id(weights, _content(folder / "config.json"), _content(vocabulary), self.text_dtype)
 
 
 def encode_images(vae: ImageVAE, images: Tensor) -> Tensor:
-    """Images [N, 3, H, W], uint8 or 0..1, as latents [N, C, h, w] bfloat16 where the VAE is; a few at a time."""
-    at_once = max(1, _PIXELS // images[0, 0].numel())
+    """Encode images [N, 3, H, W], uint8 or 0..1, as latents [N, C, h, w] bfloat16 on the VAE's device, in batches."""
+    batch = max(1, _PIXELS // images[0, 0].numel())
     scale = 1 if images.is_floating_point() else 255
-    return torch.cat([vae.encode(some.float() / scale).bfloat16() for some in images.split(at_once)])
+    return torch.cat([vae.encode(some.float() / scale).bfloat16() for some in images.split(batch)])
 
 
 def encode_texts(encoder: TextEncoder, texts: list[str]) -> list[Tensor]:
-    """States [R, E] bfloat16 of every text, where the encoder is."""
+    """Encode texts as states [R, E] bfloat16 on the encoder's device."""
     width = encoder.model.config.d_model
     return [states[:, :width].bfloat16() for states in encoder.encode(texts)]
 
@@ -124,22 +127,23 @@ def prepare(
     barrier: Callable[[], None] = lambda: None,
     report: Callable[[str], None] = lambda line: None,
 ) -> EncodedSessions:
-    """All sessions of a source, encoded; what the cache in `folder` lacks is added to it first.
+    """Return all sessions of a source, encoded; what the cache in `folder` lacks is added first.
 
-    Every process encodes its share (`split`) and meets the others at `barrier`; all must see the same `folder`.
-    `workers` are processes that read images. `report` gets a line for every file made. Raises AnchorEditError if
-    no session is usable or a file cannot be written or read.
+    Every process encodes its share (`split`) and waits for the others at `barrier`; all must see the same `folder`.
+    `workers` are processes that decode images. `report` gets a line for every new file. Raises AnchorEditError if no
+    session is usable or a file cannot be written or read.
     """
     folder = Path(folder)
     latents = folder / "latents" / _id(_FORMAT, encoders.vae_fingerprint, asdict(sizes))
     texts = folder / "texts" / _id(_FORMAT, encoders.text_fingerprint)
     files = [latents / f"{part.name}-{_id(part.fingerprint)}.safetensors" for part in parts]
     if twice := [path for path, count in Counter(files).items() if count > 1]:
-        raise AnchorEditError(f"a part of the data is given twice ({twice[0].stem})", "Name every source once")
+        raise AnchorEditError(f"the parts of the data must differ, got {twice[0].stem} twice", "Name every source once")
     mine = split(list(zip(parts, files)), rank, world_size)
     _encode_parts([(part, path) for part, path in mine if not path.exists()], encoders, sizes, workers, report)
     barrier()
-    groups, problems = [], Problems()
+    groups: list[CachedGroup] = []
+    problems = Problems()
     for path in files:
         found, wrong = _read_part(path)
         groups += found
@@ -149,16 +153,16 @@ def prepare(
             f"no usable session in {len(parts)} parts", f"{'; '.join(problems.summary()) or 'no parts'}"
         )
     turns = chain.from_iterable(turns for group in groups for turns in group.instructions)
-    wanted = {"", *(text for said in turns for text in said.values())}
-    _encode_texts(wanted, texts, encoders, rank, world_size, report)
+    needed = {"", *(text for turn in turns for text in turn.values())}
+    _encode_texts(needed, texts, encoders, rank, world_size, report)
     barrier()
     states = {text: rows for path in sorted(texts.glob("*.safetensors")) for text, rows in _read_texts(path).items()}
     made_by = {"latents": _id([f"{path.parent.name}/{path.name}" for path in files]), "texts": texts.name}
-    return EncodedSessions(groups, TextTable({text: states[text] for text in wanted}), problems, made_by)
+    return EncodedSessions(groups, TextTable({text: states[text] for text in needed}), problems, made_by)
 
 
 def _encode_parts(jobs: list[tuple[Part, Path]], encoders: Encoders, sizes: WorkSizes, workers: int, report) -> None:
-    """Make the file of every part. A part is encoded by itself, so its file does not depend on the others."""
+    """Encode every part to its file; parts are encoded separately, so that files do not depend on each other."""
     if not jobs:
         return
     vae = encoders.vae_for(len(jobs))
@@ -174,7 +178,7 @@ def _encode_parts(jobs: list[tuple[Part, Path]], encoders: Encoders, sizes: Work
 
 
 class _PartEncoder:
-    """Encodes the sessions of one part, together with others of the same shape and layout."""
+    """Encode the sessions of one part in batches of the same shape and layout."""
 
     def __init__(self, vae: ImageVAE):
         self.vae = vae
@@ -183,13 +187,15 @@ class _PartEncoder:
         self.rows: dict[str, list] = defaultdict(list)
 
     def add(self, session: EditSession) -> None:
-        name = _name((session.turns, *session.images.shape[-2:]), session.star)
+        """Add a session; encode those of its shape and layout if they fill a batch."""
+        height, width = session.images.shape[-2:]
+        name = _name((session.turns, height, width), session.star)
         self.waiting[name].append(session)
         if sum(waiting.images[:, 0].numel() for waiting in self.waiting[name]) >= _PIXELS:
             self._encode(name)
 
     def save(self, path: Path, problems: Problems) -> int:
-        """Write the part's file; the number of sessions in it."""
+        """Write the file of the part and return its number of sessions."""
         for name in list(self.waiting):
             self._encode(name)
         tensors = {name: torch.cat(latents) for name, latents in self.latents.items()}
@@ -211,20 +217,20 @@ class _PartEncoder:
 def _read_part(path: Path) -> tuple[list[CachedGroup], list[Problem]]:
     with _opened(path) as file:
         content = json.loads(file.metadata()["content"])
-        groups = [
-            CachedGroup(_shape(name), file.get_tensor(name), *map(list, zip(*rows)), name.endswith(_STAR))
-            for name, rows in content["sessions"].items()
-        ]
+        groups = []
+        for name, rows in content["sessions"].items():
+            keys, instructions = map(list, zip(*rows))
+            groups.append(CachedGroup(_shape(name), file.get_tensor(name), keys, instructions, name.endswith(_STAR)))
     return groups, [Problem(**problem) for problem in content["problems"]]
 
 
-def _encode_texts(wanted: Iterable[str], folder: Path, encoders: Encoders, rank: int, world_size: int, report) -> None:
-    """Encode those of this process's texts that no file has.
+def _encode_texts(needed: Iterable[str], folder: Path, encoders: Encoders, rank: int, world_size: int, report) -> None:
+    """Encode the texts of this process that no file has.
 
-    Texts are shared out by their hash: what a process does must not depend on what others have written so far.
+    Texts are divided by their hash: the share of a process must not depend on what others have written so far.
     """
     known = {text for path in folder.glob("*.safetensors") for text in _read_texts(path)}
-    missing = sorted(text for text in wanted if text not in known and int(_id(text), 16) % world_size == rank)
+    missing = sorted(text for text in needed if text not in known and int(_id(text), 16) % world_size == rank)
     for start in range(0, len(missing), _TEXTS_PER_FILE):
         texts = missing[start : start + _TEXTS_PER_FILE]
         rows = [states.cpu() for states in encode_texts(encoders.text, texts)]
@@ -236,7 +242,7 @@ def _encode_texts(wanted: Iterable[str], folder: Path, encoders: Encoders, rank:
 
 
 def _read_texts(path: Path) -> dict[str, Tensor]:
-    """States [R, E] by the text."""
+    """Return the states [R, E] by text."""
     with _opened(path) as file:
         texts, states, ends = json.loads(file.metadata()["texts"]), file.get_tensor("states"), file.get_tensor("ends")
         starts = [0, *ends.tolist()]
@@ -244,19 +250,19 @@ def _read_texts(path: Path) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator:
-    """Return a file of the cache; whatever is wrong with it becomes a line that says what to do."""
+def _opened(path: Path) -> Iterator[Any]:
+    """Open a file of the cache; raise AnchorEditError if it is damaged."""
     try:
         with safe_open(path, framework="pt") as file:
             yield file
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise AnchorEditError(
-            f"cache file '{path}' is damaged ({error})", "Delete it, it will be made again"
+            f"cache file '{path}' is damaged ({error})", "Delete it, it will be encoded again"
         ) from error
 
 
 def _name(shape: Shape, star: bool) -> str:
-    """Of a group in a file of latents."""
+    """Return the name of a group in a file of latents."""
     return "x".join(map(str, shape)) + (_STAR if star else "")
 
 
@@ -266,7 +272,7 @@ def _shape(name: str) -> Shape:
 
 
 def _id(*values: object) -> str:
-    """Return a short name that differs wherever one of the values does."""
+    """Return a short hash of the values."""
     return hashlib.sha256(repr(values).encode()).hexdigest()[:_ID_LENGTH]
 
 
@@ -275,7 +281,7 @@ def _content(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise AnchorEditError(
-            f"'{path}' cannot be read ({error.strerror})", "Give the folder of a whole model"
+            f"'{path}' cannot be read ({error.strerror})", "Give the folder of a complete model"
         ) from None
 
 

@@ -1,13 +1,13 @@
-"""Endless batches of encoded sessions: each of one shape and layout, shuffled anew each epoch, resumable at any one.
+"""Endless batches of encoded sessions, each of one shape and layout; shuffled in each epoch, resumable at any batch.
 
     loader = Loader(data, batch_size=4, seed=1, rank=rank, world_size=world_size)
-    for batch in loader: ...                 # {"latents", "texts", "keys"}, see EncodedSessions.batch
+    for batch in loader: ...                 # a LoadedBatch
 
-An epoch's order depends on the seed, the epoch's number and the global batch (`batch_size` x `world_size`), not on how
-that is shared out: process r takes the r-th stretch of every global batch, so 1 process with 8 sessions and 2 with 4
-see the same. Sessions that do not fill a global batch of their kind sit out this epoch; which ones, is drawn anew
-each time. Sessions in no wanted language are left out. Do not wrap it in a DataLoader: reading is memory-mapped, and
-the position would run ahead.
+The order of an epoch depends on the seed, the number of the epoch and the global batch (`batch_size` x `world_size`),
+not on how that is divided: process r takes the r-th slice of every global batch, so 1 process with 8 sessions and 2
+with 4 see the same. Sessions that do not fill a global batch of their kind are left out of this epoch, a random choice
+in each. Sessions in none of the chosen languages are always left out. Do not wrap it in a DataLoader: reading is
+memory-mapped, and the position would run ahead.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from collections.abc import Iterator, Mapping
 
 from anchoredit_model.errors import AnchorEditError
 
-from .dataset import EncodedSessions, Shape, kind_name
+from .dataset import EncodedSessions, LoadedBatch, Shape, kind_name
 
 
 class Loader:
-    """See above. `epoch` and `position` say which global batch comes next."""
+    """Iterate over batches; `epoch` and `position` say which global batch comes next."""
 
     def __init__(
         self,
@@ -36,10 +36,10 @@ class Loader:
     ):
         """Serve batches of one shape.
 
-        batch_size: sessions per process. languages: how often each is chosen where a session has it (default: all
+        batch_size: sessions per process. languages: how often each is chosen if a session has several (default: all
         equally often). text_rows: a fixed number of rows for texts, for compiled models.
 
-        Raises AnchorEditError if no shape has enough sessions for a batch, or no session a language listed.
+        Raises AnchorEditError if no shape has enough sessions for a batch, or no session has one of the languages.
         """
         self.data, self.batch_size, self.seed = data, batch_size, seed
         self.rank, self.world_size = rank, world_size
@@ -51,32 +51,32 @@ class Loader:
             self._numbers[data.shapes[number], data.stars[number]].append(number)
         if not self._choices:
             raise AnchorEditError(
-                f"all {len(data)} sessions are left out: a session is in {'/'.join(data.languages(0))}, and only "
-                f"{'/'.join(self._wanted)} is asked for",
-                "Add that language or leave out such data",
+                f"languages must include one that the sessions have ({'/'.join(data.languages(0))}), got "
+                f"{'/'.join(self._chosen)}",
+                "Add one of its languages, or use other data",
             )
         if not len(self):
             largest = max(map(len, self._numbers.values()))
             raise AnchorEditError(
-                f"a batch of {self.global_batch} sessions is more than there are of any shape ({largest} at most)",
+                f"a batch must have at most {largest} sessions, the most of one shape, got {self.global_batch}",
                 "Give smaller batches or more data",
             )
 
     @property
     def global_batch(self) -> int:
-        """Sessions per batch over all processes."""
+        """Return the sessions per batch over all processes."""
         return self.batch_size * self.world_size
 
     def __len__(self) -> int:
-        """Batches per epoch."""
+        """Return the batches per epoch."""
         return sum(len(numbers) // self.global_batch for numbers in self._numbers.values())
 
-    def __iter__(self) -> Iterator[dict]:
+    def __iter__(self) -> Iterator[LoadedBatch]:
         while True:
-            batches, chosen = self.order(self.epoch), self._spoken(self.epoch)
+            batches, chosen = self.order(self.epoch), self._languages_in(self.epoch)
             while self.position < len(batches):
                 mine = batches[self.position][self.rank * self.batch_size :][: self.batch_size]
-                self.position += 1  # before handing out: a state saved after the step is past this batch
+                self.position += 1  # before the yield: a state saved after the step is past this batch
                 yield self.data.batch(mine, [chosen[number] for number in mine], self.text_rows)
             self.epoch, self.position = self.epoch + 1, 0
 
@@ -91,7 +91,7 @@ class Loader:
         return rng.sample(batches, len(batches))
 
     def describe(self) -> list[str]:
-        """Lines for people: batches, and which sessions sit out."""
+        """Describe the batches, and the sessions that are left out, in lines."""
         lines = [f"{len(self)} batches of {self.global_batch} sessions per epoch"]
         for kind, numbers in sorted(self._numbers.items()):
             over = len(numbers) % self.global_batch
@@ -101,29 +101,28 @@ class Loader:
         if unread := [number for number in range(len(self.data)) if number not in self._choices]:
             first = f"{self.data.key(unread[0])} in {'/'.join(self.data.languages(unread[0]))}"
             lines.append(
-                f"left out always: {len(unread)} in no wanted language ({'/'.join(self._wanted)}), first: {first}"
+                f"left out always: {len(unread)} in none of the languages {'/'.join(self._chosen)}, first: {first}"
             )
         return lines
 
     @property
     def identity(self) -> dict[str, str | int]:
-        """What `epoch` and `position` are a place in: with another one of these they mean other sessions."""
+        """Return what determines the sessions at an `epoch` and `position`."""
         return {**self.data.identity, "seed": self.seed, "global batch": self.global_batch}
 
     @property
-    def _wanted(self) -> list[str]:
-        """The languages asked for."""
+    def _chosen(self) -> list[str]:
+        """Return the languages that have a share."""
         return [name for name, share in (self.languages or {}).items() if share > 0]
 
     def _shares(self, number: int) -> tuple[list[str], list[float]] | None:
-        """Return a session's languages and how often each is chosen; None if none of them is wanted."""
-        there = self.data.languages(number)
-        usable = [name for name in there if self.languages is None or name in self._wanted]
+        """Return a session's languages and how often each is chosen; None if it has none of the chosen ones."""
+        usable = [name for name in self.data.languages(number) if self.languages is None or name in self._chosen]
         if not usable:
             return None
         return usable, [1.0 if self.languages is None else self.languages[name] for name in usable]
 
-    def _spoken(self, epoch: int) -> dict[int, str]:
+    def _languages_in(self, epoch: int) -> dict[int, str]:
         """Return the language of every session in an epoch."""
         rng = random.Random(f"language {self.seed} {epoch}")
         return {number: rng.choices(names, shares)[0] for number, (names, shares) in self._choices.items()}

@@ -1,8 +1,8 @@
-"""The studio as a source of edit sessions: drawn on demand, the same on every machine, and written as shards.
+"""The studio as a source of edit sessions: rendered on demand, the same on every machine.
 
     parts = studio_parts(ProceduralConfig(turns=6, height=128, width=128, seed=1), sessions=4096)
 
-Both languages say the same edit, so a session can be learned in either.
+Every edit has instructions in all languages, so a session can be learned in any of them.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from studio.sessions import sample_sessions
 
 from .session import EditSession, Problems, to_bytes
 
-_BATCH = 64  # sessions drawn at once
+_BATCH = 64  # sessions rendered together
 _SEED_STEP = 1_000_003  # between the sequences of two seeds
-_DRAWN_BY = [Path(studio.__file__).with_name(name) for name in ("scene.py", "instructions.py", "instructions.json")]
-_DRAWN_BY += [Path(studio.__file__).with_name(name) for name in ("sessions.py", "render.py")] + [Path(__file__)]
+_SOURCES = [Path(studio.__file__).with_name(name) for name in ("scene.py", "instructions.py", "instructions.json")]
+_SOURCES += [Path(studio.__file__).with_name(name) for name in ("sessions.py", "render.py")] + [Path(__file__)]
 
 
 @dataclass(frozen=True)
 class ProceduralConfig:
-    """Say what to draw.
+    """Configure the sessions.
 
-    With `star` every edit starts from the source, else from the image before. `shares`: kinds of edits that come so
-    many times as often as the others.
+    With `star` every edit starts from the source, else from the image before. `shares` says how often a kind of edit
+    is sampled, relative to 1.
     """
 
     turns: int
@@ -48,11 +48,14 @@ class ProceduralConfig:
         for kind, share in self.shares:
             if kind not in KINDS or not share > 0:
                 raise AnchorEditError(
-                    f"shares gives {share:g} to edits of the kind {kind!r}",
-                    f"Give more than 0, to some of {', '.join(KINDS)}",
+                    f"shares must be positive numbers of kinds of edits, got {share:g} for {kind!r}",
+                    f"Give more than 0, for some of {', '.join(KINDS)}",
                 )
         if min(self.turns, self.height, self.width) < 1:
-            raise AnchorEditError(f"{self} asks for nothing", "Turns, height and width are at least 1")
+            raise AnchorEditError(
+                f"turns, height and width must be 1 or more, got {self.turns}, {self.height} and {self.width}",
+                "Give 1 or more",
+            )
 
     def batch_seed(self, number: int) -> int:
         """Return the seed of one batch of sessions."""
@@ -61,7 +64,7 @@ class ProceduralConfig:
 
 @dataclass(frozen=True)
 class StudioPart:
-    """Sessions `start` to `stop` of the studio with these settings."""
+    """Hold sessions `start` to `stop` of the studio with these settings."""
 
     settings: ProceduralConfig
     start: int
@@ -71,30 +74,33 @@ class StudioPart:
 
     @property
     def name(self) -> str:
+        """Return the layout, seed and first session."""
         return f"studio-{'star' if self.settings.star else 'chain'}-{self.settings.seed}-{self.start:07d}"
 
     @property
     def fingerprint(self) -> str:
-        """The settings and the files that draw: another studio is another source."""
+        """Return a hash of the settings and of the source files: another studio is another source."""
         digest = hashlib.sha256(repr((self.settings, self.start, self.stop)).encode())
-        for path in _DRAWN_BY:
+        for path in _SOURCES:
             digest.update(path.read_bytes())
         return digest.hexdigest()
 
     def sessions(self, problems: Problems) -> Iterator[EditSession]:
-        """Return the sessions of this part, in order; nothing is ever wrong with them."""
+        """Yield the sessions of this part, in order; they have no problems."""
         settings = self.settings
         layers = compiled_layers() if self.compiled else None
         for start in range(self.start, self.stop, _BATCH):
             count = min(_BATCH, self.stop - start)
             seed = settings.batch_seed(start)
             generator = torch.Generator().manual_seed(seed)
-            drawn = sample_sessions(count, settings.turns, generator, star=settings.star, shares=dict(settings.shares))
+            sampled = sample_sessions(
+                count, settings.turns, generator, star=settings.star, shares=dict(settings.shares)
+            )
             size = settings.height, settings.width
-            frames = [to_bytes(render(scenes.to(self.device), *size, layers)).cpu() for scenes in drawn.scenes]
+            frames = [to_bytes(render(scenes.to(self.device), *size, layers)).cpu() for scenes in sampled.scenes]
             rng = random.Random(seed)
             for number in range(count):
-                edits = [step[number] for step in drawn.edits]
+                edits = [step[number] for step in sampled.edits]
                 texts = tuple({language: phrase(edit, rng, language) for language in LANGUAGES} for edit in edits)
                 images = torch.stack([frame[number] for frame in frames])
                 yield EditSession(f"studio_{settings.seed}_{start + number:07d}", images, texts)
@@ -103,9 +109,9 @@ class StudioPart:
 def studio_parts(
     settings: ProceduralConfig, sessions: int, per_part: int = 4 * _BATCH, device: str = "cpu", compiled: bool = False
 ) -> list[StudioPart]:
-    """Return the first `sessions` sessions as a source. `compiled`: see `render.compiled_layers`.
+    """Return the first `sessions` sessions as a source; `compiled`: see `render.compiled_layers`.
 
-    Drawn on a GPU or by compiled loops they should be read without worker processes.
+    Read them without worker processes if they are rendered on a GPU or by compiled loops.
     """
     starts = range(0, sessions, per_part)
     return [StudioPart(settings, start, min(start + per_part, sessions), device, compiled) for start in starts]

@@ -1,9 +1,10 @@
-"""Where a stage's sessions come from, as numbered micro-batches of latents and text states.
+"""The sessions of a stage, as numbered micro-batches of latents and text states.
 
-The same step and micro-batch have the same sessions whoever asks, so a position in the data is a number, and neither
-the count of processes nor an interruption changes what is learned.
+A step and a micro-batch have the same sessions in every process, so a position in the data is a number, and neither
+the number of processes nor an interruption changes the training.
 
-The data are shards (`*.tar`) in `data.path` or, without a path, the studio itself. Both are encoded once, see `cache`.
+The data are shards (`*.tar`) in `data.path` or, without a path, sessions of the studio. They are encoded once, see
+`latent_cache`.
 
 Shapes: B sessions, T edits, C latent channels, h w latent size, rows E text.
 """
@@ -22,20 +23,20 @@ from anchoredit_model.config import EditConfig
 from anchoredit_model.errors import AnchorEditError
 
 from ..config import DataConfig, StageConfig
-from .dataset import EncodedSessions
+from .dataset import EncodedSessions, LoadedBatch
 from .latent_cache import Encoders, prepare
 from .loader import Loader
 from .procedural import ProceduralConfig, studio_parts
 from .session import Part, WorkSizes
 from .shards import shard_parts
 
-_SHOWN_SEED = 777_001  # added to the studio's: sessions to look at, of which none is trained on
-_COMPILED_FROM = 2000  # sessions from which on a minute of compiling the studio pays
+_PREVIEW_SEED = 777_001  # added to the studio's seed: sessions for previews are not trained on
+_COMPILED_FROM = 2000  # sessions: from here on a minute of compiling the renderer pays
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """latents [B, T + 1, C, h, w] float32, the source first; text [B, T + 1, rows, E], the first one null.
+    """Hold latents [B, T + 1, C, h, w] float32, the source first, and text [B, T + 1, rows, E], the first one null.
 
     In a `star` every edit starts from the source image, otherwise from the one before.
     """
@@ -45,17 +46,18 @@ class Batch:
     star: bool = False
 
     def to(self, device: torch.device) -> Batch:
+        """Return the batch on a device."""
         return replace(self, latents=self.latents.to(device), text=self.text.to(device))
 
     def first(self, turns: int) -> Batch:
-        """Return the sessions up to that turn."""
+        """Return the first turns of the sessions."""
         return replace(self, latents=self.latents[:, : turns + 1], text=self.text[:, : turns + 1])
 
 
 class Source:
-    """Encoded sessions in micro-batches of `settings.batch`, `settings.micro_batches` of them a step.
+    """Serve encoded sessions in micro-batches of `settings.batch`, `settings.micro_batches` of them per step.
 
-    `shown` are sessions of one shape to draw samples of, from data of their own if there are any.
+    `preview` are sessions to sample for the log; without any, those of `data`.
     """
 
     def __init__(
@@ -63,62 +65,61 @@ class Source:
         data: EncodedSessions,
         settings: StageConfig,
         seed: int = 1,
-        shown: EncodedSessions | None = None,
-        english: float = 0.5,
+        preview: EncodedSessions | None = None,
+        english_prob: float = 0.5,
     ):
         self.data = data
-        self.shown_data = shown or data
-        # shapes that never change are what a compiled model wants
+        self.preview_data = preview or data
+        # the same number of rows in every batch, so that a model is compiled once
         self.rows = max(
-            len(states) for table in (data.texts, self.shown_data.texts) for states in table.states.values()
+            len(states) for table in (data.texts, self.preview_data.texts) for states in table.states.values()
         )
-        self.english = english
-        languages = _shares_of(data, english)
+        self.english_prob = english_prob
+        languages = _language_shares(data, english_prob)
         self._loaders = [
             Loader(data, settings.batch, seed, micro, settings.micro_batches, languages, self.rows)
             for micro in range(settings.micro_batches)
         ]
-        self._reading: dict[int, tuple[int, Iterator[dict], Batch]] = {}  # micro-batch -> step, what follows, its batch
+        self._current: dict[int, tuple[int, Iterator[LoadedBatch], Batch]] = {}  # micro-batch -> step, rest, batch
 
     @property
     def identity(self) -> dict[str, str | int | float]:
-        """What a step is a place in, whatever the number of processes."""
-        return {**self._loaders[0].identity, "share of English": self.english}
+        """Return what determines the sessions of every step, for any number of processes."""
+        return {**self._loaders[0].identity, "share of English": self.english_prob}
 
     def batch(self, step: int, micro: int) -> Batch:
         """Return the micro-batch `micro` of step `step` = 0, 1, ..."""
-        at, following, batch = self._reading.get(micro, (None, None, None))
-        if at == step:
-            return batch
-        if at is None or at + 1 != step:
+        current = self._current.get(micro)
+        if current and current[0] == step:
+            return current[2]
+        if current and current[0] + 1 == step:
+            rest = current[1]
+        else:
             loader = self._loaders[micro]
             loader.epoch, loader.position = divmod(step, len(loader))
-            following = iter(loader)
-        batch = self._batch(next(following))
-        self._reading[micro] = (step, following, batch)
+            rest = iter(loader)
+        batch = _as_batch(next(rest))
+        self._current[micro] = (step, rest, batch)
         return batch
 
-    def shown(self, count: int) -> Batch:
-        """Up to `count` sessions to draw samples of."""
-        kinds = list(zip(self.shown_data.shapes, self.shown_data.stars))
+    def preview(self, count: int) -> Batch:
+        """Return up to `count` sessions of one shape to sample for the log."""
+        kinds = list(zip(self.preview_data.shapes, self.preview_data.stars))
         numbers = [number for number, kind in enumerate(kinds) if kind == kinds[0]][:count]
-        languages = [self.shown_data.languages(number)[0] for number in numbers]
-        return self._batch(self.shown_data.batch(numbers, languages, self.rows))
+        languages = [self.preview_data.languages(number)[0] for number in numbers]
+        return _as_batch(self.preview_data.batch(numbers, languages, self.rows))
 
     def describe(self) -> list[str]:
-        """Lines about what there is, and what is left out."""
+        """Describe the sessions, and those that are left out, in lines."""
         return [*self.data.describe(), *self._loaders[0].describe()]
-
-    def _batch(self, loaded: dict) -> Batch:
-        return Batch(loaded["latents"].float(), loaded["texts"].float(), loaded["star"])
 
 
 def find_parts(
     data: DataConfig, edit: EditConfig, layouts: Sequence[str], device: str = "cpu"
 ) -> tuple[list[Part], bool]:
-    """Return the parts of the data, and whether they are stars, which the studio draws if first in `layouts`.
+    """Return the parts of the data, and whether all are stars: the studio makes the first of `layouts`.
 
-    Sessions in shards say themselves what they are.
+    In shards each session has a layout of its own.
     """
     if not data.path:
         star = layouts[0] == "star"
@@ -141,7 +142,7 @@ def open_source(
     cache: Path,
     accelerator: Accelerator,
 ) -> Source:
-    """Return the data, encoded by all processes together where the cache lacks it."""
+    """Return the data of a stage; all processes together encode what the cache lacks."""
     device = str(accelerator.device)
     parts, star = find_parts(data, edit, layouts, device)
     sizes = WorkSizes(edit.resolution, edit.resolution_step, edit.max_aspect_ratio)
@@ -154,16 +155,20 @@ def open_source(
         return found if "star" in layouts else found.chains()
 
     found = prepared(parts)
-    shown = None
-    if not data.path and data.shown:
-        shown = prepared(list(_studio(data, edit, star, data.shown, data.seed + _SHOWN_SEED, device)))
-    return Source(found, settings, data.seed, shown, data.english)
+    preview = None
+    if not data.path and data.preview:
+        preview = prepared(list(_studio(data, edit, star, data.preview, data.seed + _PREVIEW_SEED, device)))
+    return Source(found, settings, data.seed, preview, data.english_prob)
 
 
-def _shares_of(data: EncodedSessions, english: float) -> dict[str, float]:
-    """How often each of the data's languages is chosen where a session has several."""
+def _as_batch(loaded: LoadedBatch) -> Batch:
+    return Batch(loaded["latents"].float(), loaded["texts"].float(), loaded["star"])
+
+
+def _language_shares(data: EncodedSessions, english_prob: float) -> dict[str, float]:
+    """Return how often each language of the data is chosen for a session in several."""
     others = {name for number in range(len(data)) for name in data.languages(number)} - {"en"}
-    return {"en": english, **{name: (1 - english) / len(others) for name in sorted(others)}}
+    return {"en": english_prob, **{name: (1 - english_prob) / len(others) for name in sorted(others)}}
 
 
 def _studio(data: DataConfig, edit: EditConfig, star: bool, count: int, seed: int, device: str) -> Sequence[Part]:

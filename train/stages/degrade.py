@@ -38,8 +38,8 @@ _MIN_BLUR = 0.1  # sigma
 class DegradationConfig:
     """Configure the probability of each kind, per frame, and its size at strength 1.
 
-    The strength of a frame is uniform between `min_strength` and a bound that grows from `min_strength` at the anchor to
-    1 at the last frame; without `growing` the bound is 1 everywhere. Round trip and JPEG leave the anchor unchanged.
+    The strength of a frame is uniform between `min_strength` and a bound that grows from `min_strength` at the anchor
+    to 1 at the last frame; without `growing` the bound is 1 everywhere. Round trip and JPEG leave the anchor unchanged.
     """
 
     p_round_trip: float = 0.1
@@ -96,9 +96,7 @@ def degrade(
     return apply_degradation(latents, sample_degradation(latents.shape, settings, generator), settings, vae)
 
 
-def sample_degradation(
-    shape: torch.Size, settings: DegradationConfig, generator: torch.Generator
-) -> DegradationSample:
+def sample_degradation(shape: torch.Size, settings: DegradationConfig, generator: torch.Generator) -> DegradationSample:
     """Sample the random numbers for latents of shape [B, F, C, h, w]."""
     batch, frames, channels, height, width = shape
     device = generator.device
@@ -161,7 +159,7 @@ def add_field(x: Tensor, amplitude: Tensor, field: Tensor) -> Tensor:
 
 
 def average_blocks(x: Tensor, mix: Tensor, size: int) -> Tensor:
-    """Blend in, by mix [B, F], the mean of every size * size block; do nothing if the size does not divide the frame."""
+    """Blend in, by mix [B, F], the mean of every block of size * size; do nothing if it does not divide the frame."""
     height, width = x.shape[-2:]
     if height % size or width % size:
         return x
@@ -200,14 +198,14 @@ def through_vae(
     best, worst = settings.jpeg_quality
     for index, strength in enumerate(jpeg[chosen].tolist()):
         if strength > 0:
-            images[index] = compress(images[index], round(best + (worst - best) * strength))
+            images[index] = compress_jpeg(images[index], round(best + (worst - best) * strength))
     mix = torch.where(jpeg > 0, 1.0, settings.round_trip_mix * round_trip)[chosen]
     x = x.clone()
     x[chosen] = torch.lerp(x[chosen], vae.encode(images).to(x), mix[:, None, None, None])
     return x
 
 
-def compress(image: Tensor, quality: int) -> Tensor:
+def compress_jpeg(image: Tensor, quality: int) -> Tensor:
     """Compress an image [3, H, W] in 0..1 as JPEG of a quality 1..95 and decode it."""
     file = io.BytesIO()
     to_pil(image.cpu()).save(file, "JPEG", quality=quality)

@@ -15,8 +15,8 @@ from anchoredit_model.config import EditConfig, MemoryPolicy
 from anchoredit_model.memory.visibility import sequence_views
 from anchoredit_model.networks.full_sequence import sequence_denoiser
 
-from ..data.source import Batch
 from ..config import PretrainConfig
+from ..data.source import Batch
 from ..networks import TrainableNetwork
 from .losses import add_noise, flow_matching_loss
 from .stage import RandomStreams, Stage, StageParts

@@ -187,7 +187,7 @@ def ramp(progress: float, start: float, end: float) -> float:
 
 
 def rollout_probability(progress: float, start: float, end: float, peak: float) -> float:
-    """Return the probability of self-rollout after a share `progress` of the training: 0 to `start`, `peak` from `end`."""
+    """Return the probability of self-rollout at the share `progress` of training: 0 to `start`, `peak` from `end`."""
     return peak * ramp(progress, start, end)
 
 

@@ -1,7 +1,7 @@
-"""The small VAE and text encoder of a run: where they lie, and whether their training came to its end.
+"""The folders of the small VAE and text encoder of a run, and whether their training is finished.
 
-Both are used as soon as they are there, so a file that only the end of their training writes tells a finished one
-from what an interrupted run had saved so far. Parts that the config gives need none.
+An interrupted training leaves a usable part, so the end of the training writes a file that marks it as finished.
+Parts that the config gives need none.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ _MARK = "finished"
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether the part in this folder was trained to the end."""
+    """Say whether the part in this folder was trained to the end."""
     return (folder / _MARK).is_file()
 
 
 def mark_finished(folder: Path, finished: bool = True) -> None:
-    """Say so, or take it back. Raises AnchorEditError if the folder cannot be written to."""
+    """Mark the part as finished or unfinished; raise AnchorEditError if the folder cannot be written to."""
     if finished:
         with atomic_write(folder / _MARK, "mark of a finished part") as unfinished:
             unfinished.touch()
@@ -32,11 +32,11 @@ def mark_finished(folder: Path, finished: bool = True) -> None:
 
 
 def wait_for(folder: Path) -> bool:
-    """Wait until another process has finished the part; False if this one is asked to end.
+    """Wait until another process has finished the part; return False after an interruption.
 
-    By looking, as the processes' barriers give up after ten minutes or thirty, and training may take longer.
+    Polls the folder: barriers time out after ten or thirty minutes, and training may take longer.
     """
-    with Interrupt(alone=False) as interrupt:
-        while not (finished := is_finished(folder)) and not interrupt.asked:
+    with Interrupt(single_process=False) as interrupt:
+        while not (finished := is_finished(folder)) and not interrupt.requested:
             time.sleep(0.5)
     return finished

@@ -1,11 +1,11 @@
-"""Train the small text encoder: its vocabulary, then states that spell out what an instruction asks.
+"""Train the small text encoder: its vocabulary, then states that encode the meaning of an instruction.
 
     python -m train text --out runs/tiny --set text.seed=0        # about 2 minutes on two CPU cores
 
-umT5 is pretrained on text; two minutes cannot do that. The studio knows what each of its instructions asks (kind,
-object, colour, ...), so the encoder is pretrained by classification: linear heads must read every slot from the mean
-of the states and from the end token's state. The heads are thrown away. Noise (typing errors, fillers, lost and
-wrong tokens) makes the states bear free typing.
+umT5 is pretrained on text, for which two minutes are too short. The studio labels each of its instructions (kind,
+object, colour, ...), so the encoder is trained by classification: linear heads predict every slot from the mean of the
+states and from the state of the end token. The heads are not kept. Noise (typing errors, fillers, lost and wrong
+tokens) makes the encoder robust to free typing.
 
 Shapes: B texts, N tokens of the longest one, D = d_model, S slots, C classes of all slots together.
 """
@@ -17,6 +17,7 @@ import random
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,10 +30,9 @@ from studio.sessions import INSTRUCTION_SLOTS, sample_instructions
 from ..config import TextConfig
 from .parts import is_finished, mark_finished
 
-VOCABULARY_SIZE = 1000  # 256 of them are the bytes that any text falls back on
+VOCABULARY_SIZE = 1000  # 256 of them are bytes, the fallback for any text
 FIRST_WORD_PIECE = 3 + 256  # after pad, end, unknown and the bytes
-MODEL_SIZES = {"d_model": 128, "d_kv": 32, "num_heads": 4, "d_ff": 256, "num_layers": 3}
-POOL_SIZE = 20_000  # instructions to learn from
+MODEL_SIZES: dict[str, Any] = {"d_model": 128, "d_kv": 32, "num_heads": 4, "d_ff": 256, "num_layers": 3}
 HELD_OUT_SHARE = 0.1  # of the distinct texts
 BATCH_SIZE = 64
 PEAK_LEARNING_RATE = 2e-3
@@ -42,7 +42,7 @@ POSITION_BIAS_STD = 2.0
 OPENERS = ("please", "now", "could you", "can you", "i want you to", "hey,", "ok,", "and then", "next,", "let's")
 CLOSERS = (".", "!", "?", "...", " please", ", please", " now", " for me", " thanks", ", thank you", " if you can")
 FILLERS = ("just", "simply", "maybe", "really", "a bit", "um", "this", "here", "kindly", "quickly")
-# Seen by the vocabulary only, so that free typing does not fall apart into letters.
+# For the vocabulary only, so that free typing is not split into letters.
 COMMON_WORDS = (
     "the a an it its this that these those is are be was to of in on at with from into and or but not no yes do does "
     "make made change turn put add remove delete move keep leave take give set get let have has want need like look "
@@ -54,11 +54,9 @@ COMMON_WORDS = (
 
 
 def build_vocabulary(corpus: list[str], size: int = VOCABULARY_SIZE) -> bytes:
-    """Return a spiece.model with umT5's special ids and byte fallback.
+    """Return a spiece.model with umT5's special ids and byte fallback, and fewer pieces if the corpus has fewer.
 
-    Fewer pieces than `size` if the corpus has fewer.
-
-    Case is folded by the vocabulary itself, so capitals need no learning.
+    The vocabulary folds case, so that the encoder sees no capitals.
     """
     import sentencepiece
 
@@ -90,21 +88,22 @@ def build_encoder(vocabulary: bytes) -> TextEncoder:
     config = UMT5Config(
         vocab_size=SentencePieceProcessor(model_proto=vocabulary).get_piece_size(),
         feed_forward_proj="gated-gelu",
-        dropout_rate=0.0,  # the careless typing regularises enough, and dropout costs a fifth of the time
+        dropout_rate=0.0,  # typing errors regularise enough, and dropout costs a fifth of the time
         is_encoder_decoder=False,
         use_cache=False,
         **MODEL_SIZES,
     )
     model = UMT5EncoderModel(config)
-    for block in model.encoder.block:
-        # umT5 starts nearly blind to word order: after 600 steps it still guessed which of the two things in "swap
-        # the box for a heart" goes. Heads that look to different sides from the start know it after 300.
-        nn.init.normal_(block.layer[0].SelfAttention.relative_attention_bias.weight, std=POSITION_BIAS_STD)
+    # umT5 starts almost without word order: after 600 steps it still guessed which object "swap the box for a heart"
+    # removes. Heads that attend to different sides from the start know it after 300.
+    for name, parameter in model.encoder.block.named_parameters():
+        if name.endswith("relative_attention_bias.weight"):
+            nn.init.normal_(parameter, std=POSITION_BIAS_STD)
     return TextEncoder(model, vocabulary)
 
 
 class SlotHeads(nn.Module):
-    """Linear readers of every slot, from the mean of the states and from the end token's state."""
+    """Classify every slot linearly, from the mean of the states and from the state of the end token."""
 
     def __init__(self, width: int, classes: list[int]):
         super().__init__()
@@ -112,7 +111,7 @@ class SlotHeads(nn.Module):
         self.readers = nn.ModuleList(nn.Linear(width, sum(classes)) for _ in range(2))
 
     def forward(self, states: Tensor, mask: Tensor) -> list[tuple[Tensor, ...]]:
-        """Map states [B, N, D] and mask [B, N] to S logits [B, classes of the slot] for each reader."""
+        """Map states [B, N, D] and mask [B, N] to the logits of two readers: for each S tensors [B, classes]."""
         lengths = mask.sum(1)  # [B]
         mean = (states * mask[..., None]).sum(1) / lengths[:, None]  # [B, D]
         end = states[torch.arange(len(states)), lengths - 1]  # [B, D]
@@ -123,7 +122,7 @@ class SlotHeads(nn.Module):
 
 
 def slot_loss(logits: list[tuple[Tensor, ...]], labels: Tensor) -> Tensor:
-    """Cross entropy over the slots that apply: labels [B, S], -100 where one does not."""
+    """Return the cross entropy over the slots that apply: labels [B, S], -100 where one does not."""
     total = sum(
         F.cross_entropy(slot, label, ignore_index=-100, reduction="sum")
         for reader in logits
@@ -132,10 +131,10 @@ def slot_loss(logits: list[tuple[Tensor, ...]], labels: Tensor) -> Tensor:
     return total / (len(logits) * (labels >= 0).sum().clamp(min=1))
 
 
-def type_carelessly(text: str, rng: random.Random) -> str:
-    """Return the same request as a person may type it: openers, closers, a filler word, a slip of the fingers.
+def add_typing_noise(text: str, rng: random.Random) -> str:
+    """Return the instruction as a person may type it: with openers, closers, a filler word, typing errors.
 
-    Chinese, which has no spaces, stays as it is.
+    Chinese, which has no spaces, stays unchanged.
     """
     if not text.isascii():
         return text
@@ -145,7 +144,7 @@ def type_carelessly(text: str, rng: random.Random) -> str:
     if rng.random() < 0.3:
         words.insert(0, rng.choice(OPENERS))
     for index, word in enumerate(words):
-        # Short words are left alone: one letter decides between "on" and "in".
+        # short words stay unchanged: one letter decides between "on" and "in"
         if len(word) > 3 and rng.random() < 0.03:
             at = rng.randrange(1, len(word) - 1)
             swapped = word[:at] + word[at + 1] + word[at] + word[at + 2 :]
@@ -153,22 +152,22 @@ def type_carelessly(text: str, rng: random.Random) -> str:
     return " ".join(words) + (rng.choice(CLOSERS) if rng.random() < 0.5 else "")
 
 
-def lose_tokens(ids: list[int], vocabulary_size: int, rng: random.Random, rate: float = 0.02) -> list[int]:
-    """Drop a token or put a random piece in its place, each at half the rate; the end token stays."""
+def add_token_noise(ids: list[int], vocabulary_size: int, rng: random.Random, rate: float = 0.02) -> list[int]:
+    """Drop tokens or replace them by random pieces, each at half the rate; the end token stays."""
     kept = []
     for token in ids[:-1]:
-        draw = rng.random()
-        if draw >= rate:
+        u = rng.random()
+        if u >= rate:
             kept.append(token)
-        elif draw < rate / 2:
+        elif u < rate / 2:
             kept.append(rng.randrange(FIRST_WORD_PIECE, vocabulary_size))
     return [*kept, END_ID]
 
 
 def split_pool(texts: list[str], rng: random.Random, share: float = HELD_OUT_SHARE) -> tuple[list[int], list[str]]:
-    """Return indices to train on, and the distinct texts held out, none of which is trained on.
+    """Return the indices to train on, and the distinct texts that are held out.
 
-    A text is held out only if each of its words stays in two others: nobody can guess a word never seen.
+    A text is held out only if each of its words occurs in two others: an unknown word cannot be guessed.
     """
     distinct = sorted(set(texts))
     times = Counter(word for text in distinct for word in set(text.split()))
@@ -182,24 +181,24 @@ def split_pool(texts: list[str], rng: random.Random, share: float = HELD_OUT_SHA
 
 
 def pretrain(encoder: TextEncoder, texts: list[str], labels: Tensor, steps: int, seed: int) -> SlotHeads:
-    """Train the encoder in place on texts with labels [len(texts), S]; returns the heads for measuring."""
+    """Train the encoder in place on texts with labels [len(texts), S], and return the heads to measure it."""
     rng = random.Random(seed)
     heads = SlotHeads(encoder.model.config.d_model, list(INSTRUCTION_SLOTS.values()))
     parameters = [*encoder.model.requires_grad_(True).train().parameters(), *heads.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=PEAK_LEARNING_RATE, weight_decay=0.01, fused=True)
+    optimiser = torch.optim.AdamW(parameters, lr=PEAK_LEARNING_RATE, weight_decay=0.01, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, PEAK_LEARNING_RATE, total_steps=steps + 1, pct_start=min(0.3, WARM_UP_STEPS / steps)
+        optimiser, PEAK_LEARNING_RATE, total_steps=steps + 1, pct_start=min(0.3, WARM_UP_STEPS / steps)
     )
     started = time.monotonic()
     for step in range(1, steps + 1):
         chosen = rng.choices(range(len(texts)), k=BATCH_SIZE)
-        ids = encoder.tokenise([type_carelessly(texts[index], rng) for index in chosen])
-        ids = [lose_tokens(row, encoder.model.config.vocab_size, rng) for row in ids]
+        ids = encoder.tokenise([add_typing_noise(texts[index], rng) for index in chosen])
+        ids = [add_token_noise(row, encoder.model.config.vocab_size, rng) for row in ids]
         loss = slot_loss(heads(*encoder.states(ids)), labels[chosen])
-        optimizer.zero_grad()
+        optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
+        optimiser.step()
         schedule.step()
         if step % 100 == 0 or step == steps:
             print(f"text: step {step}/{steps} loss {loss.item():.4f} {time.monotonic() - started:.0f} s", flush=True)
@@ -209,7 +208,7 @@ def pretrain(encoder: TextEncoder, texts: list[str], labels: Tensor, steps: int,
 
 @torch.no_grad()
 def measure(encoder: TextEncoder, heads: SlotHeads, texts: list[str], labels: Tensor) -> Tensor:
-    """Accuracy of (mean, end) on every slot, [2, S]; nan where a slot never applies."""
+    """Return the accuracy of both readers (mean, end) on every slot [2, S]; nan where a slot never applies."""
     right = []
     for start in range(0, len(texts), BATCH_SIZE):
         logits = heads(*encoder.states(encoder.tokenise(texts[start : start + BATCH_SIZE])))
@@ -220,17 +219,17 @@ def measure(encoder: TextEncoder, heads: SlotHeads, texts: list[str], labels: Te
 
 @torch.no_grad()
 def normalise(encoder: TextEncoder, texts: list[str]) -> float:
-    """Scale the states to unit mean square over texts by way of the last norm's weight; returns the old value."""
+    """Scale the weight of the last norm so that the states of texts have mean square 1; return the value before."""
     power = torch.cat([rows[:, : encoder.model.config.d_model] for rows in encoder.encode(texts)]).square().mean()
     encoder.model.encoder.final_layer_norm.weight.div_(power.sqrt())
     return power.item()
 
 
 def run(options: TextConfig, out: Path, resume: bool = False) -> bool:
-    """Draw instructions, build the vocabulary, train, measure, save in `out`; True when that is done.
+    """Sample instructions, build the vocabulary, train, measure, save in `out`; return True.
 
-    Too short to be resumed: with `resume` a finished encoder is left alone, and any other is made from the start.
-    Raises AnchorEditError where an encoder would be lost, or if it learns too little.
+    Training is too short to be resumed: with `resume`, a finished encoder stays unchanged, and any other is trained
+    from scratch. Raises AnchorEditError if an encoder would be lost, or if its accuracy is too low.
     """
     if resume and is_finished(out):
         return True
@@ -244,21 +243,21 @@ def run(options: TextConfig, out: Path, resume: bool = False) -> bool:
     unseen_labels = labels[[texts.index(text) for text in unseen]]
     print(f"text: {len(set(seen))} distinct instructions to learn, {len(unseen)} held out")
 
-    corpus = [type_carelessly(text, rng) for text in seen] + COMMON_WORDS.split() * 5
+    corpus = [add_typing_noise(text, rng) for text in seen] + COMMON_WORDS.split() * 5
     encoder = build_encoder(build_vocabulary(corpus))
     heads = pretrain(encoder, seen, labels[chosen], options.steps, options.seed)
 
     exact = measure(encoder, heads, unseen, unseen_labels)
-    typed = measure(encoder, heads, [type_carelessly(text, rng) for text in seen], labels[chosen])
+    typed = measure(encoder, heads, [add_typing_noise(text, rng) for text in seen], labels[chosen])
     for slot, name in enumerate(INSTRUCTION_SLOTS):
         columns = [f"{value:.4f}" for value in (*exact[:, slot].tolist(), *typed[:, slot].tolist())]
-        print("text: {:14s} held out: mean {} end {}; typed carelessly: mean {} end {}".format(name, *columns))
-    said = (unseen_labels >= 0).sum(0)  # [S]; some slots have very few texts, so all count together
-    overall = (exact.nan_to_num() * said).sum(1).div(said.sum()).min().item()
+        print("text: {:14s} held out: mean {} end {}; typing noise: mean {} end {}".format(name, *columns))
+    counts = (unseen_labels >= 0).sum(0)  # [S]; some slots have very few texts, so all count together
+    overall = (exact.nan_to_num() * counts).sum(1).div(counts.sum()).min().item()
     print(f"text: all slots      held out: {overall:.4f}")
-    if overall < options.floor:
+    if overall < options.min_accuracy:
         raise AnchorEditError(
-            f"the text encoder reads held-out instructions with accuracy {overall:.4f}, below {options.floor}",
+            f"the accuracy on held-out instructions must be at least {options.min_accuracy}, got {overall:.4f}",
             "Raise text.steps",
         )
     power = normalise(encoder, sorted(set(seen)))

@@ -1,11 +1,11 @@
 """Train the small VAE from scratch: Wan 2.1's shape at a sixth of its width, on images of the studio.
 
-    python -m train vae --out runs/tiny --set vae.minutes=13      # two CPU cores with bf16; --resume goes on
+    python -m train vae --out runs/tiny --set vae.minutes=13      # two CPU cores with bf16; --resume continues
 
-Training is 2-D (an image is a one-frame video, see `anchoredit_model.vae`); the saved files are Wan's 3-D layout.
-The loss is L1 for flat colours, squared error for PSNR, the L1 of differences between neighbouring pixels for crisp
-edges, and a tiny KL that bounds the latents' scale. Noise in proportion to each latent channel's spread teaches the
-decoder to bear a diffusion model's small errors. Wan 2.1: https://arxiv.org/abs/2503.20314
+Training is 2-D (an image is a video of one frame, see `anchoredit_model.networks.vae`); the saved files have Wan's 3-D
+layout. The loss is L1 for flat colours, squared error for PSNR, the L1 of differences between neighbouring pixels for
+crisp edges, and a small KL that bounds the scale of the latents. Noise in proportion to the standard deviation of each
+latent channel makes the decoder robust to small errors of a diffusion model. Wan 2.1: https://arxiv.org/abs/2503.20314
 
 Shapes: B images, C = 16 latent channels, H and W height and width in pixels, h = H / 8 and w = W / 8.
 """
@@ -16,6 +16,7 @@ import copy
 import math
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -38,49 +39,52 @@ from ..config import VaeConfig
 from ..interrupt import Interrupt
 from .parts import is_finished, mark_finished
 
+if TYPE_CHECKING:
+    from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+
 LATENT_CHANNELS = 16
 IMAGE_SIZE = 128
 CROP_SIZE, CROP_SHARE = 64, 0.75  # quarter images for the first part of the time: four times as many steps
-DRAWN_AT_ONCE = 64
-MEASURED = 2000  # images for the latents' statistics
+RENDER_BATCH = 64
+MEASURED = 2000  # images for the statistics of the latents
 HELD_OUT = 64
 PEAK_LEARNING_RATE = 5e-3
 WARM_UP_STEPS = 30
 EMA_DECAY = 0.995
 SQUARED_WEIGHT, EDGE_WEIGHT, KL_WEIGHT = 2.0, 0.5, 1e-5
-LATENT_NOISE = 0.1  # at most, in standard deviations of a channel
+MAX_LATENT_NOISE = 0.1  # in standard deviations of a channel
 LOG_SECONDS, SAVE_SECONDS = 10, 120
-FREE_LOSS_DB = 0.05  # what storing in bfloat16 may cost
+MAX_ROUNDING_LOSS = 0.05  # dB that storing in bfloat16 may cost
 
 
 class ImagePool:
-    """Images of the studio, in every look, drawn by compiled loops and kept as bytes [N, 3, H, W]."""
+    """Hold images of the studio, rendered with compiled loops, as bytes [N, 3, H, W]."""
 
     def __init__(self, count: int, generator: torch.Generator):
         self.generator = generator
         layers = compiled_layers()
         batches = []
-        for _ in range(-(-count // DRAWN_AT_ONCE)):
-            scenes = sample_sessions(DRAWN_AT_ONCE, 2, generator).scenes[-1]
+        for _ in range(-(-count // RENDER_BATCH)):
+            scenes = sample_sessions(RENDER_BATCH, 2, generator).scenes[-1]
             batches.append((render(scenes, IMAGE_SIZE, IMAGE_SIZE, layers) * 255).round().byte())
         self.images = torch.cat(batches)
 
-    def draw(self, count: int, side: int) -> Tensor:
-        """Crops [count, 3, side, side] in 0..1, each mirrored or not."""
+    def crops(self, count: int, side: int) -> Tensor:
+        """Return random crops [count, 3, side, side] in 0..1, half of them mirrored."""
         picked = torch.randint(len(self.images), (count,), generator=self.generator)
         top, left = torch.randint(IMAGE_SIZE - side + 1, (2,), generator=self.generator).tolist()
         chosen = self.images[picked, :, top : top + side, left : left + side].float() / 255
         mirrored = torch.rand(count, 1, 1, 1, generator=self.generator) < 0.5
         return torch.where(mirrored, chosen.flip(-1), chosen)
 
-    def sample(self, count: int) -> Tensor:
-        """[count, 3, H, W] bytes, spread over the whole pool."""
+    def spread(self, count: int) -> Tensor:
+        """Return evenly spaced images of the pool as bytes [count, 3, H, W]."""
         return self.images[torch.linspace(0, len(self.images) - 1, count).long()]
 
 
-def build_model(base_dim: int) -> nn.Module:
+def build_model(base_dim: int) -> AutoencoderKLWan:
     """Return a 2-D `AutoencoderKLWan` of Wan 2.1's shape with random weights."""
-    from diffusers import AutoencoderKLWan
+    from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 
     model = AutoencoderKLWan(
         base_dim=base_dim,
@@ -90,19 +94,19 @@ def build_model(base_dim: int) -> nn.Module:
         attn_scales=[],
         temperal_downsample=[False, True, True],
     )
-    with torch.no_grad():  # start almost without posterior noise, which would drown the first small means
-        model.quant_conv.bias[LATENT_CHANNELS:] = -6.0
+    with torch.no_grad():  # start almost without posterior noise, which would be larger than the first means
+        cast(Tensor, model.quant_conv.bias)[LATENT_CHANNELS:] = -6.0
     return to_image_convolutions(model, zero_past=True)
 
 
-def autoencoder_loss(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Images [B, 3, H, W] in 0..1 -> the loss, and the mean squared error in 0..1 for the log."""
+def autoencoder_loss(model: AutoencoderKLWan, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the loss of images [B, 3, H, W] in 0..1, and their mean squared error for the log."""
     frames = (images.to(memory_format=torch.channels_last) * 2 - 1).unsqueeze(2)  # [B, 3, 1, H, W]
     with torch.autocast("cpu", torch.bfloat16):
         mean, log_variance = encode_moments(model, frames).float().chunk(2, dim=1)  # each [B, C, 1, h, w]
         log_variance = log_variance.clamp(-20, 10)
         spread = mean.detach().std(dim=(0, 2, 3, 4), keepdim=True)  # [1, C, 1, 1, 1]
-        strength = LATENT_NOISE * torch.rand(len(frames), 1, 1, 1, 1) * spread
+        strength = MAX_LATENT_NOISE * torch.rand(len(frames), 1, 1, 1, 1) * spread
         noise = (log_variance / 2).exp() * torch.randn_like(mean) + strength * torch.randn_like(mean)
         error = decode_frames(model, mean + noise).float() - frames
     squared = error.square().mean()
@@ -126,18 +130,18 @@ def measure_latents(vae: ImageVAE, images: Tensor) -> None:
 
 
 def decibels(squared_error: float) -> float:
-    """PSNR of a mean squared error of images in 0..1."""
+    """Return the PSNR of a mean squared error of images in 0..1."""
     return -10 * math.log10(max(squared_error, 1e-10))
 
 
 def measure_psnr(vae: ImageVAE, images: Tensor) -> float:
-    """PSNR in dB of images [N, 3, H, W] put through the VAE, of the error over all of them together."""
+    """Return the PSNR in dB of images [N, 3, H, W] after the VAE, from their mean squared error together."""
     parts = images.split(16)
     return decibels(sum((vae.decode(vae.encode(part)) - part).square().sum().item() for part in parts) / images.numel())
 
 
 class Trainer:
-    """Model, average and optimizer, and the clock that decides the learning rate; all of it goes into `state_file`."""
+    """Hold the model, its EMA, the optimisers and the clock of the schedule; `state_file` has the state of them all."""
 
     def __init__(self, options: VaeConfig, out: Path):
         self.options, self.out = options, out
@@ -147,90 +151,87 @@ class Trainer:
         stage = "decoder" if options.decoder_only else "training"
         self.state_file = out.with_name(f"{out.name}-{stage}.pt")
         self.model = self._finished_encoder() if options.decoder_only else build_model(options.base_dim)
-        self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(EMA_DECAY))
-        self.vae = ImageVAE(self.average.module)
-        self.kernels = [
-            module.weight
-            for module in self.model.modules()
-            if _is_hidden_kernel(module) and module.weight.requires_grad
-        ]
+        self.ema = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(EMA_DECAY))
+        self.vae = ImageVAE(cast("AutoencoderKLWan", self.ema.module))
+        self.kernels = [kernel for kernel in _hidden_kernels(self.model) if kernel.requires_grad]
         self.matrices = [nn.Parameter(_as_matrix(kernel.detach())) for kernel in self.kernels]
         chosen = {id(kernel) for kernel in self.kernels}
         others = [p for p in self.model.parameters() if p.requires_grad and id(p) not in chosen]
-        self.optimizers = [
+        self.optimisers = [
             torch.optim.Muon(self.matrices, PEAK_LEARNING_RATE, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
             torch.optim.AdamW(others, PEAK_LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.0, fused=True),
         ]
 
-    def _finished_encoder(self) -> nn.Module:
-        """Return the VAE in the output folder with its encoder frozen: every latent made so far stays valid."""
+    def _finished_encoder(self) -> AutoencoderKLWan:
+        """Return the VAE in the output folder with its encoder frozen, so that existing latents stay valid."""
         model = ImageVAE.from_pretrained(self.out).model.train()
         for part in (model.encoder, model.quant_conv):
             part.requires_grad_(False)
         return model
 
     def update(self) -> None:
-        """One step of both optimizers; Muon sees each 3x3 kernel as the matrix [out, 9 in] that shares its memory."""
+        """Run one step of both optimisers; Muon sees each 3x3 kernel as a matrix [out, 9 in] in the same memory."""
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for kernel, matrix in zip(self.kernels, self.matrices, strict=True):
-            matrix.grad = _as_matrix(kernel.grad)
-        for optimizer in self.optimizers:
-            optimizer.step()
+            matrix.grad = None if kernel.grad is None else _as_matrix(kernel.grad)
+        for optimiser in self.optimisers:
+            optimiser.step()
         self.model.zero_grad()
 
     @property
     def elapsed(self) -> float:
-        """Seconds spent so far, those before a resume included."""
+        """Return the seconds of training so far, including those before a resume."""
         return time.monotonic() - self.started
 
     def save_state(self) -> None:
-        """Write everything needed to go on."""
-        state = {"model": self.model.state_dict(), "average": self.average.state_dict()}
-        state |= {"optimizers": [optimizer.state_dict() for optimizer in self.optimizers]}
+        """Write everything needed to continue."""
+        state = {"model": self.model.state_dict(), "average": self.ema.state_dict()}
+        state |= {"optimizers": [optimiser.state_dict() for optimiser in self.optimisers]}
         state |= {"step": self.step, "elapsed": self.elapsed, "base_dim": self.options.base_dim}
         state |= {"random": torch.get_rng_state(), "generator": self.generator.get_state()}
         with atomic_write(self.state_file, "training state", make_folder=True) as unfinished:
             torch.save(state, unfinished)
 
     def load_state(self) -> None:
-        """Go on where `save_state` left off."""
+        """Continue where `save_state` stopped."""
         if not self.state_file.is_file():
-            raise AnchorEditError(f"nothing to resume at '{self.state_file}'", "Start without --resume")
+            raise AnchorEditError(f"training state '{self.state_file}' does not exist", "Start without --resume")
         state = torch.load(self.state_file, weights_only=True)
         if state["base_dim"] != self.options.base_dim:
             raise AnchorEditError(
-                f"'{self.state_file}' has base_dim {state['base_dim']}", f"Give --set vae.base_dim={state['base_dim']}"
+                f"vae.base_dim must be {state['base_dim']} as in '{self.state_file}', got {self.options.base_dim}",
+                f"Give --set vae.base_dim={state['base_dim']}",
             )
         self.model.load_state_dict(state["model"])
-        self.average.load_state_dict(state["average"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+        self.ema.load_state_dict(state["average"])
+        for optimiser, saved in zip(self.optimisers, state["optimizers"], strict=True):
+            optimiser.load_state_dict(saved)
         self.step, self.started = state["step"], self.started - state["elapsed"]
         torch.set_rng_state(state["random"])
         self.generator.set_state(state["generator"])
 
     def train(self, pool: ImagePool, held_out: Tensor) -> bool:
-        """Train until the minutes are over; False if that was interrupted. The state is saved in either case."""
+        """Train until the minutes are over; False if interrupted. The state is saved in either case."""
         with Interrupt() as interrupt:
             self._steps(pool, held_out, interrupt)
             interrupt.saving = True
             self.save_state()
-        return not interrupt.asked
+        return not interrupt.requested
 
     def _steps(self, pool: ImagePool, held_out: Tensor, interrupt: Interrupt) -> None:
         budget = 60 * self.options.minutes
         logged_at, logged_step, saved_at = self.elapsed, self.step, self.elapsed
         losses: list[float] = []
         errors: list[float] = []
-        while self.elapsed < budget and not interrupt.asked:
+        while self.elapsed < budget and not interrupt.requested:
             cosine = (1 + math.cos(math.pi * min(self.elapsed / budget, 1))) / 2
-            for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
+            for group in (group for optimiser in self.optimisers for group in optimiser.param_groups):
                 group["lr"] = PEAK_LEARNING_RATE * min((self.step + 1) / WARM_UP_STEPS, 1) * cosine
             side = CROP_SIZE if self.elapsed < CROP_SHARE * budget else IMAGE_SIZE
-            loss, error = autoencoder_loss(self.model, pool.draw(self.options.batch_size, side))
+            loss, error = autoencoder_loss(self.model, pool.crops(self.options.batch_size, side))
             loss.backward()
             self.update()
-            self.average.update_parameters(self.model)
+            self.ema.update_parameters(self.model)
             self.step += 1
             losses.append(loss.item())
             errors.append(error.item())
@@ -248,7 +249,7 @@ class Trainer:
                 errors.clear()
             if self.elapsed - saved_at >= SAVE_SECONDS:
                 if not self.options.decoder_only:
-                    measure_latents(self.vae, pool.sample(HELD_OUT))
+                    measure_latents(self.vae, pool.spread(HELD_OUT))
                 with torch.autocast("cpu", torch.bfloat16):
                     psnr = measure_psnr(self.vae, held_out)
                 self.vae.save_pretrained(self.out)
@@ -257,20 +258,23 @@ class Trainer:
                 saved_at = self.elapsed
 
 
-def _is_hidden_kernel(module: nn.Module) -> bool:
-    return isinstance(module, (nn.Conv2d, OneFrameConv)) and min(module.weight.shape[:2]) >= 16
+def _hidden_kernels(model: nn.Module) -> list[nn.Parameter]:
+    """Return the kernels with at least 16 channels on either side."""
+    modules = [module for module in model.modules() if isinstance(module, (nn.Conv2d, OneFrameConv))]
+    kernels = [cast(nn.Parameter, module.weight) for module in modules]
+    return [kernel for kernel in kernels if min(kernel.shape[:2]) >= 16]
 
 
 def _as_matrix(kernel: Tensor) -> Tensor:
-    """[out, in, kh, kw] in channels_last -> the same memory as [out, kh * kw * in]."""
+    """View a kernel [out, in, kh, kw] in channels_last as [out, kh * kw * in], which shares its memory."""
     return kernel.permute(0, 2, 3, 1).contiguous().view(len(kernel), -1)
 
 
 def run(options: VaeConfig, out: Path, resume: bool = False) -> bool:
-    """Train, measure the latents, choose the dtype to store, save in `out`; False if it was interrupted.
+    """Train, measure the latents, choose the dtype to store, save in `out`; False if interrupted.
 
-    With `resume` it goes on from its state, if it has one, and a finished VAE is left alone unless it is given more
-    minutes. Raises AnchorEditError where a VAE or a state would be lost.
+    With `resume`, training continues from its state if there is one; a finished VAE stays unchanged unless there are
+    more minutes. Raises AnchorEditError if a VAE or a state would be lost.
     """
     torch.manual_seed(options.seed)
     held_out = sample_images(HELD_OUT, IMAGE_SIZE, IMAGE_SIZE, torch.Generator().manual_seed(options.seed + 1))
@@ -278,29 +282,31 @@ def run(options: VaeConfig, out: Path, resume: bool = False) -> bool:
     if trainer.state_file.is_file():
         if not resume:
             raise AnchorEditError(
-                f"'{trainer.state_file}' is the state of a training", "Go on with --resume, or give another --out"
+                f"'{trainer.state_file}' has a training state", "Continue with --resume, or give another --out"
             )
         trainer.load_state()
         if not options.decoder_only and is_finished(out) and trainer.elapsed >= 60 * options.minutes:
             return True
     elif not options.decoder_only and (out / CONFIG_NAME).is_file():
         raise AnchorEditError(
-            f"'{out}' has a VAE and no state to go on from", f"Give another --out, or use it with --set parts.vae={out}"
+            f"'{out}' has a VAE without a training state",
+            f"Give another --out, or use it with --set parts.vae={out}",
         )
-    if not options.decoder_only:  # of which every state is as good a VAE as the one it began with
+    if not options.decoder_only:  # any state of decoder-only training is a finished VAE
         mark_finished(out, False)
     pool = ImagePool(options.pool, trainer.generator)
     if not trainer.train(pool, held_out):
-        print(f"vae: stopped and saved at step {trainer.step}: go on with --resume", flush=True)
+        print(f"vae: stopped and saved at step {trainer.step}, continue with --resume", flush=True)
         return False
 
     if not options.decoder_only:
-        measure_latents(trainer.vae, pool.sample(MEASURED))
+        measure_latents(trainer.vae, pool.spread(MEASURED))
     exact = measure_psnr(trainer.vae, held_out)
     rounded = measure_psnr(ImageVAE(copy.deepcopy(trainer.vae.model).bfloat16().float()), held_out)
-    kept = trainer.model.encoder.parameters() if options.decoder_only else ()  # not a bit of it may change
-    lossless = all(torch.equal(weight, weight.bfloat16().float()) for weight in kept)
-    dtype = torch.bfloat16 if exact - rounded < FREE_LOSS_DB and lossless else torch.float32
+    # a frozen encoder must stay bit for bit the same
+    frozen = cast(nn.Module, trainer.model.encoder).parameters() if options.decoder_only else ()
+    lossless = all(torch.equal(weight, weight.bfloat16().float()) for weight in frozen)
+    dtype = torch.bfloat16 if exact - rounded < MAX_ROUNDING_LOSS and lossless else torch.float32
     trainer.vae.save_pretrained(out, dtype)
     mark_finished(out)
     print(f"vae: held-out PSNR {exact:.2f} dB, {rounded:.2f} dB rounded to bfloat16; saved as {dtype} in {out}")

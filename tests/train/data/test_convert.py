@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from anchoredit_model.errors import AnchorEditError
-from train.data.cli import main
+from train.__main__ import main
 from train.data.convert import convert_folders, convert_table
 from train.data.session import Problems
 from train.data.shards import shard_parts
@@ -51,13 +50,13 @@ def test_folders_become_sessions(folders, tmp_path):
     assert (second.key, levels(second.jpegs)) == ("b", [100, 110, 120])
     assert second.instructions == ({"en": "one", "zh": "\u4e00"}, {"en": "two"})
     assert second.jpegs[1] == (folders / "b" / "1.jpg").read_bytes()  # a JPEG is not compressed again
-    main(["convert", str(folders), "--out", str(tmp_path / "out")])
+    main(["data", "convert", str(folders), "--out", str(tmp_path / "out")])
     (part,) = shard_parts(tmp_path / "out")
     assert [session.key for session in part.sessions(problems)] == ["b", "my_session_1"] and not problems.found
 
 
 @pytest.mark.parametrize("case", ["texts", "count", "image", "none", "size", "link", "only", "key", "json"])
-def test_a_bad_folder_is_named_and_the_others_are_converted(folders, tmp_path, case):
+def test_a_bad_folder_is_reported_and_the_others_are_converted(folders, tmp_path, case):
     bad = folders / "c"
     for number in range(2):
         save(bad / f"{number}.jpg", 0)
@@ -144,7 +143,7 @@ def test_tables_become_sessions(rows, tmp_path, suffix, capsys):
     assert [texts["en"] for texts in long.instructions] == ["one", "two", "three"]
     assert long.instructions[0]["zh"] == "\u4e00"
     assert (short.key, levels(short.jpegs)) == ("s1", [30, 20])
-    main(["convert", str(table), "--images", str(tmp_path / "images"), "--out", str(tmp_path / "out")])
+    main(["data", "convert", str(table), "--images", str(tmp_path / "images"), "--out", str(tmp_path / "out")])
     (part,) = shard_parts(tmp_path / "out")
     assert [session.turns for session in part.sessions(problems)] == [3, 1] and not problems.found
 
@@ -164,14 +163,14 @@ def test_tables_become_sessions(rows, tmp_path, suffix, capsys):
     ],
 )
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
-def test_a_bad_session_of_a_table_is_named(rows, tmp_path, suffix, extra, reason):
+def test_a_bad_session_of_a_table_is_reported(rows, tmp_path, suffix, extra, reason):
     problems = Problems()
     table = write_table(tmp_path / f"edits{suffix}", [*rows, *extra])
     keys = [session.key for session in convert_table(table, tmp_path / "images", "en", problems)]
     assert keys == ["s2", "s1"] and [(p.key, p.reason) for p in problems.found] == [("bad", reason)]
 
 
-def test_lines_that_are_no_rows_are_said(rows, tmp_path):
+def test_invalid_lines_of_a_table_are_reported(rows, tmp_path):
     table = write_table(tmp_path / "edits.jsonl", rows)
     table.write_text('{"half": \n[1]\n' + table.read_text(encoding="utf-8"), encoding="utf-8")
     problems = Problems()
@@ -182,18 +181,19 @@ def test_lines_that_are_no_rows_are_said(rows, tmp_path):
     ]
 
 
-def test_what_cannot_be_converted_at_all_is_one_clear_error(rows, tmp_path):
+def test_unusable_sources_are_one_clear_error(rows, tmp_path, capsys):
     out = ["--out", str(tmp_path / "out")]
     parquet = tmp_path / "edits.parquet"
     parquet.write_bytes(b"PAR1")
-    with pytest.raises(AnchorEditError, match="neither .csv nor .jsonl. Export it"):
-        main(["convert", str(parquet), *out])
-    with pytest.raises(AnchorEditError, match="does not exist"):
-        main(["convert", str(tmp_path / "nothing"), *out])
-    table = write_table(tmp_path / "edits.csv", rows)  # its images are elsewhere
-    with pytest.raises(AnchorEditError, match="no usable session"):
-        main(["convert", str(table), *out])
+
+    def error(source: Path) -> str:
+        assert main(["data", "convert", str(source), *out]) == 2
+        return capsys.readouterr().err.splitlines()[-1]
+
+    assert "must be a .csv or .jsonl file, got" in error(parquet)
+    assert "does not exist" in error(tmp_path / "nothing")
+    table = write_table(tmp_path / "edits.csv", rows)  # its images are in another folder
+    assert "no usable session" in error(table)
     assert not (tmp_path / "out").exists()
     table.write_bytes(b"session,turn\n\xff\xfe")
-    with pytest.raises(AnchorEditError, match="Save it as UTF-8"):
-        main(["convert", str(table), *out])
+    assert "Save it as UTF-8" in error(table)

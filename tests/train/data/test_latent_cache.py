@@ -17,7 +17,7 @@ from train.data.latent_cache import Encoders, prepare
 from train.data.session import EditSession, Problems, WorkSizes
 from train.data.workers import split, stream
 
-SIZES = WorkSizes(area=32, area_step=16, area_ratio=4.0)
+SIZES = WorkSizes(resolution=32, resolution_step=16, max_aspect_ratio=4.0)
 
 
 @dataclass(frozen=True)
@@ -66,13 +66,13 @@ def test_every_session_is_read_once_over_all_ranks_and_workers(world_size, worke
                 read.append(item.key)
             else:
                 ended.append(parts[number])
-                assert [problem.place for problem in item.found] == [parts[number].name]
+                assert [problem.origin for problem in item.found] == [parts[number].name]
     assert sorted(read) == [f"{part.number}_{number}" for part in PARTS for number in range(part.count)]
     assert sorted(part.number for part in ended) == list(range(5))
 
 
 @pytest.mark.slow
-def test_what_is_cached_is_what_the_encoders_make(encoders, tmp_path):
+def test_the_cache_has_what_the_encoders_return(encoders, tmp_path):
     data = prepare(PARTS, encoders, tmp_path, SIZES)
     assert len(data) == 20 and set(data.shapes) == {(1, 32, 32), (2, 32, 32), (1, 16, 48), (2, 16, 48)}
     sessions = {session.key: SIZES.fit(session) for part in PARTS for session in part.sessions(Problems())}
@@ -81,8 +81,8 @@ def test_what_is_cached_is_what_the_encoders_make(encoders, tmp_path):
         session = sessions.pop(batch["keys"][0])
         expected = encoders.vae.encode(session.images.float() / 255)
         torch.testing.assert_close(batch["latents"][0].float(), expected, rtol=1e-2, atol=1e-2)
-        said = encoders.text.encode(["", *(texts["en"] for texts in session.instructions)])
-        for states, text in zip(batch["texts"][0], said, strict=True):
+        encoded = encoders.text.encode(["", *(texts["en"] for texts in session.instructions)])
+        for states, text in zip(batch["texts"][0], encoded, strict=True):
             width = encoders.text.model.config.d_model
             assert states.shape[1] == width and batch["texts"].dtype == batch["latents"].dtype == torch.bfloat16
             torch.testing.assert_close(states[: len(text)].float(), text[:, :width], rtol=1e-2, atol=1e-2)
@@ -91,7 +91,7 @@ def test_what_is_cached_is_what_the_encoders_make(encoders, tmp_path):
     assert data.batch([0], ["en"], text_rows=40)["texts"].shape[2] == 40
 
 
-def test_nothing_is_encoded_or_loaded_twice(encoders, tmp_path, monkeypatch):
+def test_cached_data_loads_no_encoder(encoders, tmp_path, monkeypatch):
     first = prepare(PARTS[:3], encoders, tmp_path, SIZES)
     made = files(tmp_path)
     monkeypatch.setattr(Encoders, "vae", property(lambda self: pytest.fail("the VAE was loaded")))
@@ -104,7 +104,7 @@ def test_nothing_is_encoded_or_loaded_twice(encoders, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("world_size, workers", [(2, 0), (3, 1), (1, 2)])
-def test_processes_and_workers_make_the_same_files_as_one(encoders, tmp_path, world_size, workers):
+def test_processes_and_workers_write_the_same_files_as_one(encoders, tmp_path, world_size, workers):
     one = prepare(PARTS, encoders, tmp_path / "one", SIZES)
     barrier = threading.Barrier(world_size)
 
@@ -119,7 +119,7 @@ def test_processes_and_workers_make_the_same_files_as_one(encoders, tmp_path, wo
         {name: data for name, data in files(tmp_path / run).items() if "latents" in name} for run in ("one", "many")
     ]
     assert made[0] == made[1] and len(made[0]) == len(PARTS)
-    for number in range(len(one)):  # texts are shared out, so their files differ and their states do not
+    for number in range(len(one)):  # texts are divided, so that their files differ and their states do not
         for key, value in one.batch([number], ["zh"]).items():
             other = many[-1].batch([number], ["zh"])[key]
             assert (
@@ -127,7 +127,7 @@ def test_processes_and_workers_make_the_same_files_as_one(encoders, tmp_path, wo
             )
 
 
-def test_other_weights_images_and_sizes_never_meet_old_latents(encoders, tmp_path):
+def test_latents_are_not_used_with_other_weights_images_or_sizes(encoders, tmp_path):
     cache, lines = tmp_path / "cache", []
 
     def encoded(parts=PARTS[:2], vae=encoders.vae_folder, text=encoders.text_folder, sizes=SIZES, **options) -> list:
@@ -157,11 +157,11 @@ def test_other_weights_images_and_sizes_never_meet_old_latents(encoders, tmp_pat
     assert encoded(dtype=torch.bfloat16) == latents  # texts stay in float32 on a CPU
     assert encoded(parts=[PARTS[0], FakePart(1, fingerprint="two")]) == ["encoded part-1"]
     assert encoded() == []
-    with pytest.raises(AnchorEditError, match="given twice"):
+    with pytest.raises(AnchorEditError, match="must differ, got part-0-.* twice"):
         encoded(parts=[PARTS[0], PARTS[0]])
 
 
-def test_data_encoded_otherwise_has_another_identity(encoders, tmp_path):
+def test_the_identity_depends_on_parts_and_encoders(encoders, tmp_path):
     def differing(parts=PARTS[:2], text=encoders.text_folder, sizes=SIZES, **options) -> set[str]:
         mine = prepare(parts, Encoders(encoders.vae_folder, text, **options), tmp_path / "cache", sizes).identity
         return {name for name, value in mine.items() if value != own[name]}
@@ -173,11 +173,11 @@ def test_data_encoded_otherwise_has_another_identity(encoders, tmp_path):
     save_file({name: weight + 1 for name, weight in weights.items()}, other / "model.safetensors")
     assert differing() == set() and differing(text=other) == {"texts"}
     assert differing(dtype=torch.bfloat16) == differing(sizes=WorkSizes(32, 16, 3.0)) == {"latents"}
-    assert differing(parts=[PARTS[0], FakePart(1, fingerprint="two")]) == {"latents"}  # the same keys, drawn anew
+    assert differing(parts=[PARTS[0], FakePart(1, fingerprint="two")]) == {"latents"}  # the same keys, other images
     assert differing(parts=PARTS[1:3]) == {"data", "latents"}
 
 
-def test_a_killed_run_goes_on_at_the_part_it_was_at(encoders, tmp_path):
+def test_a_killed_run_continues_with_its_current_part(encoders, tmp_path):
     class Killed(FakePart):
         def sessions(self, problems):
             yield from list(super().sessions(problems))[:2]
@@ -191,26 +191,26 @@ def test_a_killed_run_goes_on_at_the_part_it_was_at(encoders, tmp_path):
     assert [line[:14] for line in lines[:2]] == ["encoded part-1", "encoded part-2"] and len(data) == 12
 
 
-def test_a_full_disk_is_one_clear_error_and_leaves_nothing_behind(encoders, tmp_path, largest_file):
-    assert encoders.vae and encoders.text  # loading writes nothing; only what follows meets the full disk
+def test_a_full_disk_is_one_clear_error_and_leaves_no_files(encoders, tmp_path, largest_file):
+    assert encoders.vae and encoders.text  # loaded before the disk is full
     with largest_file(1000), pytest.raises(AnchorEditError, match="latents .* cannot be written .*has room"):
         prepare(PARTS[:1], encoders, tmp_path, SIZES)
     assert files(tmp_path) == {}
     assert len(prepare(PARTS[:1], encoders, tmp_path, SIZES)) == 4
 
 
-def test_a_damaged_file_is_named(encoders, tmp_path):
+def test_a_damaged_cache_file_is_a_clear_error(encoders, tmp_path):
     prepare(PARTS[:2], encoders, tmp_path, SIZES)
     for path in tmp_path.rglob("*.safetensors"):
         whole = path.read_bytes()
-        for spoiled in (whole[:-1], whole[:100], b"", b"\xff" * 100):
-            path.write_bytes(spoiled)
+        for damaged in (whole[:-1], whole[:100], b"", b"\xff" * 100):
+            path.write_bytes(damaged)
             with pytest.raises(AnchorEditError, match=f"{path.name}' is damaged .*Delete it"):
                 prepare(PARTS[:2], encoders, tmp_path, SIZES)
         path.unlink()
         assert len(prepare(PARTS[:2], encoders, tmp_path, SIZES)) == 8
 
 
-def test_data_without_a_usable_session_is_an_error_that_says_why(encoders, tmp_path):
+def test_data_without_a_usable_session_is_an_error_with_the_reasons(encoders, tmp_path):
     with pytest.raises(AnchorEditError, match="no usable session in 1 parts. 1 x mixed sizes, first: part-7"):
         prepare([FakePart(7, count=0)], encoders, tmp_path, SIZES)

@@ -1,4 +1,4 @@
-"""Batches: one shape each, every session at most once an epoch, the same for any number of processes, resumable."""
+"""Batches: one shape each, every session at most once per epoch, the same for any number of processes, resumable."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def encoded(counts, languages=("en", "zh")) -> EncodedSessions:
                 continue
             keys = [f"{part}_{number}_{row}" for row in range(count)]
             latents = torch.full((count, turns + 1, 16, height // 8, width // 8), number, dtype=torch.bfloat16)
-            said = [[{name: f"{name}{turn}" for name in languages} for turn in range(turns)] for _ in keys]
-            groups.append(CachedGroup(shape, latents, keys, said))
+            listed = [[{name: f"{name}{turn}" for name in languages} for turn in range(turns)] for _ in keys]
+            groups.append(CachedGroup(shape, latents, keys, listed))
     states = {f"{name}{turn}": torch.full((turn + 2, 4), turn + 1.0) for name in ("en", "zh") for turn in range(3)}
     states |= {name: -rows for name, rows in states.items() if name.startswith("zh")}
     return EncodedSessions(groups, TextTable({"": torch.full((1, 4), 9.0), **states}), Problems())
@@ -41,7 +41,7 @@ counts = st.tuples(*[st.integers(0, 12)] * len(SHAPES)).filter(lambda counts: ma
 
 @settings(max_examples=50, deadline=None)
 @given(counts, st.integers(1, 4), st.integers(1, 3), st.integers(0, 1000))
-def test_an_epoch_covers_what_fills_batches_exactly_once(counts, batch_size, world_size, seed):
+def test_an_epoch_has_every_session_of_a_full_batch_once(counts, batch_size, world_size, seed):
     data = encoded(counts)
     loaders = [Loader(data, batch_size, seed, rank, world_size) for rank in range(world_size)]
     seen: Counter = Counter()
@@ -63,7 +63,7 @@ def test_an_epoch_covers_what_fills_batches_exactly_once(counts, batch_size, wor
 
 @settings(max_examples=25, deadline=None)
 @given(counts, st.integers(0, 1000), st.data())
-def test_resumed_is_as_uninterrupted(counts, seed, data):
+def test_a_resumed_loader_equals_an_uninterrupted_one(counts, seed, data):
     sessions = encoded(counts)
     length = 2 * len(Loader(sessions, 4, seed)) + 3
     stop = data.draw(st.integers(0, length - 1))
@@ -81,7 +81,7 @@ def test_resumed_is_as_uninterrupted(counts, seed, data):
     assert all(torch.equal(a["texts"], b["texts"]) for a, b in zip(third, whole[stop:]))
 
 
-def test_epochs_and_seeds_have_orders_of_their_own():
+def test_epochs_and_seeds_have_different_orders():
     data = encoded((12, 12, 12))
     orders = [Loader(data, 4, seed).order(epoch) for seed in range(3) for epoch in range(3)]
     assert len({str(order) for order in orders}) == 9 and Loader(data, 4, 2).order(2) == orders[-1]
@@ -92,9 +92,9 @@ def test_a_sample_is_in_one_language_and_starts_with_the_null_instruction():
     loader = Loader(encoded((0, 0, 12)), 4, seed=1)
     chosen = Counter()
     for batch in islice(loader, 4 * len(loader)):
-        null, said = batch["texts"][:, 0], batch["texts"][:, 1:]
+        null, instructions = batch["texts"][:, 0], batch["texts"][:, 1:]
         assert (null[:, 0] == 9).all() and not null[:, 1:].any()
-        for sample in said:  # [T, R, E]
+        for sample in instructions:  # [T, R, E]
             sign = sample[0, 0, 0].sign()
             for turn in range(3):
                 assert (sample[turn, : turn + 2] == sign * (turn + 1)).all() and not sample[turn, turn + 2 :].any()
@@ -104,16 +104,16 @@ def test_a_sample_is_in_one_language_and_starts_with_the_null_instruction():
     assert all((batch["texts"] >= 0).all() for batch in islice(english, 6))
 
 
-def test_what_cannot_be_loaded_is_said():
+def test_impossible_batches_and_languages_are_errors():
     data = encoded((6, 2, 0))
-    with pytest.raises(AnchorEditError, match=r"batch of 16 sessions is more than .* \(12 at most\)"):
+    with pytest.raises(AnchorEditError, match="a batch must have at most 12 sessions, .* got 16"):
         Loader(data, 8, world_size=2)
-    with pytest.raises(AnchorEditError, match="a session is in en, and only zh is asked for"):
+    with pytest.raises(AnchorEditError, match=r"that the sessions have \(en\), got zh"):
         Loader(encoded((6, 0, 0), languages=("en",)), 2, languages={"zh": 1.0})
     assert "left out always: 4 of 4 x 1 turns at 64x16" in Loader(data, 6).describe()
 
 
-def test_a_session_in_no_wanted_language_is_left_out_by_name():
+def test_a_session_in_none_of_the_languages_is_reported():
     data = encoded((6, 0, 0))
     for name in "0_0_2", "1_0_5":
         group, row = data.groups[int(name[0])], int(name[-1])
@@ -123,7 +123,7 @@ def test_a_session_in_no_wanted_language_is_left_out_by_name():
     assert seen == {f"{part}_0_{row}" for part in range(2) for row in range(6)} - {"0_0_2", "1_0_5"}
     assert loader.describe() == [
         "2 batches of 5 sessions per epoch",
-        "left out always: 2 in no wanted language (en), first: 0_0_2 in zh",
+        "left out always: 2 in none of the languages en, first: 0_0_2 in zh",
     ]
     assert all((batch["texts"] >= 0).all() for batch in islice(loader, 4))
 
@@ -143,7 +143,7 @@ def test_stars_and_chains_are_never_in_one_batch():
         mixed.as_stars().chains()
 
 
-def test_another_run_has_another_identity():
+def test_the_identity_depends_on_data_seed_and_global_batch():
     data = encoded((6, 2, 0))
     own = Loader(data, 2, seed=3, world_size=2).identity
     assert own == Loader(data, 4, seed=3).identity == Loader(data, 1, seed=3, rank=1, world_size=4).identity

@@ -17,8 +17,8 @@ from PIL import Image
 
 from anchoredit_model.config import EditConfig
 from anchoredit_model.errors import AnchorEditError
+from train.__main__ import main
 from train.config import DataConfig, PretrainConfig
-from train.data.cli import main
 from train.data.latent_cache import Encoders
 from train.data.procedural import ProceduralConfig, studio_parts
 from train.data.session import REMEDIES, EditSession, Problems, WorkSizes
@@ -62,12 +62,12 @@ instructions = st.lists(st.fixed_dictionaries({"en": texts}, optional={"zh": tex
 @pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(st.lists(instructions, min_size=1, max_size=5), st.integers(1, 3), st.integers(1, 20), st.integers(1, 20))
-def test_what_is_written_is_read_back(tmp_path_factory, said, per_shard, width, height):
+def test_written_shards_are_read_back(tmp_path_factory, listed, per_shard, width, height):
     folder = tmp_path_factory.mktemp("shards")
     jpegs = [to_jpeg(torch.full((3, height, width), turn / 4)) for turn in range(4)]
-    written = [StoredSession(f"s{n}", jpegs[: len(texts) + 1], texts) for n, texts in enumerate(said)]
+    written = [StoredSession(f"s{n}", jpegs[: len(texts) + 1], texts) for n, texts in enumerate(listed)]
     paths = write_shards(written, folder, per_shard=per_shard)
-    assert len(paths) == -(-len(said) // per_shard)
+    assert len(paths) == -(-len(listed) // per_shard)
     problems = Problems()
     sessions = [session for part in shard_parts(folder) for session in part.sessions(problems)]
     assert not problems.found
@@ -79,15 +79,15 @@ def test_what_is_written_is_read_back(tmp_path_factory, said, per_shard, width, 
         assert (session.images.int() - levels).abs().max() <= 2
 
 
-def test_a_studio_session_survives_compression_and_writing_repeats_itself(tmp_path):
+def test_studio_sessions_survive_compression_and_are_written_reproducibly(tmp_path):
     part = studio_parts(ProceduralConfig(turns=2, height=32, width=48, seed=5), sessions=3, per_part=2)[0]
-    drawn = list(part.sessions(Problems()))
-    assert len(drawn) == 2 and drawn[0].images.shape == (3, 3, 32, 48)
-    assert all(set(texts) == {"en", "zh"} for session in drawn for texts in session.instructions)
-    paths = [write_shards(map(store, drawn), tmp_path / name)[0] for name in ("a", "b")]
+    rendered = list(part.sessions(Problems()))
+    assert len(rendered) == 2 and rendered[0].images.shape == (3, 3, 32, 48)
+    assert all(set(texts) == {"en", "zh"} for session in rendered for texts in session.instructions)
+    paths = [write_shards(map(store, rendered), tmp_path / name)[0] for name in ("a", "b")]
     assert paths[0].read_bytes() == paths[1].read_bytes()
     back = list(ShardPart(paths[0]).sessions(Problems()))
-    for session, original in zip(back, drawn, strict=True):
+    for session, original in zip(back, rendered, strict=True):
         assert session.instructions == original.instructions
         assert (session.images.float() - original.images.float()).abs().mean() < 3
     assert part.fingerprint == studio_parts(part.settings, 4, per_part=2)[0].fingerprint
@@ -134,19 +134,19 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_a_bad_session_is_named_and_the_others_are_delivered(tmp_path, case):
-    spoil, reason, detail = BROKEN[case]
-    groups = [files_of("first"), files_of("second"), spoil(files_of("bad")), files_of("third"), files_of("last")]
+def test_a_bad_session_is_reported_and_the_others_are_read(tmp_path, case):
+    change, reason, detail = BROKEN[case]
+    groups = [files_of("first"), files_of("second"), change(files_of("bad")), files_of("third"), files_of("last")]
     path = write_tar(tmp_path / "a.tar", {name: data for group in groups for name, data in group.items()})
     keys, problems = read(path)
     assert tuple(keys) == GOOD
     (problem,) = problems.found
-    assert (problem.place, problem.key, problem.reason) == ("a.tar", "bad", reason) and detail in problem.detail
+    assert (problem.origin, problem.key, problem.reason) == ("a.tar", "bad", reason) and detail in problem.detail
     assert str(problem).endswith(f": {REMEDIES[reason]}") and "\n" not in str(problem)
     assert problems.summary() == [f"1 x {reason}, first: {problem}"]
 
 
-def test_a_key_counts_once(tmp_path):
+def test_a_duplicate_key_is_a_problem(tmp_path):
     path = tmp_path / "a.tar"
     with tarfile.open(path, "w") as tar:
         for key in ("first", "second", "first"):
@@ -160,8 +160,8 @@ def test_a_key_counts_once(tmp_path):
 
 @settings(max_examples=30, deadline=None)
 @given(st.data())
-def test_a_damaged_archive_is_never_taken_for_a_short_one(tmp_path_factory, data):
-    """Cut anywhere, or with any member's header spoiled: said, and what comes before is delivered."""
+def test_a_damaged_archive_is_always_detected(tmp_path_factory, data):
+    """Truncated anywhere, or with any damaged header: a problem, and the sessions before it are read."""
     path = tmp_path_factory.mktemp("shards") / "a.tar"
     write_tar(path, {name: data for key in GOOD for name, data in files_of(key).items()})
     whole = path.read_bytes()
@@ -175,7 +175,7 @@ def test_a_damaged_archive_is_never_taken_for_a_short_one(tmp_path_factory, data
         at = data.draw(st.sampled_from(members), "at").offset
         path.write_bytes(whole[:at] + b"\xff" * 64 + whole[at + 64 :])
     keys, problems = read(path)
-    assert problems.found[0].reason == "damaged archive" and problems.found[0].place == "a.tar"
+    assert problems.found[0].reason == "damaged archive" and problems.found[0].origin == "a.tar"
     complete = sum(member.offset_data + member.size <= at for member in members[3::4])
     assert tuple(keys) == GOOD[:complete]
 
@@ -186,25 +186,25 @@ def test_the_next_shard_is_read_after_a_damaged_one(tmp_path):
     write_tar(tmp_path / "c.tar", files_of("first"))
     problems = Problems()
     keys = [session.key for part in shard_parts(tmp_path) for session in part.sessions(problems)]
-    assert keys == ["first"] and [p.place for p in problems.found] == ["a.tar", "b.tar"]
+    assert keys == ["first"] and [p.origin for p in problems.found] == ["a.tar", "b.tar"]
 
 
-def test_writing_refuses_what_it_would_spoil(tmp_path, largest_file):
+def test_writing_never_overwrites_and_checks_keys(tmp_path, largest_file):
     session = StoredSession("a", [image(0), image(1)], [{"en": "x"}])
     write_shards([session], tmp_path)
-    with pytest.raises(AnchorEditError, match="has shards called 'shard-...' already"):
+    with pytest.raises(AnchorEditError, match="already has shards 'shard-...'"):
         write_shards([session], tmp_path)
-    with pytest.raises(AnchorEditError, match="'a.b' is unfit"):
+    with pytest.raises(AnchorEditError, match="a session key must have only letters.* got 'a.b'"):
         write_shards([StoredSession("a.b", session.jpegs, session.instructions)], tmp_path / "other")
     with largest_file(100), pytest.raises(AnchorEditError, match="shard .* cannot be written .*has room"):
         write_shards([session], tmp_path / "full")
     assert not list((tmp_path / "other").iterdir()) and not list((tmp_path / "full").iterdir())
-    with pytest.raises(AnchorEditError, match="no shards at"):
+    with pytest.raises(AnchorEditError, match="has no shards"):
         shard_parts(tmp_path / "other")
 
 
 @given(st.text(max_size=30))
-def test_every_name_makes_a_key(name):
+def test_every_name_gives_a_valid_key(name):
     key = key_of(name)
     assert key and key == key_of(key) and not set(key) & set("./\\ ")
 
@@ -214,20 +214,18 @@ def test_work_sizes_pad_as_an_editing_session_does():
     session = EditSession("a", images, ({"en": ""},))
     assert WorkSizes(16, 8, 4.0).fit(EditSession("a", images[..., :8], ({"en": ""},))).images.shape[-2:] == (16, 16)
     fitted = WorkSizes(16, 16, 1.0).fit(session).images
-    assert torch.equal(fitted[..., 4:12, :], images)  # not scaled, and repeated beyond
+    assert torch.equal(fitted[..., 4:12, :], images)  # not scaled, and padded by repeating the edge
     assert torch.equal(fitted[..., :4, :], images[..., :1, :].expand(-1, -1, 4, -1))
 
 
-def test_validator_says_what_is_wrong_in_one_line_each(tmp_path, capsys):
+def test_validate_prints_one_line_for_each_problem(tmp_path, capsys):
     write_tar(tmp_path / "a.tar", files_of("first") | files_of("second", turns=1))
-    main(["validate", str(tmp_path)])
-    said = capsys.readouterr().out
-    assert "2 sessions in 1 shards, 3 turns" in said and "16x8" in said and "en" in said and "zh" in said
+    assert main(["data", "validate", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "2 sessions in 1 shards, 3 turns" in out and "16x8" in out and "en" in out and "zh" in out
     write_tar(tmp_path / "b.tar", files_of("first") | without("bad.1.jpg")(files_of("bad")))
     write_tar(tmp_path / "c.tar", {})
-    with pytest.raises(SystemExit) as stopped:
-        main(["validate", str(tmp_path)])
-    assert stopped.value.code == 1
+    assert main(["data", "validate", str(tmp_path)]) == 1
     assert capsys.readouterr().out.splitlines() == [
         f"b.tar first: duplicate key (a.tar has it as well): {REMEDIES['duplicate key']}",
         f"b.tar bad: missing image (bad.1.jpg): {REMEDIES['missing image']}",
@@ -238,19 +236,19 @@ def test_validator_says_what_is_wrong_in_one_line_each(tmp_path, capsys):
 
 def test_written_studio_shards_are_valid(tmp_path, capsys):
     options = ["--sessions", "3", "--turns", "2", "--size", "48x32", "--per-shard", "2"]
-    main(["write", "--out", str(tmp_path), *options])
-    main(["validate", str(tmp_path)])
-    said = capsys.readouterr().out
-    assert "3 sessions in 2 shards, 6 turns" in said and "3 x 48x32" in said
+    main(["data", "write", "--out", str(tmp_path), *options])
+    assert main(["data", "validate", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "3 sessions in 2 shards, 6 turns" in out and "3 x 48x32" in out
 
 
 @pytest.mark.slow
-def test_written_stars_are_trained_on_as_stars(small_model, tmp_path, capsys):
-    """By the first stage, beside chains; the others leave them out by name, and say so if nothing else is there."""
+def test_stars_are_stars_in_stage_1_and_problems_in_the_others(small_model, tmp_path, capsys):
+    """Stage 1 trains on both; the other stages leave stars out, which is an error if there are no chains."""
     for name, more in (("star", ["--star"]), ("chain", ["--seed", "2"])):
         options = ["--sessions", "2", "--turns", "2", "--size", "64x64", "--name", name, *more]
-        main(["write", "--out", str(tmp_path / "shards"), *options])
-    main(["validate", str(tmp_path / "shards")])
+        main(["data", "write", "--out", str(tmp_path / "shards"), *options])
+    main(["data", "validate", str(tmp_path / "shards")])
     assert "layouts: 2 x chains, 2 x stars" in capsys.readouterr().out
     encoders = Encoders(small_model / "vae", small_model / "text_encoder")
     alone = SimpleNamespace(device="cpu", process_index=0, num_processes=1, wait_for_everyone=lambda: None)
@@ -260,7 +258,7 @@ def test_written_stars_are_trained_on_as_stars(small_model, tmp_path, capsys):
         return open_source(data, PretrainConfig(batch=2), edit, layouts, encoders, tmp_path / "cache", alone)
 
     both = source(("star", "chain"))
-    assert {both.batch(step, 0).star for step in range(2)} == {True, False} and both.shown(4).latents.shape[0] == 2
+    assert {both.batch(step, 0).star for step in range(2)} == {True, False} and both.preview(4).latents.shape[0] == 2
     chains = source(("chain",))
     assert {chains.batch(step, 0).star for step in range(4)} == {False}
     assert "left out: 2 x a star" in "\n".join(chains.describe())

@@ -1,8 +1,8 @@
-"""The curriculum's mathematics against numbers that the published research code computed, one test per f_* file.
+"""The mathematics of the curriculum against values of the published research code, one test per f_* file.
 
-`pytest tests -k golden --golden FOLDER` runs any folder in the same layout, with whatever seeds and settings. The
-published habits that ours differ from on purpose (frame 0's text, noise levels looked up on a grid, times
-rounded to whole numbers) are switched on here. All random numbers come from the file, in the order of its draws.
+`pytest tests -k golden --golden FOLDER` runs any folder in the same layout. What differs from the published code on
+purpose (the text of frame 0, noise levels from a grid, times rounded to whole numbers) is done here as published. All
+random numbers come from the file, in their order.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from anchoredit_model.memory.visibility import bidirectional_views
 from anchoredit_model.networks.full_sequence import sequence_denoiser
 from anchoredit_model.networks.transformer import CausalWanTransformer, TextContext
 from anchoredit_model.samplers import guided, nearest_sigma, shifted_sigmas
-from train.stages.degrade import KINDS, DegradationConfig, apply, draw
+from train.stages.degrade import KINDS, DegradationConfig, apply_degradation, sample_degradation
 from train.stages.losses import (
     add_noise,
     consistency_loss,
@@ -65,21 +65,21 @@ def test_golden_losses(golden_file: Path):
 
 
 class Golden:
-    """One file: its tensors, its settings, and its random numbers in order."""
+    """One file: its tensors, its metadata, and its random numbers in order."""
 
     def __init__(self, path: Path):
         self.folder, self.data = path.parent, load_file(path)
         with safe_open(path, framework="pt") as file:
-            self.facts = {name: _parsed(text) for name, text in file.metadata().items()}
+            self.metadata = {name: _parsed(text) for name, text in file.metadata().items()}
         self.letter = next((part for part in path.stem.split("_") if re.fullmatch("[A-Z]", part)), "A")
         order = {int(found[1]): name for name in self.data if (found := re.match(r"draw(\d+)_", name))}
-        self._draws = iter([order[number] for number in sorted(order)])
+        self._names = iter([order[number] for number in sorted(order)])
 
-    def draw(self) -> Tensor:
-        return self.data[next(self._draws)]
+    def random(self) -> Tensor:
+        return self.data[next(self._names)]
 
-    def draws(self, count: int) -> list[Tensor]:
-        return [self.draw() for _ in range(count)]
+    def randoms(self, count: int) -> list[Tensor]:
+        return [self.random() for _ in range(count)]
 
     def model(self, scale: float = 1.0) -> CausalWanTransformer:
         """The random model with all parameters scaled: that is how student, teacher and scores differ."""
@@ -113,7 +113,7 @@ class Golden:
         torch.testing.assert_close(loss.float(), self.data["loss"], rtol=LOSS, atol=0)
         loss.backward()
         gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
-        norms = torch.stack([gradients[name].norm() for name in self.facts["grad_param_names"]])
+        norms = torch.stack([gradients[name].norm() for name in self.metadata["grad_param_names"]])
         torch.testing.assert_close(norms, self.data["gradnorms"], rtol=GRADIENT_NORM, atol=0)
         for name, expected in self.data.items():
             if name.startswith("grad."):
@@ -155,17 +155,17 @@ def frame_of(predict: Callable, number: int, frames: int) -> Callable:
 
 
 def check_causal_forcing(golden: Golden):
-    facts, clean, times = golden.facts, golden.data["image_latents"], golden.data["timesteps"]
-    training = facts["training"]
+    metadata, clean, times = golden.metadata, golden.data["image_latents"], golden.data["timesteps"]
+    training = metadata["training"]
     torch.testing.assert_close(published_times(golden), times)
-    noise = golden.draw()
+    noise = golden.random()
     replaced = torch.zeros(clean.shape[:2], dtype=torch.bool)
     if training.get("self_forcing_prob"):  # else the file has no mask
-        replaced = F.pad(golden.draw() < training["self_forcing_prob"], (1, 1))
+        replaced = F.pad(golden.random() < training["self_forcing_prob"], (1, 1))
         torch.testing.assert_close(replaced.float(), golden.data["replace_mask"])
 
-    model, sigma = golden.model(), looked_up(times, facts["shift"])
-    views = bidirectional_views(clean.shape[1]) if facts["model"]["bidirectional_self_attn"] else None
+    model, sigma = golden.model(), looked_up(times, metadata["shift"])
+    views = bidirectional_views(clean.shape[1]) if metadata["model"]["bidirectional_self_attn"] else None
     predict = sequence_denoiser(model, clean[:, :0], first_row_only(model, golden.frame_texts()), views, STRIDE)
     mixed = replace_frames(clean, one_pass(predict, clean, noise, times, sigma), replaced)
     torch.testing.assert_close(mixed, golden.data.get("sf_latents", clean), atol=2e-5, rtol=0)
@@ -176,11 +176,11 @@ def check_causal_forcing(golden: Golden):
 
 def published_times(golden: Golden) -> Tensor:
     """Whole times between bounds of which the upper one grows with the turn."""
-    facts, training = golden.facts, golden.facts["training"]
-    top, bottom, each = golden.draws(3)
+    metadata, training = golden.metadata, golden.metadata["training"]
+    top, bottom, each = golden.randoms(3)
     low, high = training["first_frame_noise_min_ratio"], training["first_frame_noise_max_ratio"]
     top = shifted(
-        1000 * (training["u_last_max_min_ratio"] + (1 - training["u_last_max_min_ratio"]) * top), facts["shift"]
+        1000 * (training["u_last_max_min_ratio"] + (1 - training["u_last_max_min_ratio"]) * top), metadata["shift"]
     )
     top = top / 1000
     bottom = torch.minimum(low + (high - low) * bottom, top)
@@ -189,18 +189,18 @@ def published_times(golden: Golden) -> Tensor:
     position = torch.linspace(0, 1, frames) if training["monotonic_timestep"] else torch.ones(frames)
     bound = first[:, None] + (top - first)[:, None] * position
     u = (bottom[:, None] + (bound - bottom[:, None]) * each).clamp(0, 1)
-    span = facts["max_step"] - facts["min_step"]
-    return (facts["min_step"] + u * span).floor().clamp(facts["min_step"], facts["max_step"] - 1)
+    span = metadata["max_step"] - metadata["min_step"]
+    return (metadata["min_step"] + u * span).floor().clamp(metadata["min_step"], metadata["max_step"] - 1)
 
 
 def check_degradation(golden: Golden):
-    """The draws in the published order; there, one block size and one blur serve the whole batch."""
-    config, x = golden.facts["cfg"], golden.data["x"]
+    """The random numbers in the published order; there, a batch has one block size and one blur."""
+    config, x = golden.metadata["cfg"], golden.data["x"]
     batch, frames, channels = x.shape[:3]
     assert not config["p_vae_rt"], "needs the VAE of those numbers"
     names = {
         "growing": "monotonic_degradation",
-        "least": "degrade_lower_frac",
+        "min_strength": "degrade_lower_frac",
         "colour_scale": "color_scale_eps",
         "colour_bias": "color_bias_eps",
         "low_frequency_amplitude": "lowfreq_amp_max",
@@ -213,62 +213,62 @@ def check_degradation(golden: Golden):
     position = torch.linspace(0, 1, frames) if settings.growing else torch.ones(frames)
 
     def per_frame() -> Tensor:
-        return golden.draw().view(batch, frames)
+        return golden.random().view(batch, frames)
 
     def per_channel() -> Tensor:
-        return 2 * golden.draw().view(batch, frames, channels) - 1
+        return 2 * golden.random().view(batch, frames, channels) - 1
 
-    drawn = {"strength": settings.least + (1 - settings.least) * position * per_frame()}
+    sampled = {"strength": settings.min_strength + (1 - settings.min_strength) * position * per_frame()}
     hit = {"colour": per_frame() < config["p_color"]}
-    drawn |= {"scale": per_channel(), "bias": per_channel()}
-    # a kind of probability 0 draws nothing
+    sampled |= {"scale": per_channel(), "bias": per_channel()}
+    # a kind of probability 0 has no random numbers
     if config["p_lowfreq"]:
         hit["low_frequency"] = per_frame() < config["p_lowfreq"]
-        drawn |= {"field": 2 * golden.draw().unflatten(0, (batch, frames)) - 1, "amplitude": per_frame()}
+        sampled |= {"field": 2 * golden.random().unflatten(0, (batch, frames)) - 1, "amplitude": per_frame()}
     if config["p_block"]:
         hit["block"] = per_frame() < config["p_block"]
-        drawn["block"] = golden.draw().expand(batch, frames)
+        sampled["block"] = golden.random().expand(batch, frames)
     if config["p_laplace"]:
         hit["laplace"] = per_frame() < config["p_laplace"]
-        drawn["laplace"] = golden.draw()
+        sampled["laplace"] = golden.random()
     if config["p_blur"]:
         hit["blur"] = per_frame() < config["p_blur"]
-        drawn["blur"] = golden.draw().expand(batch, frames)
-    harmless = draw(x.shape, settings, torch.Generator())
+        sampled["blur"] = golden.random().expand(batch, frames)
+    harmless = sample_degradation(x.shape, settings, torch.Generator())
     never = dict.fromkeys(KINDS, torch.zeros(batch, frames, dtype=torch.bool))
-    draws = replace(harmless, hit=never | hit, **drawn)
-    torch.testing.assert_close(apply(x, draws, settings), golden.data["y"], atol=1e-5, rtol=1e-5)
+    sample = replace(harmless, hit=never | hit, **sampled)
+    torch.testing.assert_close(apply_degradation(x, sample, settings), golden.data["y"], atol=1e-5, rtol=1e-5)
 
 
 def check_consistency(golden: Golden):
-    facts, latents = golden.facts, golden.data["image_latents"]
-    turn, index, noise = golden.draw().item(), golden.draw().item(), golden.draw()
+    metadata, latents = golden.metadata, golden.data["image_latents"]
+    turn, index, noise = golden.random().item(), golden.random().item(), golden.random()
     batch, texts = len(latents), golden.frame_texts()
 
-    def remembered(model: CausalWanTransformer) -> SessionCache:
+    def encoded(model: CausalWanTransformer) -> SessionCache:
         cache = SessionCache(model, stride=STRIDE)
         for frame in range(turn):
             cache.encode_frame(latents[:, frame], texts[:, frame : frame + 1])
         return cache
 
     def by_published_x0(predict: Callable) -> Callable:
-        """The noise is added by the grid of 48, x0 read by that of 1000: a flow that makes up for the difference."""
+        """Noise is added by the grid of 48, x0 computed by that of 1000: the flow compensates for the difference."""
 
         def rescaled(noisy: Tensor, times: Tensor) -> Tensor:
-            factor = looked_up(times, facts["model_shift"]) / sigma_of(times)
+            factor = looked_up(times, metadata["model_shift"]) / sigma_of(times)
             return predict(noisy, times) * factor[..., None, None, None]
 
         return rescaled
 
-    student, average, teacher = (golden.model(facts[f"scale_{name}"]) for name in ("generator", "ema", "teacher"))
+    student, average, teacher = (golden.model(metadata[f"scale_{name}"]) for name in ("generator", "ema", "teacher"))
     text, negative = texts[:, turn : turn + 1], golden.negative(1)
-    memory = remembered(teacher)
-    grid = shifted_sigmas(facts["N"], facts["cd_shift"])
+    memory = encoded(teacher)
+    grid = shifted_sigmas(metadata["N"], metadata["cd_shift"])
     sigmas = tuple(grid[step].expand(batch, 1) for step in (index, index + 1))
     loss = consistency_loss(
-        by_published_x0(remembered(student).denoiser(text)),
-        by_published_x0(remembered(average).denoiser(text)),
-        guided(memory.denoiser(text), memory.denoiser(negative), facts["guidance"]),
+        by_published_x0(encoded(student).denoiser(text)),
+        by_published_x0(encoded(average).denoiser(text)),
+        guided(memory.denoiser(text), memory.denoiser(negative), metadata["guidance"]),
         latents[:, turn : turn + 1],
         noise,
         tuple(1000 * sigma for sigma in sigmas),
@@ -278,11 +278,11 @@ def check_consistency(golden: Golden):
 
 
 def generated_history(golden: Golden, model: CausalWanTransformer, turns: int) -> tuple[SessionCache, Tensor]:
-    """The first turns, rolled out with the file's next draws, and what is remembered before the last of them."""
+    """The first turns, rolled out with the next noise of the file, and the cache before the last of them."""
     cache = SessionCache(model, stride=STRIDE)
-    noise = [torch.stack([part.flatten(0, -4) for part in golden.draws(len(STEPS))]) for _ in range(turns)]
+    noise = [torch.stack([part.flatten(0, -4) for part in golden.randoms(len(STEPS))]) for _ in range(turns)]
     latents, edit = golden.data["image_latents"], EditConfig(timesteps=STEPS)
-    sigmas = looked_up(torch.tensor(STEPS), golden.facts["model_shift"]).tolist()
+    sigmas = looked_up(torch.tensor(STEPS), golden.metadata["model_shift"]).tolist()
     if not turns:
         return cache, latents[:, :1]
     return cache, rollout(cache, latents, golden.frame_texts(), torch.stack(noise), edit, sigmas=sigmas)
@@ -290,7 +290,7 @@ def generated_history(golden: Golden, model: CausalWanTransformer, turns: int) -
 
 def scores(golden: Golden, name: str, turn: int) -> tuple[CausalWanTransformer, Callable, Callable]:
     """A score model, and how it predicts one frame of a sequence under the prompts and the negative prompt."""
-    model, frames = golden.model(golden.facts[f"scale_{name}"]), golden.data["image_latents"].shape[1]
+    model, frames = golden.model(golden.metadata[f"scale_{name}"]), golden.data["image_latents"].shape[1]
     nothing = golden.data["image_latents"][:, :0]
     texts = (golden.frame_texts(), golden.negative(frames))
     whole = (sequence_denoiser(model, nothing, first_row_only(model, text), stride=STRIDE) for text in texts)
@@ -299,26 +299,26 @@ def scores(golden: Golden, name: str, turn: int) -> tuple[CausalWanTransformer, 
 
 def score_times(golden: Golden) -> Tensor:
     """Whole times [B, 1], shifted and then cut to whole numbers again."""
-    times, shift = golden.draw().float()[:, None], golden.facts["score_timestep_shift"]
+    times, shift = golden.random().float()[:, None], golden.metadata["score_timestep_shift"]
     if shift > 1:
-        times = shifted(times, shift).floor().clamp(golden.facts["min_step"], golden.facts["max_step"] - 1)
+        times = shifted(times, shift).floor().clamp(golden.metadata["min_step"], golden.metadata["max_step"] - 1)
     return times
 
 
 def after(history: Tensor, frames: int) -> Tensor:
-    """The published sequence: what is known, then zeros."""
+    """The published sequence: the history, then zeros."""
     return F.pad(history, (0, 0, 0, 0, 0, 0, 0, frames - history.shape[1]))
 
 
 def check_generator(golden: Golden):
-    facts, latents = golden.facts, golden.data["image_latents"]
-    turn, texts = golden.draw().item(), golden.frame_texts()
-    generator = golden.model(facts["scale_generator"])
+    metadata, latents = golden.metadata, golden.data["image_latents"]
+    turn, texts = golden.random().item(), golden.frame_texts()
+    generator = golden.model(metadata["scale_generator"])
     cache, history = generated_history(golden, generator, turn - 1)
     cache.encode_frame(history[:, -1], texts[:, turn - 1 : turn])
-    step = golden.draw().item()
-    noise = torch.stack([part.flatten(0, -4)[:, None] for part in golden.draws(step + 1)])
-    sigmas = looked_up(torch.tensor(STEPS), facts["model_shift"]).tolist()
+    step = golden.random().item()
+    noise = torch.stack([part.flatten(0, -4)[:, None] for part in golden.randoms(step + 1)])
+    sigmas = looked_up(torch.tensor(STEPS), metadata["model_shift"]).tolist()
     x0 = last_step_x0(cache.denoiser(texts[:, turn : turn + 1]), noise, step, STEPS, sigmas)
 
     time = score_times(golden)
@@ -326,16 +326,16 @@ def check_generator(golden: Golden):
     _, fake, _ = scores(golden, "fake", turn)
     _, real, without = scores(golden, "real", turn)
     # published guidance is x0_c + g (x0_c - x0_u)
-    real = guided(real(sequence), without(sequence), 1 + facts["real_guidance"])
-    noise, sigma = golden.draw()[:, None], looked_up(time, facts["model_shift"])
+    real = guided(real(sequence), without(sequence), 1 + metadata["real_guidance"])
+    noise, sigma = golden.random()[:, None], looked_up(time, metadata["model_shift"])
     golden.check(generator_loss(x0, real, fake(sequence), noise, time, sigma), generator)
 
 
 def check_critic(golden: Golden):
-    turn = golden.draw().item()
-    _, history = generated_history(golden, golden.model(golden.facts["scale_generator"]), turn)
+    turn = golden.random().item()
+    _, history = generated_history(golden, golden.model(golden.metadata["scale_generator"]), turn)
     time = score_times(golden)
     fake, predict, _ = scores(golden, "fake", turn)
     predict = predict(after(history, golden.data["image_latents"].shape[1]))
-    sigma = looked_up(time, golden.facts["model_shift"])
-    golden.check(critic_loss(predict, history[:, turn:], golden.draw()[:, None], time, sigma), fake)
+    sigma = looked_up(time, golden.metadata["model_shift"])
+    golden.check(critic_loss(predict, history[:, turn:], golden.random()[:, None], time, sigma), fake)
