@@ -2,7 +2,7 @@
 
 A scene has *attributes*, small integers that instructions name (colour, position, what the creature wears ...), and
 an *identity*, real numbers that no instruction ever names (outline, pattern, second colour, marks). An editor that
-keeps the attributes but loses the identity has drawn another creature.
+keeps the attributes but loses the identity shows another creature.
 
 Shapes: N scenes; attributes [N, len(ATTRIBUTES)] int64; identity [N, len(IDENTITY)] float32 in 0..1.
 """

@@ -15,7 +15,7 @@ import importlib
 import io
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -54,7 +54,7 @@ def make_parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--dry-run", action="store_true", help="print sizes, memory and missing files; train nothing"
         )
-        command.set_defaults(handler=_run, command=name, step=step, only=())
+        command.set_defaults(handler=_run, command=name, step=step, only=[])
         if step is ablations:
             command.add_argument("--only", action="append", metavar="NAME", help="train this ablation; repeatable")
     data = commands.add_parser(
@@ -121,7 +121,7 @@ STEPS: dict[str, Callable[..., bool]] = {step.__name__: step for step in (vae, t
 
 
 def run_all(curriculum: Curriculum, resume: bool = False) -> bool:
-    """Run all of these in order, without the parts that the config gives."""
+    """Run the commands from vae to export in order, without the parts that the config gives."""
 
     def needed(name: str) -> bool:
         if name not in FOLDERS:
@@ -132,7 +132,7 @@ def run_all(curriculum: Curriculum, resume: bool = False) -> bool:
     return all(step(curriculum, resume) for name, step in STEPS.items() if needed(name))
 
 
-def ablations(curriculum: Curriculum, resume: bool = False, only: tuple[str, ...] = ()) -> bool:
+def ablations(curriculum: Curriculum, resume: bool = False, only: Sequence[str] = ()) -> bool:
     """Train and export the curriculum without one component each, to compare."""
     from .ablations import run
 

@@ -12,7 +12,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from anchoredit_model.errors import AnchorEditError
 
@@ -57,7 +57,7 @@ def merge(settings: T, changes: Mapping[str, Any], path: str = "") -> T:
             if not isinstance(value, Mapping):
                 inside = ", ".join(field.name for field in fields(current))
                 raise AnchorEditError(f"{whole} must be a group of settings, got {value!r}", f"Set one of {inside}")
-            values[key] = merge(current, value, f"{whole}.")
+            values[key] = merge(cast("DataclassInstance", current), value, f"{whole}.")
         else:
             values[key] = _typed(value, hints[key], whole)
     return replace(settings, **values)

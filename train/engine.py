@@ -1,7 +1,7 @@
 """The engine: trains a stage over its budget, in one process or many.
 
 A step is a fixed number of micro-batches, each with its own sessions and random numbers, divided among the processes,
-so that 1, 2 or 64 processes learn the same. Several processes are started by accelerate or torchrun:
+so that training does not depend on the number of processes. Several processes are started by accelerate or torchrun:
 
     accelerate launch --num_processes 8 -m train pretrain --config wan.yaml --out runs/wan
     torchrun --nnodes 4 --nproc-per-node 8 ... -m train causal --config wan.yaml --out runs/wan
@@ -113,7 +113,7 @@ class Engine:
         """Continue from the latest state; raise AnchorEditError if it was trained on other data or random numbers."""
         saved = self.states.load(self.stage.networks)
         for name, value in self.identity.items():
-            found = saved["source"].get(name, value)  # older states may say less
+            found = saved["source"].get(name, value)  # states of older versions lack some
             if found != value:
                 raise AnchorEditError(
                     f"the {name} must be that of the state in '{self.folder}', {found}, got {value}",

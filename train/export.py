@@ -1,11 +1,11 @@
-"""The finished model: trained parts put together, and the transformer as one file for ComfyUI.
+"""Export the finished model: a folder for the pipeline, and the transformer as one file for ComfyUI.
 
     python -m train export --config tiny --out runs/tiny
 
-writes `model/`, a folder as `AnchorEditPipeline.from_pretrained` reads it, and `anchoredit.safetensors`, the
-transformer alone with Wan's keys and, in its metadata, how it edits and its sizes as ComfyUI reads them; the nodes,
-the pipeline and ComfyUI's own loader take it. A LoRA run also has `lora.safetensors`, all that its stages learned, for
-the weights that the first of them began with (`base` in its metadata).
+writes `model/`, which `AnchorEditPipeline.from_pretrained` loads, and `anchoredit.safetensors`, the transformer with
+Wan's keys, which the nodes, the pipeline and ComfyUI's own loader read; its metadata has the edit config and the sizes.
+A LoRA run also has `lora.safetensors`, the adapters of all its stages for the initial weights of the first one (`base`
+in its metadata).
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ PREVIEW_SIZE = 128  # pixels
 
 
 def run(config: Config, out: Path) -> None:
-    """Export the newest stage's averaged weights, or those that the config names."""
+    """Export the checkpoint of the last stage, or the weights that the config names."""
     curriculum = Curriculum(config, out)
     path = Path(config.export.transformer) if config.export.transformer else curriculum.last_checkpoint()
     dtype = getattr(torch, config.export.dtype)
     transformer, edit = load_transformer(path)
-    average(transformer, config.export.average)
+    average_weights(transformer, config.export.average)
     edit = replace(edit, sampler=config.export.sampler or edit.sampler)
     save_checkpoint(out / FILE, transformer, transformer.config, edit, dtype)
     if (path.parent / LORA).is_file():
@@ -59,23 +59,26 @@ def run(config: Config, out: Path) -> None:
 
 
 @torch.no_grad()
-def average(transformer: CausalWanTransformer, others: Sequence[str]) -> None:
-    """Give a transformer the mean of its weights and those of others.
+def average_weights(transformer: CausalWanTransformer, others: Sequence[str]) -> None:
+    """Replace the weights of a transformer by the mean of them and those of others.
 
-    Raises AnchorEditError if one is of other sizes or cannot be read.
+    Raises AnchorEditError if one has other sizes or cannot be read.
     """
     mean = {name: weight.double() for name, weight in transformer.state_dict().items()}
     for path in others:
         other, _ = load_transformer(path)
         if other.config != transformer.config:
-            raise AnchorEditError(f"'{path}' has other sizes than the transformer that is exported", "Leave it out")
+            raise AnchorEditError(
+                f"'{path}' must have the sizes of the transformer to export, {transformer.config}, got {other.config}",
+                "Remove it from export.average",
+            )
         for name, weight in other.state_dict().items():
             mean[name] += weight
     transformer.load_state_dict({name: weight / (1 + len(others)) for name, weight in mean.items()})
 
 
 def write_preview(folder: Path, vae: ImageVAE) -> None:
-    """Beside the VAE, the colours in which ComfyUI shows its unfinished latents, fitted to drawings of the studio."""
+    """Write preview.json into the folder of the VAE: the colours of ComfyUI's previews of latents, fitted to images."""
     images = sample_images(PREVIEW_IMAGES, PREVIEW_SIZE, PREVIEW_SIZE, held_out_generator(0))
     with torch.no_grad():
         factors, offset = latent_colours(vae.encode(images), images, vae.spatial_factor)
@@ -84,12 +87,12 @@ def write_preview(folder: Path, vae: ImageVAE) -> None:
 
 
 def latent_colours(latents: Tensor, images: Tensor, factor: int) -> tuple[list[list[float]], list[float]]:
-    """Return the linear map latent -> colour in -1..1 with the least squared error: factors [C][3] and offset [3].
+    """Fit the linear map from latents to colours in -1..1 by least squares: factors [C][3] and offset [3].
 
     latents [N, C, h, w], images [N, 3, factor * h, factor * w] in 0..1.
     """
     colours = F.avg_pool2d(images * 2 - 1, factor).movedim(1, -1).reshape(-1, 3).double()
-    cells = latents.movedim(1, -1).flatten(0, 2).double()
-    solved = torch.linalg.lstsq(F.pad(cells, (0, 1), value=1.0), colours).solution  # [C + 1, 3]
+    pixels = latents.movedim(1, -1).flatten(0, 2).double()
+    solved = torch.linalg.lstsq(F.pad(pixels, (0, 1), value=1.0), colours).solution  # [C + 1, 3]
     rounded = [[round(number, 4) for number in row] for row in solved.tolist()]
     return rounded[:-1], rounded[-1]

@@ -1,7 +1,7 @@
 """Transformers in training: built, compiled, distributed over the processes, optimised, averaged.
 
 Several processes either each hold everything and average gradients (DDP, by accelerate) or shard weights, gradients,
-optimisers and EMA (FSDP2, by torch's `fully_shard`, on GPUs and CPUs alike). accelerate's own FSDP2 plugin is not used
+optimisers and EMA (FSDP2, by torch's `fully_shard`, on GPUs and CPUs). accelerate's own FSDP2 plugin is not used
 because on CPUs it silently becomes DDP, so that the tests would not run what trains.
 """
 
@@ -69,13 +69,13 @@ class TrainableNetwork(Network):
         """Return the trainable parameters by name."""
         return {name: parameter for name, parameter in self.module.named_parameters() if parameter.requires_grad}
 
-    def sync_gradients(self, wanted: bool) -> None:
+    def sync_gradients(self, enabled: bool) -> None:
         """Say whether the next backward pass exchanges gradients; under DDP only the last of a step needs to.
 
         Under FSDP2 every one does: otherwise each process would hold the gradients of all weights, in float32.
         """
         if isinstance(self.forward, nn.parallel.DistributedDataParallel):
-            self.forward.require_backward_grad_sync = wanted
+            self.forward.require_backward_grad_sync = enabled
 
     def update(self, progress: float, step: int) -> tuple[float, float]:
         """Run one step of every optimiser and of the EMA; return the gradient norm before clipping and the rate.
@@ -124,7 +124,7 @@ class EMA:
 
 
 class NetworkBuilder:
-    """Build the networks of a stage, all distributed and compiled alike."""
+    """Build the networks of a stage, all distributed and compiled in the same way."""
 
     def __init__(self, config: Config, accelerator: Accelerator):
         self.config = config
@@ -228,7 +228,7 @@ def make_optimisers(module: CausalWanTransformer, settings: OptimiserConfig) -> 
             torch.optim.Muon(matrices, lr=settings.lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
         )
     if rest:
-        # beside Muon, vectors and embeddings are not decayed, as usual
+        # with Muon, vectors and embeddings have no weight decay, as usual
         decay = 0.0 if matrices else settings.weight_decay
         optimisers.append(torch.optim.AdamW(rest, lr=settings.lr, betas=settings.betas, weight_decay=decay, fused=True))
     return optimisers

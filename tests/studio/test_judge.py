@@ -1,4 +1,4 @@
-"""The judge takes the truth, also after a VAE's round trip, and nothing else."""
+"""The judge accepts the true edit, also after a round trip through the VAE, and rejects everything else."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def successes(images, previous, before, edits) -> torch.Tensor:
 
 
 @pytest.mark.slow
-def test_the_truth_is_a_success(case):
+def test_the_true_edit_succeeds(case):
     before, after, edits, source, truth = case
     verdict = Judge().judge(truth, source, before, edits)
     assert {edit.kind for edit in edits} == set(KINDS)
@@ -43,7 +43,7 @@ def test_the_truth_is_a_success(case):
 
 
 @pytest.mark.slow
-def test_the_truth_after_a_round_trip_is_a_success(case):
+def test_the_true_edit_succeeds_after_a_round_trip(case):
     before, _, edits, source, truth = case
     vae = ImageVAE.from_pretrained(TINY / "vae")
     with torch.no_grad():
@@ -52,7 +52,7 @@ def test_the_truth_after_a_round_trip_is_a_success(case):
 
 
 @pytest.mark.slow
-def test_what_is_wrong_is_no_success(case):
+def test_unchanged_shifted_swapped_and_random_images_fail(case):
     before, after, edits, source, truth = case
     real = torch.tensor([edit.kind != "null" for edit in edits])
     assert not successes(source, source, before, edits)[real].any()
@@ -63,7 +63,7 @@ def test_what_is_wrong_is_no_success(case):
 
 
 @pytest.mark.slow
-def test_another_creature_is_no_success(case):
+def test_another_creature_fails(case):
     before, after, edits, source, _ = case
     columns = [TRAIT[name] for name in SUBJECT_TRAITS]
     identity = after.identity.clone()
@@ -73,12 +73,12 @@ def test_another_creature_is_no_success(case):
 
 
 @pytest.mark.slow
-def test_another_edit_is_no_success(case):
+def test_another_edit_fails(case):
     before, after, edits, source, _ = case
     rng, wrong = random.Random(2), []
-    for attributes, wanted in zip(before.attributes.tolist(), after.attributes.tolist()):
-        other = wanted
-        while other == wanted:
+    for attributes, expected in zip(before.attributes.tolist(), after.attributes.tolist()):
+        other = expected
+        while other == expected:
             other = sample_edit([attributes], rng).apply(attributes)
         wrong.append(other)
     images = render(after.with_attributes(torch.tensor(wrong)), SIDE, SIDE)
@@ -86,7 +86,7 @@ def test_another_edit_is_no_success(case):
 
 
 @pytest.mark.slow
-def test_an_image_painted_over_in_the_right_colour_is_no_success():
+def test_an_image_painted_over_in_the_right_colour_fails():
     sessions = sample_sessions(12, 1, held_out_generator(22), kinds=("recolour", "background"))
     (edits,), before, after = sessions.edits, sessions.scenes[0], sessions.scenes[1]
     source, truth = render(before, SIDE, SIDE), render(after, SIDE, SIDE)
@@ -98,7 +98,7 @@ def test_an_image_painted_over_in_the_right_colour_is_no_success():
 
 @pytest.mark.slow
 def test_an_earlier_failure_is_not_counted_again():
-    """The editor did not put the hat on; what it does next is judged from what it has."""
+    """The editor failed to add the hat; its next edit is judged from the image without a hat."""
     sessions = sample_sessions(6, 1, held_out_generator(23), kinds=("null",))
     scenes = sessions.scenes[0]
     attributes = scenes.attributes.clone()
@@ -126,7 +126,7 @@ def test_attributes_are_read_from_the_image():
 
 
 @pytest.mark.slow
-def test_damage_grows_with_what_is_done_to_the_rest(case):
+def test_damage_grows_with_the_change_of_the_rest(case):
     before, _, edits, source, truth = case
     one = slice(0, 6)
     damages = []
@@ -138,7 +138,7 @@ def test_damage_grows_with_what_is_done_to_the_rest(case):
 
 
 @pytest.mark.slow
-def test_a_blot_anywhere_is_damage(case):
+def test_a_small_blot_outside_the_edit_fails_preservation(case):
     before, _, edits, source, truth = case
     blotted = truth.clone()
     blotted[:, :, 60:72, 2:14] = torch.tensor((0.0, 1.0, 0.0))[:, None, None]

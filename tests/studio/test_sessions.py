@@ -1,4 +1,4 @@
-"""The studio: reproducible, true to its attributes, every kind equally often, references have referents."""
+"""The studio: reproducible, consistent with its attributes, every kind equally often, references have referents."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_the_same_seed_gives_the_same_sessions():
     assert one.texts != other.texts
 
 
-def test_every_kind_comes_equally_often():
+def test_every_kind_is_sampled_equally_often():
     sessions = sample_sessions(1700, 4, generator())
     first, *later = [Counter(edit.kind for edit in row) for row in sessions.edits]
     assert len(KINDS) >= 15 and set(first) == set(KINDS) - set(POINTING_BACK)
@@ -62,7 +62,7 @@ def test_an_edit_changes_the_attributes_it_names_and_never_the_identity():
             )
 
 
-def test_shares_say_how_often_kinds_come():
+def test_shares_set_how_often_kinds_are_sampled():
     even, uneven = (
         Counter(edit.kind for step in sample_sessions(300, 4, generator(12), **how).edits for edit in step)
         for how in ({}, {"shares": {"resize": 4.0, "null": 0.5}})
@@ -81,7 +81,7 @@ def test_in_a_star_every_edit_starts_from_the_source():
         assert after.attributes.tolist() == [edit.apply(attributes) for edit, attributes in zip(edits, source)]
 
 
-def test_what_points_back_has_a_visible_referent():
+def test_references_to_earlier_images_have_a_visible_referent():
     for states in histories(5, 150, 5):
         for turn in range(1, 6):
             history, seen = states[:turn], visible_states(turn)
@@ -101,8 +101,8 @@ def test_what_points_back_has_a_visible_referent():
                 assert edit.changes[0].new != START_STYLE or plain
 
 
-def test_what_an_edit_uncovers_can_be_known():
-    """No image that an editor sees would be the same with another value, if what the edit uncovers shows it."""
+def test_uncovered_attributes_were_visible_before():
+    """With another value of an attribute that an edit uncovers, an earlier image would differ."""
     colours = ("colour", "background")
     uncovered = 0
     for states in histories(11, 300, 5):
@@ -135,7 +135,7 @@ def test_undo_goes_back_to_any_state():
 
 
 @pytest.mark.slow
-def test_objects_stand_once_and_edits_show():
+def test_objects_occur_once_and_edits_are_visible():
     for states in histories(7, 150, 5):
         for attributes in states:
             standing = [attributes[COLUMN[corner]] for corner in CORNERS if attributes[COLUMN[corner]]]
@@ -148,7 +148,7 @@ def test_objects_stand_once_and_edits_show():
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_words_name_what_the_edit_does(language):
+def test_instructions_name_the_edit(language):
     rng = random.Random(0)
     told: dict[str, tuple] = {}
     for states in histories(9, 60, 3):
@@ -180,7 +180,7 @@ def test_words_name_what_the_edit_does(language):
                     assert ATTRIBUTES[edit.changes[0].attribute][edit.changes[0].new] in text
 
 
-def test_both_languages_are_spoken():
+def test_instructions_are_in_both_languages():
     texts = [text for row in sample_sessions(300, 3, generator(10)).texts for text in row if text]
     chinese = sum(not text.isascii() for text in texts) / len(texts)
     assert 0.15 < chinese < 0.25
@@ -192,8 +192,8 @@ def test_instruction_labels_fit_their_slots():
     texts, labels = sample_instructions(600, generator(11))
     assert labels.shape == (600, len(INSTRUCTION_SLOTS))
     for column, size in enumerate(INSTRUCTION_SLOTS.values()):
-        said = labels[:, column][labels[:, column] >= 0]
-        assert (said < size).all()
+        used = labels[:, column][labels[:, column] >= 0]
+        assert (used < size).all()
     by_text: dict[str, tuple] = {}
     for text, row in zip(texts, labels.tolist()):
         assert by_text.setdefault(text, tuple(row)) == tuple(row), f"{text!r} means two things"
@@ -209,7 +209,7 @@ def test_a_corner_object_changes_only_its_corner():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("height,width", [(128, 128), (40, 100), (101, 33)])
-def test_any_size_and_each_image_by_itself(height, width):
+def test_images_of_any_size_are_rendered_independently(height, width):
     scenes = sample_sessions(17, 3, generator(13)).scenes[3]
     together = render(scenes, height, width)
     assert together.shape == (17, 3, height, width) and 0 <= together.min() and together.max() <= 1
@@ -218,13 +218,13 @@ def test_any_size_and_each_image_by_itself(height, width):
 
 
 @pytest.mark.slow
-def test_fused_drawing_is_the_same_drawing():
+def test_compiled_layers_render_the_same_images():
     scenes = sample_sessions(3, 3, generator(14)).scenes[3]
     traced = tuple(torch.compile(layer, backend="eager") for layer in LAYERS)  # what is fused, without the compiler
     torch.testing.assert_close(render(scenes, 48, 48, traced), render(scenes, 48, 48))
 
 
-def test_held_out_seeds_are_none_that_training_counts_to():
+def test_held_out_seeds_are_not_used_in_training():
     assert held_out_generator(1).initial_seed() == held_out_generator(1).initial_seed()
     assert len({held_out_generator(seed).initial_seed() for seed in range(100)}) == 100
     assert all(held_out_generator(seed).initial_seed() > 10**12 for seed in range(100))
@@ -232,11 +232,11 @@ def test_held_out_seeds_are_none_that_training_counts_to():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [(128, 128), (64, 96)])
-def test_parts_are_painted_as_far_as_they_reach(monkeypatch, size):
-    """Whatever identity makes of the creature: painting everywhere draws the same."""
+def test_parts_are_painted_within_their_bounds(monkeypatch, size):
+    """For every identity, painting without bounds gives the same image."""
     generator = torch.Generator().manual_seed(4)
     scenes = sample_scenes(48, generator)
     scenes = Scenes(scenes.attributes, (scenes.identity > 0.5).float())  # every trait as far as it goes
-    drawn = torch.cat([render(scenes[number : number + 1], *size) for number in range(len(scenes))])
+    rendered = torch.cat([render(scenes[number : number + 1], *size) for number in range(len(scenes))])
     monkeypatch.setattr("studio.render._span", lambda *_: slice(None))
-    torch.testing.assert_close(drawn, render(scenes, *size), atol=1e-5, rtol=0)
+    torch.testing.assert_close(rendered, render(scenes, *size), atol=1e-5, rtol=0)

@@ -368,8 +368,8 @@ def test_a_dry_run_lists_all_missing_inputs(config, small_model, tmp_path, capsy
         assert code == (2 if found else 0)
         return found
 
-    def names(lines: list[str], *said: str) -> bool:
-        return len(lines) == len(said) and all(word in line for line, word in zip(lines, said))
+    def names(lines: list[str], *words: str) -> bool:
+        return len(lines) == len(words) and all(word in line for line, word in zip(lines, words))
 
     bare = ["parts.vae=", "parts.text="]
     assert names(

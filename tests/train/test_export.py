@@ -73,7 +73,7 @@ def test_weights_of_several_runs_are_averaged(exported, small_model, tmp_path):
     made, _ = load_transformer(exported("float32", average=f"[{tmp_path / 'other.safetensors'}] ") / "transformer")
     for (name, weight), expected in zip(made.state_dict().items(), one.state_dict().values()):
         torch.testing.assert_close(weight, expected + 1.5, msg=name)
-    with pytest.raises(AnchorEditError, match="tiny/transformer' has other sizes than the transformer"):
+    with pytest.raises(AnchorEditError, match="tiny/transformer' must have the sizes of the transformer"):
         exported("float32", average=f"[{TINY / 'transformer'}]")
 
 

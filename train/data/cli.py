@@ -1,9 +1,11 @@
 """Write, convert and validate training data: WebDataset shards of edit sessions (train/data/shards.py).
 
-python -m train data write --out runs/shards --sessions 4096 --turns 6 --size 128x128 --seed 1
-python -m train data convert photos/sessions --out runs/shards
-python -m train data convert edits.csv --images photos --out runs/shards
-python -m train data validate runs/shards
+    python -m train data write --out runs/shards --sessions 4096 --turns 6 --size 128x128 --seed 1
+    python -m train data convert photos/sessions --out runs/shards
+    python -m train data convert edits.csv --images photos --out runs/shards
+    python -m train data validate runs/shards
+
+The layouts of folders and tables to convert are in train/data/convert.py.
 """
 
 from __future__ import annotations

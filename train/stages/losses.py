@@ -103,7 +103,7 @@ def distribution_gradient(x0: Tensor, x0_real: Tensor, x0_fake: Tensor) -> Tenso
     """Return the gradient of distribution matching, (fake - real) / mean |x0 - real|, all [B, F, C, h, w].
 
     https://arxiv.org/abs/2311.18828, equations 7 and 8; the mean is over a frame. Values that are not finite count as
-    0, so that one bad sample does not spoil the batch.
+    0, so that a bad sample does not affect the rest of the batch.
     """
     scale = (x0 - x0_real).abs().mean(dim=(-3, -2, -1), keepdim=True).clamp(min=_MIN_DIVISOR)
     return torch.nan_to_num((x0_fake - x0_real) / scale, posinf=0.0, neginf=0.0)

@@ -72,7 +72,7 @@ def derive_seed(*values: object) -> int:
 
 @dataclass(frozen=True)
 class StageParts:
-    """Hold what a stage is built from beside its settings; only stage 3 has a teacher."""
+    """Hold the parts that a stage is built from, besides its settings; only stage 3 has a teacher."""
 
     config: Config
     init: WeightInit

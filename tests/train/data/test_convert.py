@@ -1,4 +1,4 @@
-"""Folders and tables of edit sessions become shards; what is no session is left out by name."""
+"""Folders and tables of edit sessions become shards; invalid sessions are reported."""
 
 from __future__ import annotations
 

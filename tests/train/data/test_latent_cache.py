@@ -1,4 +1,4 @@
-"""The cache: encoded once, by whoever; never met by another VAE, never half-written; what was left out stays said."""
+"""The cache: encoded once by any process, separate for every VAE, never half-written; problems are kept."""
 
 from __future__ import annotations
 

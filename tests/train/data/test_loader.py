@@ -20,7 +20,7 @@ SHAPES = [(1, 32, 32), (1, 16, 64), (3, 32, 32)]
 
 
 def encoded(counts, languages=("en", "zh")) -> EncodedSessions:
-    """`counts` sessions of each shape, twice, as two parts have them. A text's state says its turn and language."""
+    """`counts` sessions of each shape, in two parts. The state of a text encodes its turn and language."""
     groups = []
     for part in range(2):
         for number, (shape, count) in enumerate(zip(SHAPES, counts)):

@@ -1,4 +1,4 @@
-"""Shards: what is written is read back; what is broken is left out by name, and the rest is still there."""
+"""Shards: written sessions are read back; broken ones are reported, and the others are read."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ GOOD = ("first", "second", "third", "last")
 
 
 def image(seed: int, width: int = 16, height: int = 8, kind: str = "JPEG") -> bytes:
-    """A flat image, which JPEG keeps nearly as it is."""
+    """A flat image, which JPEG hardly changes."""
     stream = io.BytesIO()
     Image.new("RGB", (width, height), (seed * 37 % 256, seed * 91 % 256, 128)).save(stream, kind, quality=95)
     return stream.getvalue()
@@ -103,7 +103,7 @@ def with_file(name: str, data: bytes) -> Callable[[dict], dict]:
     return lambda files: files | {name: data}
 
 
-def said(content: object) -> Callable[[dict], dict]:
+def with_json(content: object) -> Callable[[dict], dict]:
     return with_file("bad.json", json.dumps(content).encode())
 
 
@@ -119,13 +119,13 @@ BROKEN = {
     "half JSON": (with_file("bad.json", b'{"instructions": ['), "unreadable instructions", "column"),
     "no UTF-8": (with_file("bad.json", b"\xff\xfe\xfd"), "unreadable instructions", "decode"),
     "deep JSON": (with_file("bad.json", b"[" * 100_000), "unreadable instructions", "recursion"),
-    "a list": (said(ONE * 2), "unreadable instructions", "not a list"),
-    "plain texts": (said({"instructions": ["one", "two"]}), "unreadable instructions", "not a list"),
-    "numbers": (said({"instructions": [{"en": 1}, {"en": 2}]}), "unreadable instructions", "not a list"),
-    "too few": (said({"instructions": ONE}), "wrong instruction count", "1 for 2"),
-    "too many": (said({"instructions": ONE * 3}), "wrong instruction count", "3 for 2"),
-    "two languages": (said({"instructions": [{"en": "a"}, {"zh": "b"}]}), "no common language", "en, zh"),
-    "odd star": (said({"instructions": ONE * 2, "star": "yes"}), "unreadable instructions", "not true or false"),
+    "a list": (with_json(ONE * 2), "unreadable instructions", "not a list"),
+    "plain texts": (with_json({"instructions": ["one", "two"]}), "unreadable instructions", "not a list"),
+    "numbers": (with_json({"instructions": [{"en": 1}, {"en": 2}]}), "unreadable instructions", "not a list"),
+    "too few": (with_json({"instructions": ONE}), "wrong instruction count", "1 for 2"),
+    "too many": (with_json({"instructions": ONE * 3}), "wrong instruction count", "3 for 2"),
+    "two languages": (with_json({"instructions": [{"en": "a"}, {"zh": "b"}]}), "no common language", "en, zh"),
+    "odd star": (with_json({"instructions": ONE * 2, "star": "yes"}), "unreadable instructions", "not true or false"),
     "half JPEG": (with_file("bad.1.jpg", image(1, 64, 64)[:-400]), "unreadable image", "bad.1.jpg"),
     "no image": (with_file("bad.2.jpg", b"hello"), "unreadable image", "bad.2.jpg"),
     "other format": (with_file("bad.2.jpg", image(2, kind="PPM")), "unreadable image", "bad.2.jpg"),

@@ -90,7 +90,7 @@ class Golden:
         return model
 
     def sizes(self) -> TransformerConfig:
-        """Any file of that model's forwards says its sizes."""
+        """The sizes in the metadata of any forward of that model."""
         for path in sorted(self.folder.glob(f"[bcd]_*_{self.letter}*.safetensors")):
             with safe_open(path, framework="pt") as file:
                 config = json.loads(file.metadata()["config"])
@@ -291,9 +291,9 @@ def generated_history(golden: Golden, model: CausalWanTransformer, turns: int) -
 def scores(golden: Golden, name: str, turn: int) -> tuple[CausalWanTransformer, Callable, Callable]:
     """A score model, and how it predicts one frame of a sequence under the prompts and the negative prompt."""
     model, frames = golden.model(golden.metadata[f"scale_{name}"]), golden.data["image_latents"].shape[1]
-    nothing = golden.data["image_latents"][:, :0]
+    no_frames = golden.data["image_latents"][:, :0]
     texts = (golden.frame_texts(), golden.negative(frames))
-    whole = (sequence_denoiser(model, nothing, first_row_only(model, text), stride=STRIDE) for text in texts)
+    whole = (sequence_denoiser(model, no_frames, first_row_only(model, text), stride=STRIDE) for text in texts)
     return model, *(frame_of(predict, turn, frames) for predict in whole)
 
 

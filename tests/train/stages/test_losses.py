@@ -1,4 +1,4 @@
-"""The curriculum's losses on cases whose answer is known."""
+"""The losses on cases with known answers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def latents(seed: int = 0) -> torch.Tensor:
 
 
 def points_to(clean: torch.Tensor, scale: float = 1.0):
-    """The exact flow where all data is the one point `clean`: (x - clean) / sigma."""
+    """The exact flow if all data is the point `clean`: (x - clean) / sigma."""
 
     def predict(noisy: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
         return scale * (noisy - clean) / sigma_of(times).clamp(min=1e-6)[..., None, None, None]
@@ -33,14 +33,14 @@ def points_to(clean: torch.Tensor, scale: float = 1.0):
     return predict
 
 
-def test_noise_and_clean_are_one_line():
+def test_noisy_latents_are_linear_in_sigma():
     clean, noise, times = latents(0), latents(1), torch.tensor([[0.0, 1.0, 500.0, 1000.0]] * 2)
     noisy = add_noise(clean, noise, sigma_of(times))
     assert torch.equal(noisy[:, 0], clean[:, 0]) and torch.equal(noisy[:, 3], noise[:, 3])
     torch.testing.assert_close(x0_of(noisy, noise - clean, sigma_of(times)), clean)
 
 
-def test_weights_grow_with_the_turn_and_spare_anchor_replaced_and_clean_frames():
+def test_weights_grow_with_the_turn_and_are_zero_for_anchor_replaced_and_clean_frames():
     replaced = torch.tensor([[False, True, False, False], [False, False, False, False]])
     times = torch.tensor([[500.0, 500.0, 500.0, 500.0], [0.0, 0.0, 0.0, 700.0]])
     expected = torch.tensor([[0.0, 0.0, 1.5, 2.0], [0.0, 0.0, 0.0, 2.0]])
@@ -76,8 +76,8 @@ def test_an_exact_model_is_consistent():
     torch.testing.assert_close(consistency_loss(*off, twice), 2 * consistency_loss(*off))
 
 
-def test_the_last_step_of_consistency_ends_where_the_teacher_arrives():
-    """At t' = 0 the average has no say, and the teacher's step decides what the student learns."""
+def test_the_last_step_of_consistency_targets_the_teacher():
+    """At t' = 0 the target does not depend on the EMA, only on the step of the teacher."""
     clean, noise = latents(0), latents(1)
     times = (torch.full((2, 4), 100.0), torch.zeros(2, 4))
     sigmas = tuple(sigma_of(time) for time in times)
@@ -91,7 +91,7 @@ def test_the_last_step_of_consistency_ends_where_the_teacher_arrives():
     torch.testing.assert_close(loss(lambda x, t: -x), expected)
 
 
-def test_only_the_student_learns_consistency():
+def test_consistency_has_a_gradient_only_for_the_student():
     clean, times = latents(0), (torch.full((2, 4), 800.0), torch.full((2, 4), 700.0))
     scale = [torch.tensor(1.0, requires_grad=True) for _ in range(3)]
     models = [lambda x, t, s=s: s * x for s in scale]
@@ -117,7 +117,7 @@ def test_distribution_matching_moves_from_the_fake_to_the_real():
     assert own[:, 2].abs().mean() < 0.05 * gradient[:, 2].abs().mean()
 
 
-def test_equal_scores_leave_the_generator_alone():
+def test_equal_scores_give_the_generator_no_gradient():
     x0, time = latents(3).requires_grad_(), torch.full((2, 4), 600.0)
     score = points_to(latents(0))
     generator_loss(x0, score, score, latents(2), time, sigma_of(time)).backward()
@@ -125,7 +125,7 @@ def test_equal_scores_leave_the_generator_alone():
     assert distribution_gradient(x0.detach(), x0.detach(), latents(1)).isfinite().all()  # nothing to divide by
 
 
-def test_the_critic_learns_the_generators_images_without_touching_it():
+def test_the_critic_loss_has_no_gradient_for_the_generator():
     x0 = latents(0).requires_grad_()
     time = torch.full((2, 4), 600.0)
     assert critic_loss(points_to(x0.detach()), x0, latents(1), time, sigma_of(time)) < 1e-9
@@ -134,6 +134,6 @@ def test_the_critic_learns_the_generators_images_without_touching_it():
     assert scale.grad and x0.grad is None
 
 
-def test_times_that_were_rounded_are_refused():
+def test_rounded_times_are_an_error():
     with pytest.raises(TypeError, match="float32"):
         sigma_of(torch.tensor([995.7], dtype=torch.bfloat16))

@@ -1,4 +1,4 @@
-"""Self-rollout and the training forward: one mathematics with inference, and nothing leaks."""
+"""Self-rollout and the training forward equal inference, and no turn sees a later one."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ def frame_texts(null: Tensor, instructions: Tensor) -> Tensor:
     [{}, {"sampler": "euler", "num_steps": 3, "shift": 3.0, "cfg": 2.0}],
     ids=["few steps", "Euler with guidance"],
 )
-def test_a_batch_rolls_out_as_the_pipeline_edits(small_model: Path, options: dict):
-    """Three sessions at once give, turn by turn, what the pipeline gives each of them from the same noise."""
+def test_a_batched_rollout_equals_the_pipeline(small_model: Path, options: dict):
+    """Three sessions at once equal, turn by turn, those of the pipeline with the same noise."""
     from anchoredit_model.pipeline import AnchorEditPipeline
 
     pipeline = AnchorEditPipeline.from_pretrained(small_model)
@@ -96,8 +96,8 @@ def test_a_batch_rolls_out_as_the_pipeline_edits(small_model: Path, options: dic
 @pytest.mark.parametrize("policy", [None, SLIDING], ids=["all", "sliding window"])
 @pytest.mark.parametrize("slots", ["bounded", "absolute"])
 @torch.no_grad()
-def test_the_training_forward_is_the_cached_one(policy: MemoryPolicy | None, slots: str):
-    """All noisy turns behind a clean history at once, and each of them from remembered keys and values."""
+def test_the_training_forward_equals_the_cached_one(policy: MemoryPolicy | None, slots: str):
+    """All noisy turns behind a clean history at once, and each of them from the K/V cache."""
     model = small_transformer()
     latents, text = sessions()
     noisy = torch.randn(SESSIONS, TURNS, 16, 4, 6)
@@ -111,7 +111,7 @@ def test_the_training_forward_is_the_cached_one(policy: MemoryPolicy | None, slo
         torch.testing.assert_close(together[:, now], alone, atol=1e-5, rtol=0)
 
 
-def test_frames_that_nobody_will_see_again_are_forgotten():
+def test_frames_outside_the_window_are_dropped():
     latents, text = sessions()
     cache, held = SessionCache(small_transformer(), SLIDING), []
     for frame in range(TURNS + 1):
@@ -121,7 +121,7 @@ def test_frames_that_nobody_will_see_again_are_forgotten():
 
 
 @torch.no_grad()
-def test_a_noisy_turn_sees_its_history_and_nothing_else():
+def test_a_noisy_turn_depends_only_on_its_history():
     model = small_transformer()
     latents, text = sessions()
     noisy, times = torch.randn(SESSIONS, TURNS, 16, 4, 6), torch.full((SESSIONS, TURNS), 400.0)
@@ -142,7 +142,7 @@ def test_a_noisy_turn_sees_its_history_and_nothing_else():
     assert len(forcing_views(TURNS)) == 2 * TURNS
 
 
-def test_frames_that_are_not_replaced_stay_the_truth_and_are_looked_back_at():
+def test_frames_that_are_not_replaced_stay_true_and_are_attended_to():
     model, edit = small_transformer(), EditConfig(timesteps=(1000, 500))
     latents, text = sessions()
     noise = torch.randn(TURNS, 2, SESSIONS, 16, 4, 6)
@@ -163,8 +163,8 @@ def test_frames_that_are_not_replaced_stay_the_truth_and_are_looked_back_at():
     torch.testing.assert_close(made[:, TURNS:], last, atol=1e-5, rtol=0)
 
 
-def test_the_gradient_is_that_of_the_last_step_alone():
-    """A model that answers a * x makes every step's result computable by hand."""
+def test_only_the_last_step_has_a_gradient():
+    """With a model that predicts a * x, every step can be computed by hand."""
     a = torch.tensor(0.3, requires_grad=True)
     noise = torch.randn(3, 2, 1, 16, 4, 4)
     times, sigmas = (1000, 750, 500, 250), (1.0, 0.8, 0.6, 0.4)
@@ -177,7 +177,7 @@ def test_the_gradient_is_that_of_the_last_step_alone():
     torch.testing.assert_close(a.grad, (-0.6 * x).sum())
 
 
-def test_steps_add_up_to_the_sampler():
+def test_the_last_step_equals_the_sampler():
     model = small_transformer()
     latents, text = sessions(3)
     cache, edit = SessionCache(model), EditConfig()
@@ -208,7 +208,7 @@ def test_neither_the_anchor_nor_the_last_frame_is_replaced():
     assert sample_replaced(8, 6, 1.0, torch.Generator())[:, 1:-1].all()
 
 
-def test_curricula():
+def test_schedules_of_turns_and_rollouts():
     assert [turns_at(progress / 10, 2, 5, 0.6) for progress in range(11)] == [2, 2, 3, 3, 4, 4, 5, 5, 5, 5, 5]
     assert turns_at(0.0, 3, 3, 0.0) == 3
     shares = [rollout_probability(progress / 10, 0.2, 0.6, 0.5) for progress in range(11)]
