@@ -28,8 +28,8 @@ class LoadModel(AnchorEditNode):
             node_id="AnchorEditLoadModel",
             display_name="AnchorEdit Load Model",
             category=CATEGORY,
-            description="Loads a Wan 2.1 text-to-video model that was trained to edit, with what its file says about "
-            "how. What is set here replaces that.",
+            description="Loads a Wan 2.1 text-to-video model that was trained to edit, and its edit settings from the "
+            "file. What is set here replaces them.",
             inputs=[
                 io.Combo.Input(
                     "model_name",
@@ -78,13 +78,13 @@ class ModelSettings(AnchorEditNode):
             node_id="AnchorEditModelSettings",
             display_name="AnchorEdit Model Settings",
             category=CATEGORY,
-            description="Says how a MODEL edits that another node has loaded: GGUF, say, whose files do not tell. "
+            description="Sets how a MODEL from another loader edits, because a GGUF file, for example, does not say it. "
             "For a model distilled to 4 steps: steps 4, sampler renoise, cfg 1.",
             inputs=[
                 io.Model.Input("model", tooltip="Wan 2.1 text-to-video, trained to edit, from any loader."),
                 *_settings(_AS_IT_IS, "the MODEL's"),
             ],
-            outputs=[io.Model.Output(display_name="MODEL", tooltip="The same model, used like that.")],
+            outputs=[io.Model.Output(display_name="MODEL", tooltip="The same model with these settings.")],
         )
 
     @classmethod

@@ -65,16 +65,16 @@ class LoadSession(AnchorEditNode):
             node_id="AnchorEditLoadSession",
             display_name="AnchorEdit Load Session",
             category=CATEGORY,
-            description="Loads a saved session, to go on with, to go back in or to branch from. Connect the "
-            "networks that go on with it; to look at it the VAE is enough.",
+            description="Loads a saved session, to continue, to go back in or to branch from. Connect MODEL, CLIP "
+            "and VAE for the next turns; to look at it the VAE is enough.",
             inputs=[
                 io.Combo.Input(
                     "file",
                     options=session_files().names(),
-                    tooltip="A session file in the input folder, or in the output folder, which is said behind its "
-                    "name; the newest first. Press R after a new one was saved.",
+                    tooltip="A session file from the input folder, or from the output folder, as its name says; the "
+                    "newest first. Press R after a new one was saved.",
                 ),
-                io.Model.Input("model", optional=True, tooltip="The diffusion model that edits on."),
+                io.Model.Input("model", optional=True, tooltip="The diffusion model for the next turns."),
                 io.Clip.Input("clip", optional=True, tooltip="The text encoder that the model was trained with."),
                 io.Vae.Input("vae", optional=True, tooltip="The VAE that the session was started with."),
                 PolicySocket.Input(

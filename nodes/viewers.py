@@ -80,8 +80,8 @@ class Drift(AnchorEditNode):
             inputs=[
                 session_input("The session to measure. Costs one decoding per turn."),
                 mask_input(
-                    "What to look at, such as a face: white is measured. Of the source's size. Without it, and within "
-                    "it: all that no turn's own mask has given to an edit."
+                    "The region to measure, such as a face: white, at the source image's size. With or without it, "
+                    "regions that a turn's own mask opened to an edit are left out."
                 ),
             ],
             outputs=[
