@@ -78,7 +78,7 @@ class ModelSettings(AnchorEditNode):
             node_id="AnchorEditModelSettings",
             display_name="AnchorEdit Model Settings",
             category=CATEGORY,
-            description="Sets how a MODEL from another loader edits, because a GGUF file, for example, does not say it. "
+            description="Sets how a MODEL from another loader edits: a GGUF file, for example, does not say it. "
             "For a model distilled to 4 steps: steps 4, sampler renoise, cfg 1.",
             inputs=[
                 io.Model.Input("model", tooltip="Wan 2.1 text-to-video, trained to edit, from any loader."),

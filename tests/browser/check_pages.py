@@ -44,12 +44,12 @@ QUEUE = """async () => {
     return app.lastNodeErrors && Object.keys(app.lastNodeErrors).length ? ["refused", app.lastNodeErrors] : await end
 }"""
 TURNS = "() => app.graph.nodes.filter(node => node.type === 'AnchorEditTurn').map(node => node.id)"
-# where the centre of a node's button is on the page
+# the position on the page of the centre of a node's button
 BUTTON = """id => {
     const node = app.graph.getNodeById(id), widget = node.widgets.find(widget => widget.name === "next_turn")
     const { ds, canvas } = app.canvas, box = canvas.getBoundingClientRect()
-    const place = axis => (node.pos[axis] + [node.size[0] / 2, widget.last_y + 10][axis] + ds.offset[axis]) * ds.scale
-    return [box.left + place(0), box.top + place(1)]
+    const at = axis => (node.pos[axis] + [node.size[0] / 2, widget.last_y + 10][axis] + ds.offset[axis]) * ds.scale
+    return [box.left + at(0), box.top + at(1)]
 }"""
 # a graph of one node: its title, and how its inputs and widgets are called
 ALONE = """kind => {
@@ -62,11 +62,11 @@ ALONE = """kind => {
 # the bundled model, a session and its drift; the id of Start
 BARE = """() => {
     app.graph.clear()
-    const [tiny, start, drift] = ["LoadTiny", "Start", "Drift"].map((kind, place) => {
+    const [tiny, start, drift] = ["LoadTiny", "Start", "Drift"].map((kind, index) => {
         const node = LiteGraph.createNode(`AnchorEdit${kind}`)
         app.graph.add(node)
-        node.pos = [400 * place, 100]
-        node.setSize([360, 200 * (place + 1)])
+        node.pos = [400 * index, 100]
+        node.setSize([360, 200 * (index + 1)])
         return node
     })
     for (const [slot, name] of ["model", "clip", "vae", "image"].entries()) {
@@ -78,10 +78,10 @@ BARE = """() => {
 # after that session: two candidates, one of them picked; the id of Pick
 PICKED = """id => {
     const start = app.graph.getNodeById(id)
-    const [variations, pick] = ["Variations", "Pick"].map((kind, place) => {
+    const [variations, pick] = ["Variations", "Pick"].map((kind, index) => {
         const node = LiteGraph.createNode(`AnchorEdit${kind}`)
         app.graph.add(node)
-        node.pos = [400 * place, 800]
+        node.pos = [400 * index, 800]
         return node
     })
     const put = (name, value) => { variations.widgets.find(widget => widget.name === name).value = value }
@@ -493,7 +493,7 @@ def test_next_turn_of_a_session_that_enters_a_subgraph(page, host):
 def next_turn(page: Page, node: int) -> None:
     """Presses the button with the mouse, and waits until words can be typed."""
     page.evaluate("id => app.canvas.centerOnNode(app.graph.getNodeById(id))", node)
-    page.wait_for_timeout(300)  # the canvas is drawn anew
+    page.wait_for_timeout(300)  # the canvas is drawn again
     page.mouse.click(*page.evaluate(BUTTON, node))
     page.wait_for_function(TYPING)
 
