@@ -287,9 +287,10 @@ TURN_WIDTH, TURN_HEIGHT = 300, 540  # with the preview that the host draws while
 FIRST, NEXT = 660, 340  # x of the first turn; from one turn to the next
 
 
-def bundled(sheet: Sheet, note: str, height: int, **start) -> tuple[Node, Node]:
+def bundled(sheet: Sheet, note: str = "", height: int = 0, **start) -> tuple[Node, Node]:
     """Add the bundled model and a session on its image, and a note of a height below them."""
-    sheet.note(note, (0, NOTE_TOP, NOTE_WIDTH, height))
+    if note:
+        sheet.note(note, (0, NOTE_TOP, NOTE_WIDTH, height))
     tiny = sheet.add("AnchorEditLoadTiny", LOADER)
     networks = {"model": tiny[0], "clip": tiny[1], "vae": tiny[2]}
     return tiny, sheet.add("AnchorEditStart", START, **networks, image=tiny[3], **start)
@@ -303,7 +304,7 @@ def turn(sheet: Sheet, corner: tuple, title: str, instruction: str, session: Wir
 
 def first_edit(sheet: Sheet) -> None:
     """Lay out two turns on the bundled image."""
-    tiny, start = bundled(sheet, FIRST_EDIT, 340)
+    tiny, start = bundled(sheet, FIRST_EDIT, 260)
     one = turn(sheet, (FIRST, 80), "Turn 1", "change the background to blue", start[0])
     two = turn(sheet, (FIRST + NEXT, 80), "Turn 2", "write OK on the sign", one[0])
     strip = sheet.add("AnchorEditFilmstrip", (1400, 80, 480, TURN_HEIGHT), session=two[0])
@@ -317,11 +318,9 @@ def ten_turns(sheet: Sheet) -> None:
     lines = ["change the background to blue", "write OK on the sign", "make it black and white"]
     lines += ["bring the colours back", "change the light to sunset", "draw a heart on the sign"]
     lines += ["change the light to day", "change the background to yellow", "clear the sign", "undo the last change"]
-    policy = sheet.add("AnchorEditMemoryPolicy", (0, 270, 250, 190), anchor_frames=1, window=2)
-    sheet.note(TEN_TURNS, (0, 560, NOTE_WIDTH, 240))
-    tiny = sheet.add("AnchorEditLoadTiny", LOADER)
-    networks = {"model": tiny[0], "clip": tiny[1], "vae": tiny[2]}
-    start = sheet.add("AnchorEditStart", START, **networks, image=tiny[3], policy=policy[0])
+    policy = sheet.add("AnchorEditMemoryPolicy", (0, 270, 250, 290), anchor_frames=1, window=2)
+    sheet.note(TEN_TURNS, (0, 660, NOTE_WIDTH, 200))
+    tiny, start = bundled(sheet, policy=policy[0])
     chain = sheet.add("AnchorEditChain", (FIRST, 80, 360, 620), session=start[0], instructions="\n".join(lines), seed=7)
     strip = sheet.add("AnchorEditFilmstrip", (1120, 80, 760, 620), session=chain[0], size=160)
     sheet.group("1  An image, and what turns may see", GREY, policy, tiny, start)
@@ -331,7 +330,7 @@ def ten_turns(sheet: Sheet) -> None:
 
 def branches(sheet: Sheet) -> None:
     """Lay out two turns on one session."""
-    tiny, start = bundled(sheet, BRANCHES, 260)
+    tiny, start = bundled(sheet, BRANCHES, 200)
     one = turn(sheet, (FIRST, 80), "Turn 1", "change the background to blue", start[0])
     two = turn(sheet, (FIRST + NEXT, 80), "Turn 2", "write OK on the sign", one[0])
     branches = [
@@ -348,18 +347,19 @@ def branches(sheet: Sheet) -> None:
 
 def masked_edit(sheet: Sheet) -> None:
     """Lay out two turns that may change only the sign."""
-    tiny, start = bundled(sheet, MASKED_EDIT, 260)
+    sheet.note(MASKED_EDIT, (FIRST, 720, NEXT + TURN_WIDTH, 220))
+    tiny, start = bundled(sheet)
     size = {"width": 128, "height": 128}
-    ground = sheet.add("SolidMask", (FIRST, 760, 200, 110), "Black", value=0.0, **size)
-    paint = sheet.add("SolidMask", (FIRST, 920, 200, 110), "White", value=1.0, width=60, height=32)
+    ground = sheet.add("SolidMask", (0, 430, 170, 110), "Black", value=0.0, **size)
+    paint = sheet.add("SolidMask", (0, 590, 170, 110), "White", value=1.0, width=60, height=32)
     mask = sheet.add(
-        *("MaskComposite", (FIRST + 240, 760, 200, 150), "The mask"),
+        *("MaskComposite", (195, 430, 220, 150), "The mask"),
         destination=ground[0],
         source=paint[0],
         x=34,
         operation="add",
     )
-    show = sheet.add("MaskPreview", (FIRST + 480, 760, 160, 270), mask=mask[0])
+    show = sheet.add("MaskPreview", (440, 430, 140, 270), mask=mask[0])
     one = turn(sheet, (FIRST, 80), "Turn 1", "write OK on the sign", start[0], mask=mask[0])
     two = turn(sheet, (FIRST + NEXT, 80), "Turn 2", "draw a heart on the sign", one[0], mask=mask[0])
     strip = sheet.add("AnchorEditFilmstrip", (1400, 80, 480, TURN_HEIGHT), session=two[0])
@@ -371,7 +371,7 @@ def masked_edit(sheet: Sheet) -> None:
 
 def variations(sheet: Sheet) -> None:
     """Lay out four candidates for a turn, and a turn on the one that is picked."""
-    tiny, start = bundled(sheet, VARIATIONS, 260)
+    tiny, start = bundled(sheet, VARIATIONS, 230)
     candidates = sheet.add(
         *("AnchorEditVariations", (FIRST, 80, 460, TURN_HEIGHT)),
         session=start[0],
@@ -391,7 +391,7 @@ def variations(sheet: Sheet) -> None:
 
 def native_sampler(sheet: Sheet) -> None:
     """Lay out one turn by SamplerCustomAdvanced."""
-    tiny, start = bundled(sheet, NATIVE_SAMPLER, 330)
+    tiny, start = bundled(sheet, NATIVE_SAMPLER, 270)
     words = sheet.add(
         "PrimitiveStringMultiline", (FIRST, 80, 280, 110), "Instruction", value="change the background to blue"
     )
@@ -399,7 +399,7 @@ def native_sampler(sheet: Sheet) -> None:
     apply = sheet.add("AnchorEditApplyMemory", (FIRST, 430, 280, 190), session=start[0], positive=text[0], seed=7)
     guider = sheet.add("BasicGuider", (FIRST + 330, 260, 240, 60), model=apply[0], conditioning=text[0])
     sample = sheet.add(
-        *("SamplerCustomAdvanced", (FIRST + 330, 430, 240, 120)),
+        *("SamplerCustomAdvanced", (FIRST + 330, 390, 240, 350)),
         noise=apply[2],
         guider=guider[0],
         sampler=apply[3],
@@ -421,7 +421,7 @@ def native_sampler(sheet: Sheet) -> None:
 
 def save_and_go_on(sheet: Sheet) -> None:
     """Lay out a session that is saved, and continued from its file."""
-    tiny, start = bundled(sheet, SAVE_AND_GO_ON, 340)
+    tiny, start = bundled(sheet, SAVE_AND_GO_ON, 290)
     one = turn(sheet, (FIRST, 80), "Turn 1", "change the background to blue", start[0])
     two = turn(sheet, (FIRST + NEXT, 80), "Turn 2", "write OK on the sign", one[0])
     name = "AnchorEdit/my_session"
@@ -432,20 +432,21 @@ def save_and_go_on(sheet: Sheet) -> None:
         filename_prefix=name,
         existing="overwrite",
     )
+    again = sheet.add("AnchorEditLoadTiny", (FIRST - 300, 800, 250, 110))
     load = sheet.add(
         *("AnchorEditLoadSession", (FIRST, 800, 300, 190)),
         file=f"{name}.safetensors [output]",
-        model=tiny[0],
-        clip=tiny[1],
-        vae=tiny[2],
+        model=again[0],
+        clip=again[1],
+        vae=again[2],
     )
     three = turn(sheet, (FIRST + NEXT, 800), "Turn 3", "change the light to sunset", load[0])
     whole = sheet.add("AnchorEditFilmstrip", (FIRST + 2 * NEXT, 800, 440, TURN_HEIGHT), session=three[0])
     export = sheet.add("AnchorEditExportTurns", (FIRST + 2 * NEXT + 480, 800, 300, 540), session=three[0])
     sheet.group("An image", GREY, tiny, start)
     sheet.group("Today", BLUE, one, two, save, strip)
-    sheet.group("Another day", PINK, load, three, whole, export)
-    sheet.mute(load, three, whole, export)
+    sheet.group("Another day", PINK, again, load, three, whole, export)
+    sheet.mute(again, load, three, whole, export)
 
 
 def wan_setup(sheet: Sheet) -> None:
