@@ -350,16 +350,16 @@ def masked_edit(sheet: Sheet) -> None:
     sheet.note(MASKED_EDIT, (FIRST, 720, NEXT + TURN_WIDTH, 220))
     tiny, start = bundled(sheet)
     size = {"width": 128, "height": 128}
-    ground = sheet.add("SolidMask", (0, 430, 170, 110), "Black", value=0.0, **size)
-    paint = sheet.add("SolidMask", (0, 590, 170, 110), "White", value=1.0, width=60, height=32)
+    ground = sheet.add("SolidMask", (0, 430, 220, 110), "Black", value=0.0, **size)
+    paint = sheet.add("SolidMask", (0, 590, 220, 110), "White", value=1.0, width=60, height=32)
     mask = sheet.add(
-        *("MaskComposite", (195, 430, 220, 150), "The mask"),
+        *("MaskComposite", (260, 430, 220, 150), "The mask"),
         destination=ground[0],
         source=paint[0],
         x=34,
         operation="add",
     )
-    show = sheet.add("MaskPreview", (440, 430, 140, 270), mask=mask[0])
+    show = sheet.add("MaskPreview", (260, 630, 220, 260), mask=mask[0])
     one = turn(sheet, (FIRST, 80), "Turn 1", "write OK on the sign", start[0], mask=mask[0])
     two = turn(sheet, (FIRST + NEXT, 80), "Turn 2", "draw a heart on the sign", one[0], mask=mask[0])
     strip = sheet.add("AnchorEditFilmstrip", (1400, 80, 480, TURN_HEIGHT), session=two[0])
@@ -454,7 +454,7 @@ def wan_setup(sheet: Sheet) -> None:
     setup = SETUPS[sheet.name]
     names = {"text": TEXT_ENCODER, "vae": VAE, "files": COMFY_ORG}
     note = WAN_SETUP.format(title=sheet.name, model=setup.model, plain=setup.plain, memory=setup.memory, **names)
-    sheet.note(note, (0, 740, 1000, 380))
+    sheet.note(note, (440, 720, 1000, 330))
     files = [
         (TEXT_ENCODER, f"{COMFY_ORG}/text_encoders/{TEXT_ENCODER}", "text_encoders"),
         (VAE, f"{COMFY_ORG}/vae/{VAE}", "vae"),
@@ -462,14 +462,14 @@ def wan_setup(sheet: Sheet) -> None:
     model = sheet.add("AnchorEditLoadModel", (0, 80, 300, 220), model_name=setup.plain)
     clip = sheet.add("CLIPLoader", (0, 440, 300, 110), models=files[:1], clip_name=TEXT_ENCODER, type="wan")
     vae = sheet.add("VAELoader", (0, 612, 300, 60), models=files[1:], vae_name=VAE)
-    image = sheet.add("LoadImage", (400, 80, 260, 330), image="example.png")
-    policy = sheet.add("AnchorEditMemoryPolicy", (760, 330, 260, 290), model=model[0], image=image[0], **setup.policy)
+    image = sheet.add("LoadImage", (0, 790, 300, 330), image="example.png")
+    policy = sheet.add("AnchorEditMemoryPolicy", (440, 330, 260, 290), model=model[0], image=image[0], **setup.policy)
     networks = {"model": model[0], "clip": clip[0], "vae": vae[0]}
-    start = sheet.add("AnchorEditStart", (760, 80, 260, 170), image=image[0], policy=policy[0], **networks)
-    one = turn(sheet, (1120, 80), "Turn 1", "make the sky a sunset", start[0])
-    two = turn(sheet, (1120 + NEXT, 80), "Turn 2", "add a red scarf", one[0])
-    strip = sheet.add("AnchorEditFilmstrip", (1860, 80, 520, TURN_HEIGHT), session=two[0], size=512)
-    save = sheet.add("SaveImage", (1860, 740, 520, 380), images=two[1], filename_prefix="AnchorEdit")
+    start = sheet.add("AnchorEditStart", (440, 80, 260, 170), image=image[0], policy=policy[0], **networks)
+    one = turn(sheet, (800, 80), "Turn 1", "make the sky a sunset", start[0])
+    two = turn(sheet, (800 + NEXT, 80), "Turn 2", "add a red scarf", one[0])
+    strip = sheet.add("AnchorEditFilmstrip", (1540, 80, 520, TURN_HEIGHT), session=two[0], size=512)
+    save = sheet.add("SaveImage", (1540, 740, 520, 380), images=two[1], filename_prefix="AnchorEdit")
     sheet.group("1  Files", PINK, model, clip, vae)
     sheet.group("2  Your image", GREY, image)
     sheet.group("3  Session", GREY, policy, start)
