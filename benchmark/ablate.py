@@ -25,7 +25,7 @@ from .editors.base import EditorOptions
 from .editors.registry import add_sampling_options
 from .report.comparison import write_comparisons
 from .report.editor_runs import Comparison, find_comparisons
-from .report.metrics import PROBE_ACCURACY, intervals_by_turn
+from .report.metrics import PROBE_ACCURACY, STUDIO_METRICS, intervals_by_turn, turn_table
 from .run import run_suite
 from .run_folder import write_json
 from .suites.protocols import PROTOCOLS
@@ -45,7 +45,7 @@ ABLATIONS: Mapping[str, tuple[str, EditorOptions]] = {
 _OTHER_WEIGHTS = ("bidirectional",)  # only on demand: it needs weights that were trained like that
 _EXTENSIBLE = ("chain", "no-op")  # protocols whose sessions begin as shorter ones do
 _LENGTHS = (12, 24, 50)  # turns at which these are listed
-_LISTED = ("success", "identity", PROBE_ACCURACY)  # metrics in ablation.json
+_LISTED = {name: STUDIO_METRICS[name] for name in ("success", "identity", PROBE_ACCURACY)}  # in ablation.json
 _COMPARISON = "comparison"
 
 
@@ -120,11 +120,11 @@ def _entries(comparisons: Sequence[Comparison], lengths: Iterable[int]) -> list[
         shorter = sorted(turns for turns in lengths if turns < whole) if protocol in _EXTENSIBLE else []
         for turns in (*shorter, whole):
             for editor in comparison.editors:
-                for number, run in enumerate(editor.runs):
+                for run in editor.runs:
                     seed = run.settings["editor_settings"].get("sampling_seed")
                     entry = {"ablation": editor.name, "protocol": protocol, "turns": turns}
                     entry |= {"sessions": comparison.settings["sessions"], "sampling_seed": seed}
-                    by_turn = intervals_by_turn(editor.turns.loc[number, list(_LISTED)])
+                    by_turn = intervals_by_turn(turn_table(run.records, _LISTED))
                     means = {name: [v and v["mean"] for v in values[:turns]] for name, values in by_turn.items()}
                     key = (*entry.values(), comparison.settings["seed"])
                     entries.setdefault(key, entry | {"by_turn": means})

@@ -24,12 +24,13 @@ class OracleEditor(Editor):
         self.ground_truth = ground_truth
 
     def start(self, image: Tensor, session: int) -> None:
-        self._session, self._turn, self._size = session, 0, image.shape[-2:]
+        self._session, self._turn, self._shape = session, 0, image.shape
 
     def edit(self, instruction: str) -> Tensor:
         self._turn += 1
         scenes = self.ground_truth.sessions.scenes[self._turn]
-        return render(scenes[self._session : self._session + 1], *self._size)[0]
+        _, height, width = self._shape
+        return render(scenes[self._session : self._session + 1], height, width)[0]
 
 
 class NoOpEditor(Editor):
@@ -50,7 +51,7 @@ class ShuffledEditor(Editor):
 
     def start(self, image: Tensor, session: int) -> None:
         self._scene = self.ground_truth.sessions.scenes[0][session : session + 1]
-        self._session, self._turn, self._size = session, 0, image.shape[-2:]
+        self._session, self._turn, self._shape = session, 0, image.shape
 
     def edit(self, instruction: str) -> Tensor:
         edits = self.ground_truth.sessions.edits[self._turn]
@@ -65,4 +66,5 @@ class ShuffledEditor(Editor):
             )
         self._turn += 1
         self._scene = self._scene.with_facts(torch.tensor([wrong]))
-        return render(self._scene, *self._size)[0]
+        _, height, width = self._shape
+        return render(self._scene, height, width)[0]

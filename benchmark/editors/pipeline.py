@@ -18,7 +18,9 @@ from torch.nn.utils.rnn import pad_sequence
 from anchoredit_model.config import MemoryPolicy
 from anchoredit_model.memory.anchor_memory import Turn
 from anchoredit_model.memory.visibility import bidirectional_views
+from anchoredit_model.networks.backbone import TransformerBackbone
 from anchoredit_model.networks.full_sequence import sequence_denoiser
+from anchoredit_model.networks.transformer import CausalWanTransformer
 from anchoredit_model.pipeline import AnchorEditPipeline
 from anchoredit_model.samplers import Denoiser, guided
 from anchoredit_model.sampling import sample, with_steps
@@ -26,6 +28,12 @@ from anchoredit_model.sampling import sample, with_steps
 from .base import Editor, noise_seed
 
 PREVIOUS_ONLY = MemoryPolicy(anchor_frames=0, window=1)
+
+
+def transformer_of(pipeline: AnchorEditPipeline) -> CausalWanTransformer:
+    """Return the network of a pipeline that runs without ComfyUI."""
+    assert isinstance(pipeline.backbone, TransformerBackbone)
+    return pipeline.backbone.transformer
 
 
 class PipelineEditor(Editor):
@@ -47,7 +55,7 @@ class PipelineEditor(Editor):
 
     @property
     def settings(self) -> dict[str, Any]:
-        weight = next(self.pipeline.backbone.transformer.parameters())
+        weight = next(transformer_of(self.pipeline).parameters())
         return {
             "model": self.pipeline.backbone.identity[:16],
             "policy": self.policy.to_json(),
@@ -92,9 +100,7 @@ class BidirectionalEditor(PipelineEditor):
         history = torch.stack([turn.latent for turn in seen])[None].to(pipeline.device)  # [1, n, C, h, w]
         texts = pad_sequence([*(turn.text for turn in seen), text.cpu()], batch_first=True)[None].to(pipeline.device)
         views = bidirectional_views(len(seen) + 1)
-        sequence = sequence_denoiser(
-            pipeline.backbone.transformer, history, texts, views, pipeline.edit.temporal_stride
-        )
+        sequence = sequence_denoiser(transformer_of(pipeline), history, texts, views, pipeline.edit.temporal_stride)
 
         def denoise(x: Tensor, time: float) -> Tensor:
             with torch.no_grad():

@@ -22,7 +22,7 @@ from .base import Editor, EditorOptions
 from .comfyui import ComfyUIEditor
 from .controls import NoOpEditor, OracleEditor, ShuffledEditor
 from .folder import FolderEditor
-from .pipeline import PREVIOUS_ONLY, BidirectionalEditor, DecodeReencodeEditor, PipelineEditor
+from .pipeline import PREVIOUS_ONLY, BidirectionalEditor, DecodeReencodeEditor, PipelineEditor, transformer_of
 
 DEFAULT_SERVER = "http://127.0.0.1:8188"
 TINY_WORKFLOW = Path(__file__).resolve().parents[1] / "workflows" / "tiny.json"
@@ -55,7 +55,7 @@ def _pipeline(options: EditorOptions) -> AnchorEditPipeline:
     if options.slot_mode is None:
         return pipeline
     edit = replace(pipeline.edit, slot_mode=options.slot_mode)
-    backbone = TransformerBackbone(pipeline.backbone.transformer, edit)
+    backbone = TransformerBackbone(transformer_of(pipeline), edit)
     return AnchorEditPipeline(backbone, pipeline.vae, pipeline.text_encoder)
 
 

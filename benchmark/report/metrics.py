@@ -68,7 +68,9 @@ def intervals_by_turn(table: pd.DataFrame) -> dict[str, list[Interval | None]]:
     """Return intervals over sessions, by metric and turn. A table may hold several runs of each session."""
     groups = table.groupby(["session", "turn"])
     totals, counts = groups.sum(), groups.count()
-    return {name: intervals(totals[name].unstack(fill_value=0), counts[name].unstack(fill_value=0)) for name in table}
+    return {
+        str(name): intervals(totals[name].unstack(fill_value=0), counts[name].unstack(fill_value=0)) for name in table
+    }
 
 
 def probe_is_right(record: Record, probe: Mapping[str, Any]) -> float:

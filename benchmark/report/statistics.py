@@ -69,7 +69,7 @@ def _means(totals: ArrayLike, counts: ArrayLike, seed: int) -> np.ndarray:
     sessions = len(totals)
     resampled = np.random.default_rng(seed).multinomial(sessions, [1 / sessions] * sessions, _RESAMPLES)  # [B, N]
     weights = np.vstack([np.ones(sessions), resampled])
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", divide="ignore"):
         return (weights @ totals) / (weights @ counts)
 
 
@@ -77,7 +77,7 @@ def _summaries(means: np.ndarray) -> list[Interval | None]:
     """Return an interval for each of K statistics from its means [1 + B, K]."""
     summaries: list[Interval | None] = []
     for mean, *resampled in means.T:
-        if np.isnan(mean):
+        if not np.isfinite(mean):
             summaries.append(None)
             continue
         low, high = np.nanquantile(resampled, _QUANTILES)

@@ -84,7 +84,8 @@ def _by_kind(verdicts: pd.DataFrame, kinds: pd.Series) -> dict[str, dict[str, di
 
 def _shares(verdicts: pd.DataFrame) -> dict[str, float]:
     """Return the number of turns, and the share of each verdict; without turns there are no shares."""
-    return {"count": len(verdicts), **verdicts.mean().dropna().round(4).to_dict()}
+    shares = verdicts.mean().dropna().round(4)
+    return {"count": len(verdicts), **{str(name): float(share) for name, share in shares.items()}}
 
 
 def _probes(records: Sequence[Record], table: pd.DataFrame) -> list[dict[str, Any]]:

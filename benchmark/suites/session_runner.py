@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -82,7 +82,7 @@ def run_session(
     return {"session": session, "turns": turns, "probes": probes, "cost": cost}, images
 
 
-def is_success(turn: dict[str, Any]) -> bool:
+def is_success(turn: Mapping[str, Any]) -> bool:
     return turn["followed"] and turn["preservation"] and turn["identity"]
 
 
