@@ -195,7 +195,7 @@ class Sheet:
     links: list[list] = field(default_factory=list)
     groups: list[dict] = field(default_factory=list)
 
-    def add(self, kind: str, box: tuple, title: str = "", /, models: tuple = (), **inputs) -> Node:
+    def add(self, kind: str, box: tuple, title: str = "", /, **inputs) -> Node:
         """Add a node at `box` (x, y, width, height); `inputs` are wires and values of widgets by name."""
         known = self.info[kind]
         number = len(self.nodes) + 1
@@ -230,12 +230,14 @@ class Sheet:
         if inputs:
             raise ValueError(f"{kind} has no input {', '.join(inputs)}")
         entry["outputs"] = [{"name": n, "type": t, "links": []} for n, t in zip(known["output_name"], known["output"])]
-        if models:
-            entry["properties"]["models"] = [dict(zip(("name", "url", "directory"), model)) for model in models]
         if title:
             entry["title"] = title
         self.nodes.append(entry)
         return Node(entry)
+
+    def download(self, node: Node, name: str, url: str, directory: str) -> None:
+        """Let the browser offer a file that a node loads, if it is missing."""
+        node.entry["properties"].setdefault("models", []).append({"name": name, "url": url, "directory": directory})
 
     def note(self, text: str, box: tuple) -> None:
         """Add a note in Markdown at `box`."""
@@ -455,13 +457,11 @@ def wan_setup(sheet: Sheet) -> None:
     names = {"text": TEXT_ENCODER, "vae": VAE, "files": COMFY_ORG}
     note = WAN_SETUP.format(title=sheet.name, model=setup.model, plain=setup.plain, memory=setup.memory, **names)
     sheet.note(note, (440, 720, 1000, 330))
-    files = [
-        (TEXT_ENCODER, f"{COMFY_ORG}/text_encoders/{TEXT_ENCODER}", "text_encoders"),
-        (VAE, f"{COMFY_ORG}/vae/{VAE}", "vae"),
-    ]
     model = sheet.add("AnchorEditLoadModel", (0, 80, 300, 220), model_name=setup.plain)
-    clip = sheet.add("CLIPLoader", (0, 440, 300, 110), models=files[:1], clip_name=TEXT_ENCODER, type="wan")
-    vae = sheet.add("VAELoader", (0, 612, 300, 60), models=files[1:], vae_name=VAE)
+    clip = sheet.add("CLIPLoader", (0, 440, 300, 110), clip_name=TEXT_ENCODER, type="wan")
+    vae = sheet.add("VAELoader", (0, 612, 300, 60), vae_name=VAE)
+    for loader, name, folder in ((clip, TEXT_ENCODER, "text_encoders"), (vae, VAE, "vae")):
+        sheet.download(loader, name, f"{COMFY_ORG}/{folder}/{name}", folder)
     image = sheet.add("LoadImage", (0, 790, 300, 330), image="example.png")
     policy = sheet.add("AnchorEditMemoryPolicy", (440, 330, 260, 290), model=model[0], image=image[0], **setup.policy)
     networks = {"model": model[0], "clip": clip[0], "vae": vae[0]}
