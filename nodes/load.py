@@ -15,7 +15,7 @@ from .base import CATEGORY, AnchorEditNode, remedies_first, to_host_image
 from .host.edit_metadata import EditMetadata, attach_edit_metadata, edit_metadata
 from .host.loaders import load_model, model_files, model_path
 from .host.wan.bundled import load_bundled
-from .inputs import advanced
+from .inputs import advanced, cfg_input, steps_input
 
 _FROM_FILE, _AS_IT_IS = "from file", "as it is"
 SAMPLE = TINY.parent / "assets" / "sample.png"
@@ -119,13 +119,7 @@ class LoadTiny(AnchorEditNode):
 def _settings(kept: str, whose: str) -> list[io.Input]:
     """Return inputs for how a model edits, each unchanged by default: `kept`, or 0."""
     return [
-        io.Int.Input(
-            "steps",
-            default=0,
-            min=0,
-            max=1000,
-            tooltip=f"The number of sampler steps, 1 to 1000; 0 takes {whose}. Time grows with it.",
-        ),
+        steps_input(whose),
         io.Combo.Input(
             "sampler",
             options=[kept, *SAMPLERS],
@@ -140,15 +134,7 @@ def _settings(kept: str, whose: str) -> list[io.Input]:
             step=0.1,
             tooltip=f"The shift of euler's noise levels, 1 (none) to 100; 0 takes {whose}.",
         ),
-        io.Float.Input(
-            "cfg",
-            default=0.0,
-            min=0.0,
-            max=30.0,
-            step=0.1,
-            tooltip=f"The classifier-free guidance scale, 1 to 30; 0 takes {whose}, 1 is off. Any other value doubles "
-            "the time of a turn.",
-        ),
+        cfg_input(whose),
         advanced(
             io.Combo.Input(
                 "anchor_prompt",
