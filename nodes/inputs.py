@@ -27,13 +27,13 @@ def session_input(tooltip: str, extra_dict: dict | None = None) -> io.Input:
     return SessionSocket.Input("session", tooltip=tooltip, extra_dict=extra_dict)
 
 
-def replacing_model(extra_dict: dict | None = None) -> io.Input:
+def model_override(extra_dict: dict | None = None) -> io.Input:
     """Return the optional MODEL that replaces the session's."""
     tooltip = "Replaces the session's MODEL for this turn and those after it: a LoRA, another checkpoint."
     return io.Model.Input("model", optional=True, tooltip=tooltip, extra_dict=extra_dict)
 
 
-def replacing_clip(extra_dict: dict | None = None) -> io.Input:
+def clip_override(extra_dict: dict | None = None) -> io.Input:
     """Return the optional CLIP that replaces the session's."""
     tooltip = "Replaces the session's CLIP for this turn and those after it."
     return io.Clip.Input("clip", optional=True, tooltip=tooltip, extra_dict=extra_dict)

@@ -11,7 +11,7 @@ from ..anchoredit_model.images import load_image
 from ..anchoredit_model.pipeline import TINY
 from ..anchoredit_model.samplers import SAMPLERS
 from ..anchoredit_model.sampling import describe_sampling, with_steps
-from .base import CATEGORY, AnchorEditNode, remedies_first, to_host_image
+from .base import CATEGORY, AnchorEditNode, node_errors, to_host_image
 from .host.edit_metadata import EditMetadata, attach_edit_metadata, edit_metadata
 from .host.loaders import load_model, model_files, model_path
 from .host.wan.bundled import load_bundled
@@ -45,7 +45,7 @@ class LoadModel(AnchorEditNode):
     @classmethod
     def validate_inputs(cls, model_name: str | None = None) -> bool | str:
         try:
-            with remedies_first():
+            with node_errors():
                 if model_name is not None:  # a link has no value yet
                     model_path(model_name)
         except AnchorEditError as error:
@@ -78,7 +78,7 @@ class ModelSettings(AnchorEditNode):
             node_id="AnchorEditModelSettings",
             display_name="AnchorEdit Model Settings",
             category=CATEGORY,
-            description="Sets how a MODEL from another loader edits: a GGUF file, for example, does not say it. "
+            description="Sets how a MODEL from another loader edits: GGUF files, for example, carry no edit settings. "
             "For a model distilled to 4 steps: steps 4, sampler renoise, cfg 1.",
             inputs=[
                 io.Model.Input("model", tooltip="Wan 2.1 text-to-video, trained to edit, from any loader."),
@@ -168,8 +168,8 @@ def _settings(kept: str, whose: str) -> list[io.Input]:
                 default=0,
                 min=0,
                 max=4096,
-                tooltip="The side in pixels of the square whose area images are edited at, up to 4096; 0 takes "
-                f"{whose}, or 1024. Time and memory grow with its square and more.",
+                tooltip="The working resolution: images are edited at about resolution x resolution pixels; "
+                f"0 takes {whose}, or 1024. Time and memory grow at least with its square.",
             )
         ),
         advanced(

@@ -4,7 +4,7 @@ from comfy_api.latest import io, ui
 
 from ..anchoredit_model.errors import AnchorEditError
 from ..anchoredit_model.memory.session_file import check_session, load_session, save_session
-from .base import CATEGORY, AnchorEditNode, PolicySocket, SessionSocket, remedies_first, to_host_image
+from .base import CATEGORY, AnchorEditNode, PolicySocket, SessionSocket, node_errors, to_host_image
 from .editors.session import MemorySettings, Networks, Session, loaded_session
 from .host.folders import new_files, session_files
 from .host.paths import SUFFIX
@@ -65,7 +65,7 @@ class LoadSession(AnchorEditNode):
             node_id="AnchorEditLoadSession",
             display_name="AnchorEdit Load Session",
             category=CATEGORY,
-            description="Loads a saved session, to continue, to go back in or to branch from. Connect MODEL, CLIP "
+            description="Loads a saved session, to continue, rewind or branch. Connect MODEL, CLIP "
             "and VAE for the next turns; to look at it the VAE is enough.",
             inputs=[
                 io.Combo.Input(
@@ -94,7 +94,7 @@ class LoadSession(AnchorEditNode):
     @classmethod
     def validate_inputs(cls, file: str | None = None) -> bool | str:
         try:
-            with remedies_first():
+            with node_errors():
                 if file is not None:  # a link has no value yet
                     check_session(session_files().path(file))
         except AnchorEditError as error:

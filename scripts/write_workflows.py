@@ -163,7 +163,7 @@ SETUPS = {
     "Wan 2.1 on 16 GB": Setup(
         "Wan 2.1 14B in fp8, 14 GB",
         LARGE,
-        "The model alone fills the GPU, so keys and values are kept in main memory in 8 bits: 8.4 GB for the source "
+        "The model alone fills the GPU, so keys and values are kept in system RAM in 8 bits: 8.4 GB for the source "
         "and four turns of 1024x1024. Each layer's are copied while the layer before computes.",
         {"kv_device": "cpu", "kv_dtype": "float8_e4m3fn"},
     ),
@@ -171,7 +171,7 @@ SETUPS = {
         "Wan 2.1 14B in fp8, 14 GB",
         LARGE,
         "The model and 6.7 GB of keys and values in 8 bits (the source and three turns of 1024x1024) fit together. "
-        "With a longer window they are kept in main memory automatically.",
+        "With a longer window they are kept in system RAM automatically.",
         {"window": 3, "kv_dtype": "float8_e4m3fn"},
     ),
 }
