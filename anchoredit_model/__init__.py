@@ -1,6 +1,6 @@
 """The model of AnchorEdit: multi-turn image editing with an anchor memory, without ComfyUI.
 
-pipeline.py    the verbs: start, turn, variations, image
+pipeline.py    the operations: start, turn, variations, image
 networks/      transformer, VAE, text encoder
 memory/        a session as a value, its K/V cache, session files
 checkpoint/    weights in any format

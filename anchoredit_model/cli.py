@@ -95,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     edit.add_argument("--resolution", type=int, metavar="N", help="working resolution: side of a square in pixels")
     edit.add_argument("--steps", type=int, metavar="N", help="sampling steps per turn (default: the model's)")
     # no `choices`: their registry imports torch
-    edit.add_argument("--sampler", metavar="NAME", help="renoise or euler (default: the model's)")
+    edit.add_argument("--sampler", metavar="NAME", help="a sampler of samplers.py (default: the model's)")
     edit.add_argument("--cfg", type=float, metavar="G", help="guidance scale, 1 = off (default: the model's)")
     edit.add_argument("--window", type=int, metavar="N", help="number of recent turns that a turn sees")
     edit.add_argument("--anchor-frames", type=int, metavar="N", help="number of first turns that every turn sees")
@@ -154,7 +154,7 @@ def edit_command(arguments: argparse.Namespace) -> int:
         memory = pipeline.start(source, pipeline.default_policy.with_options(**options), arguments.resolution)
     if not arguments.json:
         print(memory.geometry.describe())
-    if saved and saved.model and saved.model != pipeline.kv_cache.identity:
+    if saved and saved.model and saved.model != pipeline.kv_cache.fingerprint:
         print(
             "note: the session was made with another model, dtype or device; it continues with these", file=sys.stderr
         )
@@ -182,7 +182,7 @@ def edit_command(arguments: argparse.Namespace) -> int:
 class _OutputFolder:
     """Write the session, its images by turn and the filmstrip.
 
-    Only thumbnails of earlier images are kept, so that a long session needs no more main memory than a short one.
+    Only thumbnails of earlier images are kept, so that a long session needs no more system RAM than a short one.
     """
 
     def __init__(self, pipeline: AnchorEditPipeline, folder: Path):

@@ -157,7 +157,7 @@ _FIELDS_OF_0_1 = {
 class KVCacheConfig(JsonConfig):
     """Say where the K/V of visible turns lie, and in which dtype.
 
-    device  "gpu" is where the model runs, "cpu" is main memory, "auto" is the GPU while the visible K/V fit there
+    device  "gpu" is where the model runs, "cpu" is system RAM, "auto" is the GPU while the visible K/V fit there
             beside the model; never changes an image
     dtype   what K/V are rounded to when they are written; "auto" leaves them as the model made them
     """

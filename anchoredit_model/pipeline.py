@@ -5,7 +5,7 @@
     memory = pipeline.turn(memory, "make it blue", seed=7)
     image = pipeline.image(memory)
 
-The verbs are those of diffusers' pipelines. A memory is a value: two turns from one memory are two branches.
+The methods are named as in diffusers. A memory is a value: two turns from one memory are two branches.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ from .memory.anchor_memory import AnchorMemory, Turn
 from .memory.kv_cache import KVCacheManager, OnEncode
 from .memory.kv_store import KVStore
 from .networks.backbone import Backbone
+from .noise import variation_seeds
 from .samplers import SAMPLERS, Denoiser, OnStep, guided
-from .sampling import sample, schedule_of, variation_seeds, with_steps
+from .sampling import sample, schedule_of, with_steps
 
 
 class PromptEncoder(Protocol):
@@ -42,7 +43,7 @@ class PromptEncoder(Protocol):
 
 @dataclass(frozen=True)
 class AnchorEditOutput:
-    """Hold images [3, H, W] in 0..1, the source first, and the memory that goes on from the last one."""
+    """Hold images [3, H, W] in 0..1, the source first, and the memory after the last one."""
 
     images: list[Tensor]
     memory: AnchorMemory
@@ -184,11 +185,11 @@ class AnchorEditPipeline:
         kv_cache: KVCacheConfig | None = None,
         batched: bool = True,
     ) -> tuple[AnchorMemory, ...]:
-        """Return `count` candidates for the next turn, each a memory to go on with; other arguments as in `turn`.
+        """Return `count` candidates for the next turn, each a memory to continue with; other arguments as in `turn`.
 
         The first one is what `turn` gives for the seed, up to rounding, the others have the seeds of
         `variation_seeds`; each names its own. They are sampled as one batch, or with `batched` False one after the
-        other, which takes less memory. A candidate's K/V are computed when a turn goes on from it. `on_step` is shown
+        other, which takes less memory. A candidate's K/V are computed when a turn continues from it. `on_step` is shown
         the first of a batch.
         """
         seeds = variation_seeds(operator.index(seed), operator.index(count))
@@ -196,7 +197,7 @@ class AnchorEditPipeline:
         mask = None if mask is None else mask.float().cpu()  # once: the candidates share it
         options = (steps, cfg, mask, sampler, on_step, kv_cache)
         turns = [turn for batch in batches for turn in self._sample_turns(memory, instruction, batch, *options)]
-        return tuple(memory.commit(turn, self.kv_cache.identity) for turn in turns)
+        return tuple(memory.commit(turn, self.kv_cache.fingerprint) for turn in turns)
 
     def _sample_turns(
         self,
@@ -259,7 +260,7 @@ class AnchorEditPipeline:
         policy: MemoryPolicy | None = None,
         mask: Tensor | None = None,
     ) -> AnchorEditOutput:
-        """Edit an image, or go on with a memory, one instruction after the other; arguments as in `turn`."""
+        """Edit an image, or continue a memory, one instruction after the other; arguments as in `turn`."""
         from tqdm.auto import tqdm
 
         instructions = [instructions] if isinstance(instructions, str) else list(instructions)
@@ -284,7 +285,7 @@ def backbone_kv_cache(backbone: Backbone, store: KVStore, on_encode: OnEncode | 
     """Return the K/V cache of a backbone."""
     return KVCacheManager(
         backbone.encode_frame,
-        backbone.identity,
+        backbone.fingerprint,
         backbone.edit,
         store,
         backbone.device,

@@ -1,14 +1,14 @@
-"""Sessions written out, for editors that no adapter drives: a web page, a person, a program of its own.
+"""Write sessions to folders, for editors that no adapter drives: a web page, a person, another program.
 
     python -m benchmark export --protocol chain --turns 12 --sessions 60 --out sessions
     python -m benchmark run --protocol chain --turns 12 --sessions 60 --editor folder --images sessions --out mine
     python -m benchmark export --suite photos --photos DIR --out sessions
 
-DIR/00017/source.png is a session's first image and DIR/00017/instructions.json lists what is asked, "" being nothing;
-of photos the folder has the image's name, and turns of which more is known are objects (see
-suites/photo_sessions.py).
-Whoever edits puts DIR/00017/turn1.png, turn2.png ... beside them, each of the source's size, and the second command,
-asked for the same sessions, judges them. This is the layout of LME-Bench, and of DIR/sessions of every run.
+DIR/00017/source.png is the source image of a session, DIR/00017/instructions.json its instructions, "" for a null
+edit. Folders of photos have the image's name, and a turn of which more is known is an object (see
+benchmark/suites/photo_sessions.py). Put the edited images DIR/00017/turn1.png, turn2.png ... beside them, each of the
+source's size; the second command, with the same options, judges them. LME-Bench and the DIR/sessions of every run
+have this layout.
 """
 
 from __future__ import annotations
@@ -16,31 +16,21 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from anchoredit_model.errors import AnchorEditError
-
-from .editors.folder import check_asked
+from .editors.folder import check_instructions
+from .run_folder import make_folder
 from .suites.registry import add_suite_options, make_suite
 
 
-def main(argv: list[str]) -> int:
-    args = _parser().parse_args(argv)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_suite_options(parser)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the sessions")
+
+
+def main(args: argparse.Namespace) -> int:
     suite = make_suite(args)
     for session, name in enumerate(suite.names):
         folder = args.out / name
-        check_asked(folder, suite.asked(session), "Choose another --out")
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise AnchorEditError(f"'{folder}' cannot be made ({error.strerror})", "Choose another --out") from None
-        suite.write(session, folder)
+        check_instructions(folder, suite.instructions(session), "Choose another --out")
+        suite.write(session, make_folder(folder))
     print(f"{len(suite.names)} sessions of {suite.settings['turns']} turns in {args.out}")
     return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmark export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_suite_options(parser)
-    parser.add_argument("--out", type=Path, required=True, help="folder of the sessions")
-    return parser

@@ -8,18 +8,18 @@ AnchorEditStart          MODEL, CLIP, VAE, IMAGE -> session with its anchor
 AnchorEditTurn           session, instruction -> session, IMAGE: one edit
 AnchorEditChain          the same for one instruction per line -> session, IMAGE batch
 AnchorEditVariations     the same as several candidates -> variations, IMAGE batch
-AnchorEditPick           variations, number -> session, IMAGE: the one to go on with
+AnchorEditPick           variations, number -> session, IMAGE: the one to continue with
 AnchorEditApplyMemory    session, CONDITIONING -> MODEL, LATENT, NOISE, SAMPLER, SIGMAS: for the host's samplers
 AnchorEditCommitTurn     session, LATENT, CONDITIONING -> session: adds what they made
 AnchorEditRewind         session -> session as it was after an earlier turn
 AnchorEditFilmstrip      session -> IMAGE batch: the session on one sheet
 AnchorEditDrift          session -> IMAGE, table: how far every turn is from the source
 AnchorEditSaveSession    session -> a file in the output folder
-AnchorEditLoadSession    a file -> session, IMAGE, turns: to go on with
+AnchorEditLoadSession    a file -> session, IMAGE, turns: to continue
 AnchorEditExportTurns    session -> a PNG of every turn, with the workflow inside
 
 base, inputs   what nodes share
-editors/       what edits: the verbs that nodes call
+editors/       editing backends: how one kind of MODEL edits
 host/          the only folder that touches ComfyUI's internals
 """
 
@@ -31,15 +31,16 @@ from comfy_api.latest import ComfyExtension, io
 
 from .base import AnchorEditNode
 from .custom_sampling import ApplyMemory, CommitTurn
-from .editors import Runtime
+from .drift import Drift
+from .editors.base import Runtime
 from .export import ExportTurns
+from .filmstrip import Filmstrip
 from .load import LoadModel, LoadTiny, ModelSettings
 from .policy import Policy
 from .session_files import LoadSession, SaveSession
 from .start import Rewind, Start
 from .turn import Chain, Turn
 from .variations import Pick, Variations
-from .viewers import Drift, Filmstrip
 
 NODES = (
     *(LoadModel, ModelSettings, LoadTiny, Policy, Start, Turn, Chain, Variations, Pick),

@@ -10,7 +10,8 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..anchoredit_model.errors import AnchorEditError
-from .editors import Editor, Runtime, editor_of
+from .editors.base import Editor, Runtime
+from .editors.registry import editor_of
 from .editors.session import NETWORKS, Networks, Session
 from .host.ui import NodeText
 
@@ -28,7 +29,7 @@ class AnchorEditNode(io.ComfyNode):
 
     @classmethod
     def execute(cls, **inputs) -> io.NodeOutput:
-        with remedies_first():
+        with node_errors():
             for name, network in NETWORKS.items():
                 if name in inputs and inputs[name] is None:  # what a checkpoint lacks, its loader gives as None
                     raise AnchorEditError(f"the input {name} is empty", f"Load the {network} from a file of its own")
@@ -37,7 +38,7 @@ class AnchorEditNode(io.ComfyNode):
     @classmethod
     def editor(cls, session: Session, model=None, clip=None) -> Editor:
         """Return the editor for a session's next turn; `model` and `clip` replace the session's from there on."""
-        return cls.editor_for(session.in_force.replaced(model, clip))
+        return cls.editor_for(session.current_networks.with_overrides(model, clip))
 
     @classmethod
     def editor_for(cls, networks: Networks) -> Editor:
@@ -50,20 +51,20 @@ class AnchorEditNode(io.ComfyNode):
         return NodeText(cls.hidden.unique_id)
 
 
-class RemedyFirst(AnchorEditError):
-    """Tell the same mistake as a node does: the host shows little more than the beginning of an error."""
+class NodeError(AnchorEditError):
+    """Show an error with its remedy first: the host shows little more than the beginning of an error."""
 
     def __str__(self) -> str:
         return f"{self.remedy}. {self.problem[:1].upper()}{self.problem[1:]}." if self.remedy else self.problem
 
 
 @contextmanager
-def remedies_first() -> Iterator[None]:
+def node_errors() -> Iterator[None]:
     """Let the errors of what runs inside begin with the remedy."""
     try:
         yield
     except AnchorEditError as error:
-        raise RemedyFirst(error.problem, error.remedy) from error
+        raise NodeError(error.problem, error.remedy) from error
 
 
 def to_mask(mask: Tensor | None) -> Tensor | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from .base import CATEGORY, AnchorEditNode, SessionSocket, remedies_first, to_mask
+from .base import CATEGORY, AnchorEditNode, SessionSocket, node_errors, to_mask
 from .editors.session import Session
 from .inputs import mask_input, seed_input, session_input
 
@@ -45,7 +45,7 @@ class ApplyMemory(AnchorEditNode):
     @classmethod
     def run(cls, session: Session, positive, seed: int, model=None, mask=None) -> io.NodeOutput:
         editor = cls.editor(session, model)
-        made = editor.apply_memory(session, positive, seed, to_mask(mask), remedies_first)
+        made = editor.apply_memory(session, positive, seed, to_mask(mask), node_errors)
         return io.NodeOutput(made.model, made.latent, made.noise, made.sampler, made.sigmas)
 
 

@@ -27,13 +27,13 @@ def session_input(tooltip: str, extra_dict: dict | None = None) -> io.Input:
     return SessionSocket.Input("session", tooltip=tooltip, extra_dict=extra_dict)
 
 
-def replacing_model(extra_dict: dict | None = None) -> io.Input:
+def model_override(extra_dict: dict | None = None) -> io.Input:
     """Return the optional MODEL that replaces the session's."""
     tooltip = "Replaces the session's MODEL for this turn and those after it: a LoRA, another checkpoint."
     return io.Model.Input("model", optional=True, tooltip=tooltip, extra_dict=extra_dict)
 
 
-def replacing_clip(extra_dict: dict | None = None) -> io.Input:
+def clip_override(extra_dict: dict | None = None) -> io.Input:
     """Return the optional CLIP that replaces the session's."""
     tooltip = "Replaces the session's CLIP for this turn and those after it."
     return io.Clip.Input("clip", optional=True, tooltip=tooltip, extra_dict=extra_dict)
@@ -54,27 +54,34 @@ def seed_input(tooltip: str) -> io.Int.Input:
     return io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True, tooltip=tooltip)
 
 
+def steps_input(default: str) -> io.Int.Input:
+    """Return the number of sampler steps; `default` says whose 0 takes."""
+    return io.Int.Input(
+        "steps",
+        default=0,
+        min=0,
+        max=1000,
+        tooltip=f"The number of sampler steps, 1 to 1000; 0 takes {default}. Time grows with it.",
+    )
+
+
+def cfg_input(default: str) -> io.Float.Input:
+    """Return the scale of classifier-free guidance; `default` says whose 0 takes."""
+    return io.Float.Input(
+        "cfg",
+        default=0.0,
+        min=0.0,
+        max=30.0,
+        step=0.1,
+        tooltip=f"The classifier-free guidance scale, 1 to 30; 0 takes {default}, 1 is off. Any other value doubles "
+        "the time of a turn.",
+    )
+
+
 def sampling_inputs() -> list[io.Input]:
     """Return the inputs that say how a turn is sampled."""
-    return [
-        seed_input("The random seed used for creating the noise, 0 to 2^64 - 1. Each turn gets noise of its own."),
-        io.Int.Input(
-            "steps",
-            default=0,
-            min=0,
-            max=1000,
-            tooltip="The number of sampler steps, 1 to 1000; 0 takes the model's own. Time grows with it.",
-        ),
-        io.Float.Input(
-            "cfg",
-            default=0.0,
-            min=0.0,
-            max=30.0,
-            step=0.1,
-            tooltip="The classifier-free guidance scale, 1 to 30; 0 takes the model's own, 1 is off. Any other value "
-            "doubles the time of a turn.",
-        ),
-    ]
+    seed = seed_input("The random seed used for creating the noise, 0 to 2^64 - 1. Each turn gets noise of its own.")
+    return [seed, steps_input("the model's own"), cfg_input("the model's own")]
 
 
 def mask_input(tooltip: str = _MASK, extra_dict: dict | None = None) -> io.Mask.Input:

@@ -11,11 +11,11 @@ from ..anchoredit_model.images import load_image
 from ..anchoredit_model.pipeline import TINY
 from ..anchoredit_model.samplers import SAMPLERS
 from ..anchoredit_model.sampling import describe_sampling, with_steps
-from .base import CATEGORY, AnchorEditNode, remedies_first, to_host_image
+from .base import CATEGORY, AnchorEditNode, node_errors, to_host_image
 from .host.edit_metadata import EditMetadata, attach_edit_metadata, edit_metadata
 from .host.loaders import load_model, model_files, model_path
 from .host.wan.bundled import load_bundled
-from .inputs import advanced
+from .inputs import advanced, cfg_input, steps_input
 
 _FROM_FILE, _AS_IT_IS = "from file", "as it is"
 SAMPLE = TINY.parent / "assets" / "sample.png"
@@ -28,8 +28,8 @@ class LoadModel(AnchorEditNode):
             node_id="AnchorEditLoadModel",
             display_name="AnchorEdit Load Model",
             category=CATEGORY,
-            description="Loads a Wan 2.1 text-to-video model that was trained to edit, with what its file says about "
-            "how. What is set here replaces that.",
+            description="Loads a Wan 2.1 text-to-video model that was trained to edit, and its edit settings from the "
+            "file. What is set here replaces them.",
             inputs=[
                 io.Combo.Input(
                     "model_name",
@@ -45,7 +45,7 @@ class LoadModel(AnchorEditNode):
     @classmethod
     def validate_inputs(cls, model_name: str | None = None) -> bool | str:
         try:
-            with remedies_first():
+            with node_errors():
                 if model_name is not None:  # a link has no value yet
                     model_path(model_name)
         except AnchorEditError as error:
@@ -78,13 +78,13 @@ class ModelSettings(AnchorEditNode):
             node_id="AnchorEditModelSettings",
             display_name="AnchorEdit Model Settings",
             category=CATEGORY,
-            description="Says how a MODEL edits that another node has loaded: GGUF, say, whose files do not tell. "
+            description="Sets how a MODEL from another loader edits: GGUF files, for example, carry no edit settings. "
             "For a model distilled to 4 steps: steps 4, sampler renoise, cfg 1.",
             inputs=[
                 io.Model.Input("model", tooltip="Wan 2.1 text-to-video, trained to edit, from any loader."),
                 *_settings(_AS_IT_IS, "the MODEL's"),
             ],
-            outputs=[io.Model.Output(display_name="MODEL", tooltip="The same model, used like that.")],
+            outputs=[io.Model.Output(display_name="MODEL", tooltip="The same model with these settings.")],
         )
 
     @classmethod
@@ -119,13 +119,7 @@ class LoadTiny(AnchorEditNode):
 def _settings(kept: str, whose: str) -> list[io.Input]:
     """Return inputs for how a model edits, each unchanged by default: `kept`, or 0."""
     return [
-        io.Int.Input(
-            "steps",
-            default=0,
-            min=0,
-            max=1000,
-            tooltip=f"The number of sampler steps, 1 to 1000; 0 takes {whose}. Time grows with it.",
-        ),
+        steps_input(whose),
         io.Combo.Input(
             "sampler",
             options=[kept, *SAMPLERS],
@@ -140,15 +134,7 @@ def _settings(kept: str, whose: str) -> list[io.Input]:
             step=0.1,
             tooltip=f"The shift of euler's noise levels, 1 (none) to 100; 0 takes {whose}.",
         ),
-        io.Float.Input(
-            "cfg",
-            default=0.0,
-            min=0.0,
-            max=30.0,
-            step=0.1,
-            tooltip=f"The classifier-free guidance scale, 1 to 30; 0 takes {whose}, 1 is off. Any other value doubles "
-            "the time of a turn.",
-        ),
+        cfg_input(whose),
         advanced(
             io.Combo.Input(
                 "anchor_prompt",
@@ -182,8 +168,8 @@ def _settings(kept: str, whose: str) -> list[io.Input]:
                 default=0,
                 min=0,
                 max=4096,
-                tooltip="The side in pixels of the square whose area images are edited at, up to 4096; 0 takes "
-                f"{whose}, or 1024. Time and memory grow with its square and more.",
+                tooltip="The working resolution: images are edited at about resolution x resolution pixels; "
+                f"0 takes {whose}, or 1024. Time and memory grow at least with its square.",
             )
         ),
         advanced(

@@ -52,7 +52,7 @@ class Policy(AnchorEditNode):
                         options=list(KV_DEVICES),
                         default=cache.device,
                         tooltip="Where keys and values lie; never changes an image. gpu: where the model runs. cpu: "
-                        "main memory, copied once per step. auto: the GPU while they fit beside the model.",
+                        "system RAM, copied once per step. auto: the GPU while they fit beside the model.",
                     )
                 ),
                 advanced(

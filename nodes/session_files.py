@@ -4,7 +4,7 @@ from comfy_api.latest import io, ui
 
 from ..anchoredit_model.errors import AnchorEditError
 from ..anchoredit_model.memory.session_file import check_session, load_session, save_session
-from .base import CATEGORY, AnchorEditNode, PolicySocket, SessionSocket, remedies_first, to_host_image
+from .base import CATEGORY, AnchorEditNode, PolicySocket, SessionSocket, node_errors, to_host_image
 from .editors.session import MemorySettings, Networks, Session, loaded_session
 from .host.folders import new_files, session_files
 from .host.paths import SUFFIX
@@ -65,16 +65,16 @@ class LoadSession(AnchorEditNode):
             node_id="AnchorEditLoadSession",
             display_name="AnchorEdit Load Session",
             category=CATEGORY,
-            description="Loads a saved session, to go on with, to go back in or to branch from. Connect the "
-            "networks that go on with it; to look at it the VAE is enough.",
+            description="Loads a saved session, to continue, rewind or branch. Connect MODEL, CLIP "
+            "and VAE for the next turns; to look at it the VAE is enough.",
             inputs=[
                 io.Combo.Input(
                     "file",
                     options=session_files().names(),
-                    tooltip="A session file in the input folder, or in the output folder, which is said behind its "
-                    "name; the newest first. Press R after a new one was saved.",
+                    tooltip="A session file from the input folder, or from the output folder, as its name says; the "
+                    "newest first. Press R after a new one was saved.",
                 ),
-                io.Model.Input("model", optional=True, tooltip="The diffusion model that edits on."),
+                io.Model.Input("model", optional=True, tooltip="The diffusion model for the next turns."),
                 io.Clip.Input("clip", optional=True, tooltip="The text encoder that the model was trained with."),
                 io.Vae.Input("vae", optional=True, tooltip="The VAE that the session was started with."),
                 PolicySocket.Input(
@@ -94,7 +94,7 @@ class LoadSession(AnchorEditNode):
     @classmethod
     def validate_inputs(cls, file: str | None = None) -> bool | str:
         try:
-            with remedies_first():
+            with node_errors():
                 if file is not None:  # a link has no value yet
                     check_session(session_files().path(file))
         except AnchorEditError as error:

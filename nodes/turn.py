@@ -8,15 +8,15 @@ from .editors.base import TurnSettings
 from .editors.session import Session
 from .host.ui import new_graph
 from .inputs import (
+    clip_override,
     instruction_input,
     mask_input,
-    replacing_clip,
-    replacing_model,
+    model_override,
     sampling_inputs,
     session_input,
 )
 
-# A link goes on to the inner nodes of a chain as a link, so that the host can tell which of them it has run before.
+# The inner nodes of a chain get a link as a link, so that the host can tell which of them it has run before.
 _LINK = {"rawLink": True}
 _SESSION = "The session so far. It stays as it is."
 
@@ -33,8 +33,8 @@ class Turn(AnchorEditNode):
                 session_input(_SESSION),
                 instruction_input(),
                 *sampling_inputs(),
-                replacing_model(),
-                replacing_clip(),
+                model_override(),
+                clip_override(),
                 mask_input(),
             ],
             outputs=[
@@ -50,7 +50,7 @@ class Turn(AnchorEditNode):
     ) -> io.NodeOutput:
         settings = TurnSettings(steps or None, cfg or None, to_mask(mask))
         session = cls.editor(session, model, clip).turn(session, instruction, seed, settings)
-        return io.NodeOutput(session, to_host_image(cls.runtime.images(session.in_force).image(session.memory)))
+        return io.NodeOutput(session, to_host_image(cls.runtime.images(session.current_networks).image(session.memory)))
 
 
 class Chain(AnchorEditNode):
@@ -71,8 +71,8 @@ class Chain(AnchorEditNode):
                     tooltip="One instruction per line; empty lines are skipped. Each line is one turn.",
                 ),
                 *sampling_inputs(),
-                replacing_model(_LINK),
-                replacing_clip(_LINK),
+                model_override(_LINK),
+                clip_override(_LINK),
                 mask_input(extra_dict=_LINK),
             ],
             outputs=[

@@ -1,4 +1,4 @@
-"""Candidates for one turn, side by side, and the one to go on with."""
+"""Candidates for one turn, side by side, and the one to continue with."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from .base import CATEGORY, AnchorEditNode, SessionSocket, to_host_image, to_mas
 from .editors.base import TurnSettings
 from .editors.session import Session
 from .inputs import (
+    clip_override,
     instruction_input,
     mask_input,
-    replacing_clip,
-    replacing_model,
+    model_override,
     sampling_inputs,
     session_input,
 )
@@ -56,8 +56,8 @@ class Variations(AnchorEditNode):
                     tooltip="The number of candidates, 1 to 16. The first is what Turn makes of this seed, the others "
                     "have seeds derived from it. Where memory does not suffice they are sampled one by one.",
                 ),
-                replacing_model(),
-                replacing_clip(),
+                model_override(),
+                clip_override(),
                 mask_input(),
             ],
             outputs=[
@@ -84,7 +84,7 @@ class Variations(AnchorEditNode):
         settings = TurnSettings(steps or None, cfg or None, to_mask(mask))
         sessions = cls.editor(session, model, clip).variations(session, instruction, seed, count, settings)
 
-        decoder = cls.runtime.images(sessions[0].in_force)
+        decoder = cls.runtime.images(sessions[0].current_networks)
         before = decoder.image(session.memory)
         decoded = [decoder.image(each.memory, before=before) for each in sessions]
         images = torch.cat([to_host_image(image) for image in decoded])
@@ -101,7 +101,7 @@ class Pick(AnchorEditNode):
             node_id="AnchorEditPick",
             display_name="AnchorEdit Pick",
             category=CATEGORY,
-            description="Takes one of the candidates to go on with. Choosing another one samples nothing again.",
+            description="Takes one of the candidates to continue with. Choosing another one samples nothing again.",
             inputs=[
                 VariationsSocket.Input("variations", tooltip="The candidates, from AnchorEdit Variations."),
                 io.Int.Input(

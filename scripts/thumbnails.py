@@ -90,9 +90,8 @@ def masked_edit(card: Card, strip: list[Image.Image]) -> None:
     card.arrow((190, 256), (264, 256))
     for image, top in ((first, 76), (second, 272)):
         card.paste(image, 296, top, 180)
-        left, upper, right, lower = (
-            180 * edge / source.width for edge in ImageChops.difference(source, image).getbbox()
-        )
+        changed = ImageChops.difference(source, image).getbbox() or (0, 0, *source.size)
+        left, upper, right, lower = (180 * edge / source.width for edge in changed)
         card.frame(296 + left, top + upper, 296 + right, top + lower)
 
 

@@ -163,7 +163,7 @@ SETUPS = {
     "Wan 2.1 on 16 GB": Setup(
         "Wan 2.1 14B in fp8, 14 GB",
         LARGE,
-        "The model alone fills the GPU, so keys and values are kept in main memory in 8 bits: 8.4 GB for the source "
+        "The model alone fills the GPU, so keys and values are kept in system RAM in 8 bits: 8.4 GB for the source "
         "and four turns of 1024x1024. Each layer's are copied while the layer before computes.",
         {"kv_device": "cpu", "kv_dtype": "float8_e4m3fn"},
     ),
@@ -171,7 +171,7 @@ SETUPS = {
         "Wan 2.1 14B in fp8, 14 GB",
         LARGE,
         "The model and 6.7 GB of keys and values in 8 bits (the source and three turns of 1024x1024) fit together. "
-        "With a longer window they are kept in main memory automatically.",
+        "With a longer window they are kept in system RAM automatically.",
         {"window": 3, "kv_dtype": "float8_e4m3fn"},
     ),
 }
@@ -195,7 +195,7 @@ class Sheet:
     links: list[list] = field(default_factory=list)
     groups: list[dict] = field(default_factory=list)
 
-    def add(self, kind: str, box: tuple, title: str = "", /, models: tuple = (), **inputs) -> Node:
+    def add(self, kind: str, box: tuple, title: str = "", /, **inputs) -> Node:
         """Add a node at `box` (x, y, width, height); `inputs` are wires and values of widgets by name."""
         known = self.info[kind]
         number = len(self.nodes) + 1
@@ -230,12 +230,14 @@ class Sheet:
         if inputs:
             raise ValueError(f"{kind} has no input {', '.join(inputs)}")
         entry["outputs"] = [{"name": n, "type": t, "links": []} for n, t in zip(known["output_name"], known["output"])]
-        if models:
-            entry["properties"]["models"] = [dict(zip(("name", "url", "directory"), model)) for model in models]
         if title:
             entry["title"] = title
         self.nodes.append(entry)
         return Node(entry)
+
+    def download(self, node: Node, name: str, url: str, directory: str) -> None:
+        """Let the browser offer a file that a node loads, if it is missing."""
+        node.entry["properties"].setdefault("models", []).append({"name": name, "url": url, "directory": directory})
 
     def note(self, text: str, box: tuple) -> None:
         """Add a note in Markdown at `box`."""
@@ -287,9 +289,10 @@ TURN_WIDTH, TURN_HEIGHT = 300, 540  # with the preview that the host draws while
 FIRST, NEXT = 660, 340  # x of the first turn; from one turn to the next
 
 
-def bundled(sheet: Sheet, note: str, height: int, **start) -> tuple[Node, Node]:
+def bundled(sheet: Sheet, note: str = "", height: int = 0, **start) -> tuple[Node, Node]:
     """Add the bundled model and a session on its image, and a note of a height below them."""
-    sheet.note(note, (0, NOTE_TOP, NOTE_WIDTH, height))
+    if note:
+        sheet.note(note, (0, NOTE_TOP, NOTE_WIDTH, height))
     tiny = sheet.add("AnchorEditLoadTiny", LOADER)
     networks = {"model": tiny[0], "clip": tiny[1], "vae": tiny[2]}
     return tiny, sheet.add("AnchorEditStart", START, **networks, image=tiny[3], **start)
@@ -303,7 +306,7 @@ def turn(sheet: Sheet, corner: tuple, title: str, instruction: str, session: Wir
 
 def first_edit(sheet: Sheet) -> None:
     """Lay out two turns on the bundled image."""
-    tiny, start = bundled(sheet, FIRST_EDIT, 340)
+    tiny, start = bundled(sheet, FIRST_EDIT, 260)
     one = turn(sheet, (FIRST, 80), "Turn 1", "change the background to blue", start[0])
     two = turn(sheet, (FIRST + NEXT, 80), "Turn 2", "write OK on the sign", one[0])
     strip = sheet.add("AnchorEditFilmstrip", (1400, 80, 480, TURN_HEIGHT), session=two[0])
@@ -317,11 +320,9 @@ def ten_turns(sheet: Sheet) -> None:
     lines = ["change the background to blue", "write OK on the sign", "make it black and white"]
     lines += ["bring the colours back", "change the light to sunset", "draw a heart on the sign"]
     lines += ["change the light to day", "change the background to yellow", "clear the sign", "undo the last change"]
-    policy = sheet.add("AnchorEditMemoryPolicy", (0, 270, 250, 190), anchor_frames=1, window=2)
-    sheet.note(TEN_TURNS, (0, 560, NOTE_WIDTH, 240))
-    tiny = sheet.add("AnchorEditLoadTiny", LOADER)
-    networks = {"model": tiny[0], "clip": tiny[1], "vae": tiny[2]}
-    start = sheet.add("AnchorEditStart", START, **networks, image=tiny[3], policy=policy[0])
+    policy = sheet.add("AnchorEditMemoryPolicy", (0, 270, 250, 290), anchor_frames=1, window=2)
+    sheet.note(TEN_TURNS, (0, 660, NOTE_WIDTH, 200))
+    tiny, start = bundled(sheet, policy=policy[0])
     chain = sheet.add("AnchorEditChain", (FIRST, 80, 360, 620), session=start[0], instructions="\n".join(lines), seed=7)
     strip = sheet.add("AnchorEditFilmstrip", (1120, 80, 760, 620), session=chain[0], size=160)
     sheet.group("1  An image, and what turns may see", GREY, policy, tiny, start)
@@ -331,7 +332,7 @@ def ten_turns(sheet: Sheet) -> None:
 
 def branches(sheet: Sheet) -> None:
     """Lay out two turns on one session."""
-    tiny, start = bundled(sheet, BRANCHES, 260)
+    tiny, start = bundled(sheet, BRANCHES, 200)
     one = turn(sheet, (FIRST, 80), "Turn 1", "change the background to blue", start[0])
     two = turn(sheet, (FIRST + NEXT, 80), "Turn 2", "write OK on the sign", one[0])
     branches = [
@@ -348,18 +349,19 @@ def branches(sheet: Sheet) -> None:
 
 def masked_edit(sheet: Sheet) -> None:
     """Lay out two turns that may change only the sign."""
-    tiny, start = bundled(sheet, MASKED_EDIT, 260)
+    sheet.note(MASKED_EDIT, (FIRST, 720, NEXT + TURN_WIDTH, 220))
+    tiny, start = bundled(sheet)
     size = {"width": 128, "height": 128}
-    ground = sheet.add("SolidMask", (FIRST, 760, 200, 110), "Black", value=0.0, **size)
-    paint = sheet.add("SolidMask", (FIRST, 920, 200, 110), "White", value=1.0, width=60, height=32)
+    ground = sheet.add("SolidMask", (0, 430, 220, 110), "Black", value=0.0, **size)
+    paint = sheet.add("SolidMask", (0, 590, 220, 110), "White", value=1.0, width=60, height=32)
     mask = sheet.add(
-        *("MaskComposite", (FIRST + 240, 760, 200, 150), "The mask"),
+        *("MaskComposite", (260, 430, 220, 150), "The mask"),
         destination=ground[0],
         source=paint[0],
         x=34,
         operation="add",
     )
-    show = sheet.add("MaskPreview", (FIRST + 480, 760, 160, 270), mask=mask[0])
+    show = sheet.add("MaskPreview", (260, 630, 220, 260), mask=mask[0])
     one = turn(sheet, (FIRST, 80), "Turn 1", "write OK on the sign", start[0], mask=mask[0])
     two = turn(sheet, (FIRST + NEXT, 80), "Turn 2", "draw a heart on the sign", one[0], mask=mask[0])
     strip = sheet.add("AnchorEditFilmstrip", (1400, 80, 480, TURN_HEIGHT), session=two[0])
@@ -371,7 +373,7 @@ def masked_edit(sheet: Sheet) -> None:
 
 def variations(sheet: Sheet) -> None:
     """Lay out four candidates for a turn, and a turn on the one that is picked."""
-    tiny, start = bundled(sheet, VARIATIONS, 260)
+    tiny, start = bundled(sheet, VARIATIONS, 230)
     candidates = sheet.add(
         *("AnchorEditVariations", (FIRST, 80, 460, TURN_HEIGHT)),
         session=start[0],
@@ -391,7 +393,7 @@ def variations(sheet: Sheet) -> None:
 
 def native_sampler(sheet: Sheet) -> None:
     """Lay out one turn by SamplerCustomAdvanced."""
-    tiny, start = bundled(sheet, NATIVE_SAMPLER, 330)
+    tiny, start = bundled(sheet, NATIVE_SAMPLER, 270)
     words = sheet.add(
         "PrimitiveStringMultiline", (FIRST, 80, 280, 110), "Instruction", value="change the background to blue"
     )
@@ -399,7 +401,7 @@ def native_sampler(sheet: Sheet) -> None:
     apply = sheet.add("AnchorEditApplyMemory", (FIRST, 430, 280, 190), session=start[0], positive=text[0], seed=7)
     guider = sheet.add("BasicGuider", (FIRST + 330, 260, 240, 60), model=apply[0], conditioning=text[0])
     sample = sheet.add(
-        *("SamplerCustomAdvanced", (FIRST + 330, 430, 240, 120)),
+        *("SamplerCustomAdvanced", (FIRST + 330, 390, 240, 350)),
         noise=apply[2],
         guider=guider[0],
         sampler=apply[3],
@@ -421,7 +423,7 @@ def native_sampler(sheet: Sheet) -> None:
 
 def save_and_go_on(sheet: Sheet) -> None:
     """Lay out a session that is saved, and continued from its file."""
-    tiny, start = bundled(sheet, SAVE_AND_GO_ON, 340)
+    tiny, start = bundled(sheet, SAVE_AND_GO_ON, 290)
     one = turn(sheet, (FIRST, 80), "Turn 1", "change the background to blue", start[0])
     two = turn(sheet, (FIRST + NEXT, 80), "Turn 2", "write OK on the sign", one[0])
     name = "AnchorEdit/my_session"
@@ -432,20 +434,21 @@ def save_and_go_on(sheet: Sheet) -> None:
         filename_prefix=name,
         existing="overwrite",
     )
+    again = sheet.add("AnchorEditLoadTiny", (FIRST - 300, 800, 250, 110))
     load = sheet.add(
         *("AnchorEditLoadSession", (FIRST, 800, 300, 190)),
         file=f"{name}.safetensors [output]",
-        model=tiny[0],
-        clip=tiny[1],
-        vae=tiny[2],
+        model=again[0],
+        clip=again[1],
+        vae=again[2],
     )
     three = turn(sheet, (FIRST + NEXT, 800), "Turn 3", "change the light to sunset", load[0])
     whole = sheet.add("AnchorEditFilmstrip", (FIRST + 2 * NEXT, 800, 440, TURN_HEIGHT), session=three[0])
     export = sheet.add("AnchorEditExportTurns", (FIRST + 2 * NEXT + 480, 800, 300, 540), session=three[0])
     sheet.group("An image", GREY, tiny, start)
     sheet.group("Today", BLUE, one, two, save, strip)
-    sheet.group("Another day", PINK, load, three, whole, export)
-    sheet.mute(load, three, whole, export)
+    sheet.group("Another day", PINK, again, load, three, whole, export)
+    sheet.mute(again, load, three, whole, export)
 
 
 def wan_setup(sheet: Sheet) -> None:
@@ -453,22 +456,20 @@ def wan_setup(sheet: Sheet) -> None:
     setup = SETUPS[sheet.name]
     names = {"text": TEXT_ENCODER, "vae": VAE, "files": COMFY_ORG}
     note = WAN_SETUP.format(title=sheet.name, model=setup.model, plain=setup.plain, memory=setup.memory, **names)
-    sheet.note(note, (0, 740, 1000, 380))
-    files = [
-        (TEXT_ENCODER, f"{COMFY_ORG}/text_encoders/{TEXT_ENCODER}", "text_encoders"),
-        (VAE, f"{COMFY_ORG}/vae/{VAE}", "vae"),
-    ]
+    sheet.note(note, (440, 720, 1000, 330))
     model = sheet.add("AnchorEditLoadModel", (0, 80, 300, 220), model_name=setup.plain)
-    clip = sheet.add("CLIPLoader", (0, 440, 300, 110), models=files[:1], clip_name=TEXT_ENCODER, type="wan")
-    vae = sheet.add("VAELoader", (0, 612, 300, 60), models=files[1:], vae_name=VAE)
-    image = sheet.add("LoadImage", (400, 80, 260, 330), image="example.png")
-    policy = sheet.add("AnchorEditMemoryPolicy", (760, 330, 260, 290), model=model[0], image=image[0], **setup.policy)
+    clip = sheet.add("CLIPLoader", (0, 440, 300, 110), clip_name=TEXT_ENCODER, type="wan")
+    vae = sheet.add("VAELoader", (0, 612, 300, 60), vae_name=VAE)
+    for loader, name, folder in ((clip, TEXT_ENCODER, "text_encoders"), (vae, VAE, "vae")):
+        sheet.download(loader, name, f"{COMFY_ORG}/{folder}/{name}", folder)
+    image = sheet.add("LoadImage", (0, 790, 300, 330), image="example.png")
+    policy = sheet.add("AnchorEditMemoryPolicy", (440, 330, 260, 290), model=model[0], image=image[0], **setup.policy)
     networks = {"model": model[0], "clip": clip[0], "vae": vae[0]}
-    start = sheet.add("AnchorEditStart", (760, 80, 260, 170), image=image[0], policy=policy[0], **networks)
-    one = turn(sheet, (1120, 80), "Turn 1", "make the sky a sunset", start[0])
-    two = turn(sheet, (1120 + NEXT, 80), "Turn 2", "add a red scarf", one[0])
-    strip = sheet.add("AnchorEditFilmstrip", (1860, 80, 520, TURN_HEIGHT), session=two[0], size=512)
-    save = sheet.add("SaveImage", (1860, 740, 520, 380), images=two[1], filename_prefix="AnchorEdit")
+    start = sheet.add("AnchorEditStart", (440, 80, 260, 170), image=image[0], policy=policy[0], **networks)
+    one = turn(sheet, (800, 80), "Turn 1", "make the sky a sunset", start[0])
+    two = turn(sheet, (800 + NEXT, 80), "Turn 2", "add a red scarf", one[0])
+    strip = sheet.add("AnchorEditFilmstrip", (1540, 80, 520, TURN_HEIGHT), session=two[0], size=512)
+    save = sheet.add("SaveImage", (1540, 740, 520, 380), images=two[1], filename_prefix="AnchorEdit")
     sheet.group("1  Files", PINK, model, clip, vae)
     sheet.group("2  Your image", GREY, image)
     sheet.group("3  Session", GREY, policy, start)

@@ -3,7 +3,7 @@
 
 import { app } from "../../scripts/app.js"
 import { addStrip } from "./filmstrip.js"
-import { addNextTurnButton, givesSession, nextTurnMenuItem } from "./next_turn.js"
+import { addNextTurn, givesSession } from "./next_turn.js"
 import { readWords } from "./words.js"
 
 app.registerExtension({
@@ -11,15 +11,7 @@ app.registerExtension({
     init: readWords,
     nodeCreated(node) {
         const kind = node.constructor.comfyClass ?? ""
-        if (kind.startsWith("AnchorEdit") && givesSession(node)) {
-            addNextTurnButton(node)
-            const inherited = node.getExtraMenuOptions
-            node.getExtraMenuOptions = function (canvas, options) {
-                const more = inherited?.apply(this, arguments)
-                options.unshift(nextTurnMenuItem(this), null)
-                return more
-            }
-        }
+        if (kind.startsWith("AnchorEdit") && givesSession(node)) addNextTurn(node)
         if (kind === "AnchorEditFilmstrip") addStrip(node)
     },
 })

@@ -30,7 +30,7 @@ export function addStrip(node) {
 class Strip {
     constructor(node) {
         this.node = node
-        this.split = null // 0..1 from the left, where the pictures meet; null: the turn's own picture alone
+        this.split = null // 0..1 from the left, where the images meet; null: the turn's own image alone
         this.before = make("img", "before", { draggable: false })
         this.now = make("img", "now", { draggable: false })
         this.line = make("div", "line")
@@ -62,7 +62,7 @@ class Strip {
         this.show()
     }
 
-    /** The pictures of a run: stays at the turn that was looked at, or goes to the newest if there are more. */
+    /** Takes the images of a run: stays at the turn that was looked at, or goes to the newest if there are more. */
     take(turns) {
         if (!turns?.length) return
         const { turns: known, turn } = this.state
@@ -91,7 +91,7 @@ class Strip {
         this.drawThumbs(turns, turn)
     }
 
-    /** A file of the host that is gone shows as a line of text, never as a broken picture. */
+    /** A file of the host that is gone shows as a line of text, never as a broken image. */
     draw(image, file) {
         const url = file ? urlOf(file) : ""
         if (image.dataset.url === url) return

@@ -18,12 +18,12 @@ class FrameKV:
     """Hold the K/V of one frame, a pair [1, L, H, D] per layer; keys are normed and rotated in space only.
 
     They may lie on another device and in another dtype than the model computes in; attention converts them at use.
-    `rounding` is the relative error (root mean square) that a narrower dtype has caused, 0 where none was rounded.
+    `quantization_error` is the relative error (RMS) that a narrower dtype has caused, 0 without one.
     """
 
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
-    rounding: float = 0.0
+    quantization_error: float = 0.0
 
     @property
     def nbytes(self) -> int:
@@ -36,31 +36,32 @@ class FrameKV:
     def to(self, device: torch.device | str, pinned: bool = False) -> FrameKV:
         """Return the same K/V on a device; itself if it is there already.
 
-        `pinned` main memory can be copied while a GPU computes.
+        `pinned` system RAM can be copied while a GPU computes.
         """
         device = torch.device(device)
         if device == self.device:
             return self
-        return self._map(lambda tensor: _pinned(tensor.to(device)) if pinned else tensor.to(device), self.rounding)
+        move = (lambda tensor: _pinned(tensor.to(device))) if pinned else (lambda tensor: tensor.to(device))
+        return self._map(move, self.quantization_error)
 
-    def rounded(self, dtype: torch.dtype | None) -> FrameKV:
+    def quantized(self, dtype: torch.dtype | None) -> FrameKV:
         """Return the same K/V in `dtype`; itself if it is in that already, or for None."""
         before = self.keys[0].dtype
         if dtype in (None, before):
             return self
         largest = torch.finfo(dtype).max
         if torch.finfo(dtype).eps <= torch.finfo(before).eps:
-            return self._map(lambda tensor: tensor.to(dtype), self.rounding)
+            return self._map(lambda tensor: tensor.to(dtype), self.quantization_error)
         rounded = self._map(lambda tensor: tensor.clamp(-largest, largest).to(dtype), 0.0)  # float8 would make it NaN
         pairs = zip((*rounded.keys, *rounded.values), (*self.keys, *self.values))
         error, energy = (
             torch.stack(sums).sum()
             for sums in zip(*((((a.float() - b.float()) ** 2).sum(), (b.float() ** 2).sum()) for a, b in pairs))
         )
-        return replace(rounded, rounding=math.hypot(self.rounding, (error / energy).sqrt().item()))
+        return replace(rounded, quantization_error=math.hypot(self.quantization_error, (error / energy).sqrt().item()))
 
-    def _map(self, change: Callable[[Tensor], Tensor], rounding: float) -> FrameKV:
-        return FrameKV(tuple(map(change, self.keys)), tuple(map(change, self.values)), rounding)
+    def _map(self, change: Callable[[Tensor], Tensor], quantization_error: float) -> FrameKV:
+        return FrameKV(tuple(map(change, self.keys)), tuple(map(change, self.values)), quantization_error)
 
 
 def _pinned(tensor: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ class KVCacheManager:
     """Give one model the K/V of a session's visible turns.
 
     encode_frame      one forward at t = 0
-    identity          names everything that the numbers depend on: weights, patches, compute dtype
+    fingerprint       hashes or names all that the K/V depend on: weights, patches, compute dtype
     device            where the model runs
     max_device_bytes  how much the visible K/V may take there when `KVCacheConfig.device` is "auto" (None: no limit)
     on_encode         called before the first frame that has to be encoded and after each
@@ -40,7 +40,7 @@ class KVCacheManager:
     def __init__(
         self,
         encode_frame: EncodeFrame,
-        identity: str,
+        fingerprint: str,
         edit: EditConfig,
         store: KVStore,
         device: torch.device | str = "cpu",
@@ -48,7 +48,7 @@ class KVCacheManager:
         on_encode: OnEncode | None = None,
     ):
         self.encode_frame = encode_frame
-        self.identity = identity
+        self.fingerprint = fingerprint
         self.edit = edit
         self.store = store
         self.device = device
@@ -69,7 +69,7 @@ class KVCacheManager:
     def commit(self, memory: AnchorMemory, turn: Turn, config: KVCacheConfig | None = None) -> AnchorMemory:
         """Commit a turn and, where history streams, encode it at once with what is visible now."""
         config = config or memory.kv_cache
-        after = memory.commit(turn, self.identity)
+        after = memory.commit(turn, self.fingerprint)
         view = after.view(self.edit.slot_mode)
         if memory.policy.history == "stream" and memory.last + 1 in view.frames:
             self._materialise(after, self._plan(after, view, turn.text, config), config)
@@ -102,7 +102,7 @@ class KVCacheManager:
         turn = memory.turns[frame]
         text, text_digest, rows = anchor_prompt if frame == 0 else (turn.text, turn.text_digest, None)
         seen = [plan.key_of[number] for number in view.frames]
-        depends_on = [self.identity, self.edit.temporal_stride, config.dtype, turn.latent_digest, text_digest, rows]
+        depends_on = [self.fingerprint, self.edit.temporal_stride, config.dtype, turn.latent_digest, text_digest, rows]
         depends_on += [view.slots, view.slot, seen]
         key = hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()
         plan.key_of[frame] = key
@@ -144,7 +144,7 @@ class KVCacheManager:
 
     def _placed(self, kv: FrameKV, memory: AnchorMemory, config: KVCacheConfig) -> FrameKV:
         """Convert K/V to the dtype and device that `config` asks for."""
-        kv = kv.rounded(None if config.dtype == "auto" else getattr(torch, config.dtype))
+        kv = kv.quantized(None if config.dtype == "auto" else getattr(torch, config.dtype))
         visible = kv.nbytes * (memory.policy.anchor_frames + memory.policy.window)
         crowded = config.device == "auto" and self.max_device_bytes is not None and visible > self.max_device_bytes
         if config.device == "cpu" or crowded:

@@ -59,7 +59,7 @@ class KVStore:
         return sum(kv.nbytes for kv in self._entries.values() if kv.device == device)
 
     def offload(self, device: torch.device) -> None:
-        """Move all entries that lie on a device to main memory; none is evicted."""
+        """Move all entries that lie on a device to system RAM; none is evicted."""
         for key, kv in self._entries.items():
             if kv.device == device:
                 self._entries[key] = kv.to("cpu")

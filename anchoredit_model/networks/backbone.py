@@ -1,6 +1,6 @@
 """What a pipeline needs of the network that predicts the flow, and our transformer as one.
 
-The host's own network is another backbone of the same pipeline: `nodes/host/model.py`.
+The host's own network is another backbone of the same pipeline: `nodes/host/wan/model.py`.
 
 Legend: B batch, C latent channels, h w latent size, T text rows, E text width.
 """
@@ -29,13 +29,13 @@ _CONTEXTS = 3  # texts whose K/V are kept: the instruction's, the null prompt's,
 class Backbone(Protocol):
     """Predict flows and encode frames.
 
-    identity          names everything that the numbers depend on: weights, patches, compute dtype
+    fingerprint       hashes or names all that the K/V depend on: weights, patches, compute dtype
     max_device_bytes  how much K/V may take beside the weights on `device` (None: no limit)
     """
 
     config: TransformerConfig
     edit: EditConfig
-    identity: str
+    fingerprint: str
 
     @property
     def max_device_bytes(self) -> int | None: ...
@@ -72,7 +72,7 @@ class TransformerBackbone:
         self.edit = edit or EditConfig()
         weight = next(transformer.parameters())
         sizes = json.dumps(self.config.to_json())  # the same weights may be cut into other heads
-        self.identity = f"{fingerprint(transformer)} {sizes} {weight.dtype} {weight.device.type}"
+        self.fingerprint = f"{fingerprint(transformer)} {sizes} {weight.dtype} {weight.device.type}"
         self._contexts: deque[tuple[Tensor, int | None, TextContext]] = deque(maxlen=_CONTEXTS)
 
     @property

@@ -1,121 +1,100 @@
-"""Finished runs side by side: a page to read, and the same figures for programs.
+"""Compare finished runs: a page to read, and every metric for programs.
 
-    python -m benchmark compare runs/ablation --out runs/report
-    python -m benchmark compare runs/pipeline runs/decode-reencode --out runs/report --into README.md
+    python -m benchmark compare runs/ablation --out runs/comparison
+    python -m benchmark compare runs/pipeline runs/decode-reencode --out runs/comparison --into docs/benchmark.md
 
-Runs of the same sessions stand in one table; those that differ in their sampling seed alone are pooled (`pooled.py`).
-DIR/report.html is one file with tables, plots and filmstrips; DIR/report.json and DIR/report.csv hold every figure.
-`--into FILE` writes the tables into a Markdown file, in place of what is between its lines `<!-- benchmark -->` and
-`<!-- end of benchmark -->`.
+Runs of the same sessions share a table, in which the first is the baseline; runs that differ in their sampling seed
+alone are pooled. OUT/comparison.html is one file with tables, plots and filmstrips; OUT/comparison.json and
+OUT/comparison.csv hold every metric. `--into FILE` writes the tables into a Markdown file, between its lines
+`<!-- benchmark -->` and `<!-- end of benchmark -->`.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from anchoredit_model.atomic_write import atomic_write
 from anchoredit_model.errors import AnchorEditError
 
 from ..run_folder import write_json
-from ..suites.similarity import SIMILARITIES
-from .editor_runs import Comparison, Group, find_comparisons
+from .editor_runs import Comparison, EditorRuns, find_comparisons
+from .markdown import interval_text, markdown_table, mean_text
 from .page import draw_page
-from .run_report import PROBES_RIGHT
 from .statistics import Interval
 
-_TURNS = (1, 3, 6, 12, 24, 50)  # in a table, and the last one
-_SIMILAR = tuple(SIMILARITIES)
-_CHAIN = 6  # SR@k in a table
-_LAST = ("identity", "untouched", "persistence")  # of the last turn
-Unit = tuple[int, int]  # what a figure is multiplied by, and digits behind the point
-_PERCENT, _AMOUNT = (100, 1), (1, 2)
+_TURNS = (1, 3, 6, 12, 24, 50)  # columns of a table, besides the last turn
+_CHAIN = 6  # k of SR@k in a table
 _BEGIN, _END = "<!-- benchmark -->", "<!-- end of benchmark -->"
 
 
-def main(argv: list[str]) -> int:
-    args = _parser().parse_args(argv)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", type=Path, nargs="+", metavar="DIR", help="folders of runs, or folders that hold such")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the comparison")
+    parser.add_argument("--into", type=Path, metavar="FILE", help="Markdown file to write the tables into")
+
+
+def main(args: argparse.Namespace) -> int:
     comparisons = find_comparisons(args.runs)
-    write_report(comparisons, args.out)
+    tables = write_comparisons(comparisons, args.out)
     if args.into:
-        _write_into(
-            args.into, "\n".join(f"{comparison.title}:\n\n{markdown(comparison)}" for comparison in comparisons)
-        )
-    for comparison in comparisons:
-        print(f"{comparison.title}\n\n{markdown(comparison)}")
-    print(f"{args.out / 'report.html'}")
+        _write_into(args.into, tables)
+    print(tables)
+    print(args.out / "comparison.html")
     return 0
 
 
-def write_report(comparisons: Sequence[Comparison], folder: Path) -> None:
-    """report.json, report.csv and report.html of these comparisons."""
-    write_json([_as_json(comparison) for comparison in comparisons], folder / "report.json")
-    for name, text in (("report.csv", _as_csv(comparisons)), ("report.html", draw_page(comparisons, table))):
-        with atomic_write(folder / name, "report") as unfinished:
-            unfinished.write_text(text, encoding="utf-8")
+def write_comparisons(comparisons: Sequence[Comparison], folder: Path) -> str:
+    """Write comparison.json, .csv and .html; return the tables as Markdown."""
+    tables = [comparison_table(comparison) for comparison in comparisons]
+    write_json([_as_json(comparison) for comparison in comparisons], folder / "comparison.json")
+    csv = pd.DataFrame([row for comparison in comparisons for row in _rows(comparison)]).to_csv(index=False)
+    for name, text in (("comparison.csv", csv), ("comparison.html", draw_page(comparisons, tables))):
+        with atomic_write(folder / name, "comparison") as unfinished:
+            unfinished.write_text(text, encoding="utf-8", newline="\n")
+    return "\n".join(
+        f"{comparison.title}:\n\n{markdown_table(list(table), table.itertuples(index=False))}"
+        for comparison, table in zip(comparisons, tables)
+    )
 
 
-def table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """Return the heads and rows of a comparison's table."""
-    return (_photo_table if comparison.settings["suite"] == "photos" else _studio_table)(comparison)
+def comparison_table(comparison: Comparison) -> pd.DataFrame:
+    """Return a row of texts per editor; shares are in percent."""
+    layout, baseline = comparison.layout, comparison.baseline
+    spec = layout.metrics[layout.main].axis.format
+    counted = [turn for turn, value in enumerate(baseline.by_turn[layout.main], start=1) if value]
+    last = counted[-1] if counted else comparison.settings["turns"]
+    shown = sorted({min(counted, key=lambda turn: abs(turn - wanted)) for wanted in (*_TURNS, last)}) if counted else []
+
+    def at(metric: str, turn: int) -> Callable[[EditorRuns], str]:
+        return lambda editor: mean_text(editor.by_turn[metric][turn - 1], layout.metrics[metric].axis.format)
+
+    def difference(editor: EditorRuns) -> str:
+        return "" if editor is baseline else interval_text(editor.difference(baseline), f"+{spec}")
+
+    columns: dict[str, Callable[[EditorRuns], str]] = {"editor": lambda editor: editor.name}
+    columns |= {f"{layout.head} {turn}": at(layout.main, turn) for turn in shown}
+    columns |= {"all turns": lambda editor: interval_text(editor.overall, spec), "vs. baseline": difference}
+    if "SR@k" in layout.metrics:
+        k = min(_CHAIN, last)
+        columns[f"SR@{k}"] = at("SR@k", k)
+    for name, metric in layout.metrics.items():
+        if metric.in_last and comparison.has(name):
+            columns[f"{name.removeprefix('drift: ')} at {last}"] = at(name, last)
+    if "change" in layout.metrics:
+        columns["change per turn"] = lambda editor: f"{_mean(editor.by_turn['change']):.3f}"
+    columns["s per turn"] = lambda editor: f"{sum(editor.seconds_by_turn) / len(editor.seconds_by_turn):.3f}"
+    editors = comparison.editors
+    return pd.DataFrame({head: [cell(editor).replace("%", "") for editor in editors] for head, cell in columns.items()})
 
 
-def _studio_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """Success in percent."""
-    turns = comparison.settings["turns"]
-    shown = sorted({turn for turn in (*_TURNS, turns) if turn <= turns})
-    chain = min(_CHAIN, turns)
-    heads = ["editor", *(f"turn {turn}" for turn in shown), "all turns", "against the first"]
-    last = [*_LAST, *([PROBES_RIGHT] if any(comparison.groups[0].by_turn[PROBES_RIGHT]) else [])]
-    heads += [f"SR@{chain}", *(f"{name} at {turns}" for name in last), "s per turn"]
-    rows = []
-    for group in comparison.groups:
-        by_turn = group.by_turn
-        first = group is comparison.groups[0]
-        row = [group.name, *(_mean(by_turn["success"][turn - 1], _PERCENT) for turn in shown)]
-        row += [_between(group.overall, _PERCENT)]
-        row += ["" if first else _between(group.against(comparison.groups[0]), _PERCENT, "+")]
-        row += [_mean(by_turn["SR@k"][chain - 1], _PERCENT)]
-        row += [_mean(by_turn[name][-1], _PERCENT) for name in last]
-        rows.append([*row, f"{sum(group.seconds_by_turn) / turns:.3f}"])
-    return heads, rows
-
-
-def _photo_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """Drift of colour where it is known, and at the last such turn what else has drifted."""
-    known = [
-        turn for turn, figure in enumerate(comparison.groups[0].by_turn.get("drift: delta_e", ()), start=1) if figure
-    ]
-    shown = sorted({min(known, key=lambda turn: abs(turn - wanted)) for wanted in _TURNS[1:]}) if known else []
-    last = known[-1] if known else comparison.settings["turns"]
-    measured = ["drift: sharpness", "drift: shift", "drift: ssim_loss"]
-    measured += [name for name in _SIMILAR if any(name in group.by_turn for group in comparison.groups)]
-    heads = ["editor", *(f"delta E at {turn}" for turn in shown), "all known turns", "against the first"]
-    heads += [f"{name.removeprefix('drift: ')} at {last}" for name in measured] + ["change of a turn", "s per turn"]
-    rows = []
-    for group in comparison.groups:
-        by_turn = group.by_turn
-        row = [group.name, *(_mean(by_turn["drift: delta_e"][turn - 1], _AMOUNT) for turn in shown)]
-        row += [
-            _between(group.overall, _AMOUNT),
-            "" if group is comparison.groups[0] else _between(group.against(comparison.groups[0]), _AMOUNT, "+"),
-        ]
-        row += [_mean(by_turn[name][last - 1], _AMOUNT) if name in by_turn else "-" for name in measured]
-        changes = [figure["mean"] for figure in by_turn["change"] if figure]
-        seconds = group.seconds_by_turn
-        rows.append([*row, f"{sum(changes) / len(changes):.2f}", f"{sum(seconds) / len(seconds):.3f}"])
-    return heads, rows
-
-
-def markdown(comparison: Comparison) -> str:
-    """Return the same as a Markdown table."""
-    heads, rows = table(comparison)
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+def _mean(by_turn: Sequence[Interval | None]) -> float:
+    means = [value["mean"] for value in by_turn if value]
+    return sum(means) / len(means)
 
 
 def _write_into(path: Path, text: str) -> None:
@@ -126,69 +105,38 @@ def _write_into(path: Path, text: str) -> None:
     before, begin, rest = page.partition(_BEGIN + "\n")
     _, end, after = rest.partition(_END)
     if not begin or not end:
-        raise AnchorEditError(f"'{path}' has no place for the tables", f"Put in the lines {_BEGIN} and {_END}")
+        raise AnchorEditError(f"'{path}' must have the lines {_BEGIN} and {_END}", "Add them where the tables belong")
     with atomic_write(path, "page") as unfinished:
         unfinished.write_text(before + begin + "\n" + text + "\n" + end + after, encoding="utf-8")
 
 
 def _as_json(comparison: Comparison) -> dict[str, Any]:
-    first = comparison.groups[0]
+    baseline = comparison.baseline
     return {
         **comparison.settings,
-        "groups": [
+        "editors": [
             {
-                "name": group.name,
-                "runs": [str(run.folder) for run in group.runs],
-                "settings": group.runs[0].settings,
-                "by_turn": group.by_turn,
-                "overall": group.overall,
-                "absent": group.absent,
-                "against_first": None if group is first else group.against(first),
-                "cost": {"seconds_by_turn": group.seconds_by_turn},
+                "name": editor.name,
+                "runs": [str(run.folder) for run in editor.runs],
+                "settings": editor.runs[0].settings,
+                "by_turn": editor.by_turn,
+                "overall": editor.overall,
+                "vs_baseline": None if editor is baseline else editor.difference(baseline),
+                "absent": editor.absent,
+                "seconds_by_turn": editor.seconds_by_turn,
             }
-            for group in comparison.groups
+            for editor in comparison.editors
         ],
     }
 
 
-def _as_csv(comparisons: Sequence[Comparison]) -> str:
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["suite", "protocol", "turns", "sessions", "editor", "figure", "turn", "mean", "low", "high"])
-    for comparison in comparisons:
-        sessions = [comparison.settings[name] for name in ("suite", "protocol", "turns", "sessions")]
-        for group in comparison.groups:
-            writer.writerows([*sessions, *row] for row in _rows(group))
-    return out.getvalue()
-
-
-def _rows(group: Group) -> list[list[Any]]:
-    rows: list[list[Any]] = []
-    for name, figures in group.by_turn.items():
-        for turn, figure in enumerate(figures, start=1):
-            rows.append([group.name, name, turn, *((figure or {}).get(key, "") for key in ("mean", "low", "high"))])
-    seconds = group.seconds_by_turn
-    return rows + [[group.name, "seconds", turn, value, "", ""] for turn, value in enumerate(seconds, start=1)]
-
-
-def _mean(figure: Interval | None, unit: Unit) -> str:
-    scale, digits = unit
-    return f"{scale * figure['mean']:.{digits}f}" if figure else "-"
-
-
-def _between(figure: Interval | None, unit: Unit, sign: str = "") -> str:
-    if not figure:
-        return "-"
-    scale, digits = unit
-    mean, low, high = (f"{scale * figure[key]:{sign}.{digits}f}" for key in ("mean", "low", "high"))
-    return f"{mean} ({low} to {high})"
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmark compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("runs", type=Path, nargs="+", help="folders of runs, or folders that hold such")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the report")
-    parser.add_argument("--into", type=Path, metavar="FILE", help="Markdown file to write the tables into")
-    return parser
+def _rows(comparison: Comparison) -> list[dict[str, Any]]:
+    """Return the rows of comparison.csv: a value per editor, metric and turn."""
+    sessions = {name: comparison.settings[name] for name in ("suite", "protocol", "turns", "sessions")}
+    rows = []
+    for editor in comparison.editors:
+        seconds: list[Interval | None] = [{"mean": value} for value in editor.seconds_by_turn]
+        for metric, values in {**editor.by_turn, "seconds": seconds}.items():
+            for turn, value in enumerate(values, start=1):
+                rows.append({**sessions, "editor": editor.name, "metric": metric, "turn": turn, **(value or {})})
+    return rows

@@ -1,10 +1,8 @@
-"""Runs of the same sessions side by side: those that differ in nothing but the noise are pooled.
+"""Finished runs, grouped for comparison: by their sessions, then by editor.
 
-A *group* is one editor under one name; its runs, one per sampling seed, count as more turns of the same sessions, so
-that the intervals stay honest about how few scenes there are. Groups of the same sessions make a `Comparison`, in which
-each is also compared with the first, session by session.
-
-Legend: S sampling seeds, N sessions, T turns.
+`EditorRuns` are the runs of one editor on the same sessions, one per sampling seed. They count as more turns of the
+same sessions, so that the intervals reflect how few sessions there are. A `Comparison` is several editors on the same
+sessions; the first is the baseline.
 """
 
 from __future__ import annotations
@@ -17,25 +15,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from torch import Tensor
 
 from anchoredit_model.errors import AnchorEditError
 
 from ..run_folder import RunFolder, read_json
-from .photo_report import by_photo
-from .run_report import by_session
+from .layouts import LAYOUTS, Layout
+from .metrics import intervals_by_turn, turn_table
+from .run_report import absent_similarities
 from .statistics import Interval, intervals, paired_difference
 
-# What says which sessions they are.
-_SESSIONS = ("suite", "protocol", "turns", "sessions", "seed", "languages", "size", "area", "photos")
-_TABLES = {"studio": by_session, "photos": by_photo}
-_MAIN = {"studio": "success", "photos": "drift: delta_e"}  # what editors are compared by
-_ONE_OF_SEVERAL = re.compile(r"(.+-)?seed-\d+")  # the folder of one run of a group
+# The settings that say which sessions a run is about.
+_SESSIONS = ("suite", "protocol", "turns", "sessions", "seed", "languages", "size", "resolution", "photos")
+_SEED_FOLDER = re.compile(r"(.+-)?seed-\d+")  # of one of several runs of an editor
 
 
 @dataclass(frozen=True)
 class Run:
-    """One finished run and its folder."""
+    """Hold the folder and the report of one finished run."""
 
     folder: Path
     report: dict[str, Any]
@@ -50,118 +48,122 @@ class Run:
         return [opened.record(name) for name in opened.names]
 
     def images(self, session: int) -> list[Tensor]:
-        """Images [3, H, W] of a session, the source first."""
+        """Load the images [3, H, W] of a session, the source first."""
         opened = RunFolder(self.folder, self.settings)
         return opened.images(opened.names[session])
 
 
 @dataclass(frozen=True)
-class Group:
-    """Runs of one editor on the same sessions, one per sampling seed."""
+class EditorRuns:
+    """Pool the runs of one editor on the same sessions."""
 
     name: str
     runs: tuple[Run, ...]
 
+    @property
+    def layout(self) -> Layout:
+        return LAYOUTS[self.runs[0].settings["suite"]]
+
     @cached_property
-    def tables(self) -> dict[str, np.ndarray]:
-        """Every figure, [S, N, T]."""
-        tables = [_TABLES[run.settings["suite"]](run.records) for run in self.runs]
-        return {name: np.stack([table[name] for table in tables]) for name in tables[0]}
+    def turns(self) -> pd.DataFrame:
+        """A column per metric, a row per run, session and turn."""
+        tables = [turn_table(run.records, self.layout.metrics) for run in self.runs]
+        return pd.concat(tables, keys=range(len(tables)), names=["run"])
 
     @cached_property
     def by_turn(self) -> dict[str, list[Interval | None]]:
-        """Every figure by turn, over sessions and seeds."""
-        return {name: intervals(*_sums(table)) for name, table in self.tables.items()}
+        """Every metric by turn, over sessions and runs."""
+        return intervals_by_turn(self.turns)
 
     @property
     def overall(self) -> Interval | None:
-        """The main figure over all turns: success, or the drift of colour."""
+        """The main metric over all turns."""
         totals, counts = self._totals
         return intervals(totals[:, None], counts[:, None])[0]
 
     @property
     def absent(self) -> list[str]:
-        """Measures that no weights were given for."""
-        return self.runs[0].report.get("absent", [])
+        return absent_similarities(self.runs[0].settings)
 
     @property
     def seconds_by_turn(self) -> list[float]:
         return np.median([run.report["cost"]["seconds_by_turn"] for run in self.runs], axis=0).tolist()
 
-    def against(self, other: Group) -> Interval | None:
-        """Return the main figure over all turns, minus the other's."""
-        (mine, my_counts), (its, its_counts) = self._totals, other._totals
-        return paired_difference((mine, its), (my_counts, its_counts))
+    def difference(self, baseline: EditorRuns) -> Interval | None:
+        """Return the main metric over all turns, minus that of the baseline, session by session."""
+        return paired_difference(self._totals, baseline._totals)
 
     @property
     def _totals(self) -> tuple[np.ndarray, np.ndarray]:
-        """Per session the sum of the main figure and how many turns have it, [N] each."""
-        name = _MAIN[self.runs[0].settings["suite"]]
-        if name not in self.tables:  # photos of which no turn is known
-            return np.zeros(len(self.runs[0].records)), np.zeros(len(self.runs[0].records))
-        totals, counts = _sums(self.tables[name])
-        return totals.sum(axis=1), counts.sum(axis=1)
+        """The sum of the main metric and the number of turns that have it, [N] each, per session."""
+        sessions = self.turns[self.layout.main].groupby("session")
+        return sessions.sum().to_numpy(), sessions.count().to_numpy()
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Groups on the same sessions."""
+    """Hold several editors on the same sessions; the first is the baseline."""
 
     settings: dict[str, Any]
-    groups: tuple[Group, ...]
+    editors: tuple[EditorRuns, ...]
+
+    @property
+    def baseline(self) -> EditorRuns:
+        return self.editors[0]
+
+    @property
+    def layout(self) -> Layout:
+        return self.baseline.layout
 
     @property
     def title(self) -> str:
-        of = "photos, " if self.settings["suite"] == "photos" else ""
-        return of + "{protocol}, {turns} turns, {sessions} sessions".format(**self.settings)
+        suite = "photos, " if self.settings["suite"] == "photos" else ""
+        return suite + "{protocol}, {turns} turns, {sessions} sessions".format(**self.settings)
+
+    def has(self, metric: str) -> bool:
+        """Return whether any editor has values of a metric."""
+        return any(any(editor.by_turn[metric]) for editor in self.editors)
 
 
 def find_comparisons(folders: Sequence[Path]) -> list[Comparison]:
-    """All finished runs in these folders, by what they ran on. Raises AnchorEditError if there is none.
+    """Group all finished runs in these folders by their sessions. Raises AnchorEditError if there is none.
 
     A run is named by its folders below the given one. Runs in folders `...seed-0`, `...seed-1` of one folder are pooled
-    under the name of that folder; an AnchorEditError says if they differ in more than their sampling seeds.
+    under the name of that folder; they must differ in nothing but their sampling seeds.
     """
-    runs: dict[str, dict[str, list[Run]]] = {}
+    found: dict[str, dict[str, list[Run]]] = {}
     for folder in folders:
         for path in sorted(folder.rglob("report.json")):
             report = read_json(path)
-            if isinstance(report, dict) and "drift_by_turn" in report:
+            if isinstance(report, dict) and "editor_settings" in report.get("settings", ()):
                 sessions = repr([report["settings"].get(name) for name in _SESSIONS])
-                runs.setdefault(sessions, {}).setdefault(_name(path.parent, folder), []).append(
-                    Run(path.parent, report)
-                )
-    if not runs:
+                runs = found.setdefault(sessions, {}).setdefault(_name(path.parent, folder), [])
+                runs.append(Run(path.parent, report))
+    if not found:
         names = ", ".join(f"'{folder}'" for folder in folders)
-        raise AnchorEditError(f"no finished run in {names}", "Give folders that `python -m benchmark run` has filled")
+        raise AnchorEditError(f"no finished run in {names}", "Give folders that `python -m benchmark run` has written")
     comparisons = []
-    for named in runs.values():
-        groups = tuple(_group(name, found) for name, found in named.items())
-        settings = groups[0].runs[0].settings
-        comparisons.append(Comparison({name: settings.get(name) for name in _SESSIONS}, groups))
+    for named in found.values():
+        editors = tuple(_pooled(name, runs) for name, runs in named.items())
+        settings = editors[0].runs[0].settings
+        comparisons.append(Comparison({name: settings.get(name) for name in _SESSIONS}, editors))
     return comparisons
 
 
 def _name(folder: Path, root: Path) -> str:
-    folder = folder.parent if folder != root and _ONE_OF_SEVERAL.fullmatch(folder.name) else folder
+    folder = folder.parent if folder != root and _SEED_FOLDER.fullmatch(folder.name) else folder
     return " / ".join(folder.relative_to(root).parts) or root.resolve().name
 
 
-def _group(name: str, runs: Sequence[Run]) -> Group:
-    def asked(run: Run) -> tuple:
+def _pooled(name: str, runs: Sequence[Run]) -> EditorRuns:
+    def editor(run: Run) -> tuple:
         settings = run.settings
         return settings["editor"], {**settings["editor_settings"], "sampling_seed": None}, settings.get("similarities")
 
     for run in runs:
-        if asked(run) != asked(runs[0]):
+        if editor(run) != editor(runs[0]):
             raise AnchorEditError(
-                f"'{runs[0].folder}' and '{run.folder}' are both '{name}' but of different editors or measures",
+                f"'{runs[0].folder}' and '{run.folder}' are both '{name}' but differ in editor or similarity models",
                 "Give folders of other names",
             )
-    return Group(name, tuple(runs))
-
-
-def _sums(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return sums and counts [N, T] over the seeds of a table [S, N, T], NaN left out."""
-    table = np.asarray(table, dtype=np.float64)
-    return np.nansum(table, axis=0), (~np.isnan(table)).sum(axis=0)
+    return EditorRuns(name, tuple(runs))

@@ -1,82 +1,54 @@
-"""Figures over sessions, with bootstrap intervals: https://doi.org/10.1214/aos/1176344552 (Efron 1979), percentiles.
+"""Statistics over sessions, with 95 % bootstrap intervals (Efron 1979, https://doi.org/10.1214/aos/1176344552).
 
-Sessions are what is drawn again, not turns: the turns of one session are not independent of each other.
+Sessions are resampled, not turns: the turns of one session are not independent. `scipy.stats.bootstrap` would return
+NaN where one resample has no turn that counts, and refuses a single session.
 
-Legend: N sessions, K figures (turns, say).
+Legend: N sessions, K statistics (one per turn, say), B resamples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 _RESAMPLES = 2000
-_COVERED = 0.95
+_QUANTILES = (0.025, 0.975)
 _DIGITS = 4
 
 Interval = dict[str, float]  # {"mean", "low", "high"}
 
 
-def intervals(totals: np.ndarray, counts: np.ndarray | None = None, seed: int = 0) -> list[Interval | None]:
-    """Mean and 95 % interval of each of K figures: sum of `totals` [N, K] over sum of `counts` [N, K], over N sessions.
+def intervals(totals: ArrayLike, counts: ArrayLike | None = None, seed: int = 0) -> list[Interval | None]:
+    """Return mean and interval of K statistics: the sum of `totals` [N, K] over the sum of `counts` [N, K].
 
-    Without counts NaN marks what is missing. A figure that no session has is None.
+    Without counts, NaN marks a missing value. A statistic that no session has is None.
     """
     totals = np.asarray(totals, dtype=np.float64)
     if counts is None:
         counts, totals = ~np.isnan(totals), np.nan_to_num(totals)
-    counts = np.asarray(counts, dtype=np.float64)
-    sessions = len(totals)
-    drawn = np.random.default_rng(seed).multinomial(sessions, [1 / sessions] * sessions, _RESAMPLES)  # [B, N]
-    with np.errstate(invalid="ignore"):
-        means = (drawn @ totals) / (drawn @ counts)  # [B, K]; NaN where a resample has none
-    figures: list[Interval | None] = []
-    for total, count, column in zip(totals.sum(axis=0), counts.sum(axis=0), means.T):
-        if not count:
-            figures.append(None)
-            continue
-        tail = (1 - _COVERED) / 2
-        low, high = np.nanquantile(column, [tail, 1 - tail])
-        values = {"mean": total / count, "low": low, "high": high}
-        figures.append({name: round(float(value), _DIGITS) for name, value in values.items()})
-    return figures
+    return _summaries(_means(totals, counts, seed))
 
 
 def paired_difference(
-    totals: tuple[np.ndarray, np.ndarray], counts: tuple[np.ndarray, np.ndarray], seed: int = 0
+    one: tuple[ArrayLike, ArrayLike], other: tuple[ArrayLike, ArrayLike], seed: int = 0
 ) -> Interval | None:
-    """Mean of the first minus that of the second, and its interval: sums and counts [N] each, of the same sessions.
+    """Return the mean of the first minus that of the second: totals and counts [N] each, of the same sessions.
 
-    Both are drawn again together, so that what makes a session hard cancels out.
+    Both are resampled together, so that what makes a session hard cancels out.
     """
-    sessions = len(totals[0])
-    drawn = np.random.default_rng(seed).multinomial(sessions, [1 / sessions] * sessions, _RESAMPLES)  # [B, N]
-    whole = np.ones((1, sessions))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        mean, means = (
-            weights @ totals[0] / (weights @ counts[0]) - weights @ totals[1] / (weights @ counts[1])
-            for weights in (whole, drawn)
-        )
-    if not np.isfinite(mean[0]):
-        return None
-    tail = (1 - _COVERED) / 2
-    low, high = np.nanquantile(means, [tail, 1 - tail])
-    return {name: round(float(value), _DIGITS) for name, value in (("mean", mean[0]), ("low", low), ("high", high))}
-
-
-def interval(totals: Sequence[float], counts: Sequence[float]) -> Interval | None:
-    """`intervals` of one figure: sums over the turns of each of N sessions."""
-    return intervals(np.array(totals)[:, None], np.array(counts)[:, None])[0]
+    means = [_means(np.reshape(totals, (-1, 1)), np.reshape(counts, (-1, 1)), seed) for totals, counts in (one, other)]
+    return _summaries(means[0] - means[1])[0]
 
 
 def succeeded_so_far(success: np.ndarray) -> np.ndarray:
-    """Whether the first k turns all succeeded, for k = 1 ... T: bool [N, T] -> bool [N, T]. Its mean is SR@k."""
-    return np.logical_and.accumulate(success, axis=1)
+    """Return whether the first k turns all succeeded, k = 1 ... T: bool [..., T] -> bool [..., T]. Its mean is SR@k."""
+    return np.logical_and.accumulate(success, axis=-1)
 
 
-def first_failures(success: np.ndarray) -> dict:
-    """At which turn sessions fail first, of bool [N, T]: counts "by_turn" [T] and "never", and the "median" turn.
+def first_failures(success: np.ndarray) -> dict[str, Any]:
+    """Count at which turn sessions fail first, of bool [N, T]: "by_turn" [T], "never", and the "median" turn.
 
     The median is None if half of the sessions or more never fail.
     """
@@ -89,3 +61,26 @@ def first_failures(success: np.ndarray) -> dict:
         "never": int(counts[turns]),
         "median": median + 1 if median < turns else None,
     }
+
+
+def _means(totals: ArrayLike, counts: ArrayLike, seed: int) -> np.ndarray:
+    """Return the means [1 + B, K] of all sessions and of each resample; NaN where nothing counts."""
+    totals, counts = np.asarray(totals, dtype=np.float64), np.asarray(counts, dtype=np.float64)
+    sessions = len(totals)
+    resampled = np.random.default_rng(seed).multinomial(sessions, [1 / sessions] * sessions, _RESAMPLES)  # [B, N]
+    weights = np.vstack([np.ones(sessions), resampled])
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (weights @ totals) / (weights @ counts)
+
+
+def _summaries(means: np.ndarray) -> list[Interval | None]:
+    """Return an interval for each of K statistics from its means [1 + B, K]."""
+    summaries: list[Interval | None] = []
+    for mean, *resampled in means.T:
+        if not np.isfinite(mean):
+            summaries.append(None)
+            continue
+        low, high = np.nanquantile(resampled, _QUANTILES)
+        values = {"mean": mean, "low": low, "high": high}
+        summaries.append({name: round(float(value), _DIGITS) for name, value in values.items()})
+    return summaries

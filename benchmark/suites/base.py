@@ -1,8 +1,4 @@
-"""What a suite is: sessions to put an editor through, and how to read what becomes of them.
-
-studio_suite   drawn scenes of which every fact is known, under the exact judge
-photo_suite    anybody's images, measured where they should be the same again
-"""
+"""The suite as an interface: sessions to put an editor through, and the record of what it made of them."""
 
 from __future__ import annotations
 
@@ -11,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from torch import Tensor
 
 from anchoredit_model.images import save_image
@@ -20,53 +15,48 @@ from ..editors.base import Editor
 from ..run_folder import write_json
 from .protocols import ProtocolSessions
 
-Record = dict[str, Any]  # of a session, plain JSON; "turns" holds one entry per turn with its "instruction"
+Record = dict[str, Any]  # of a session, plain JSON; "turns" has one entry per turn with its "instruction"
 
 
 class Suite(ABC):
-    """N sessions; `names` are also those of their folders."""
+    """Hold N sessions; `names` are also those of their folders.
+
+    A new suite is a subclass, an entry in `SUITES` (registry.py) and one in `LAYOUTS` (report/layouts.py).
+    """
 
     names: Sequence[str]
 
     @property
     @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """What says which sessions they are and how they are measured, as plain JSON values."""
+        """Which sessions they are and how they are measured, as plain JSON values."""
 
     @property
     @abstractmethod
-    def drawn(self) -> ProtocolSessions:
-        """The truth of all sessions, for editors that draw it. Raises AnchorEditError where nobody knows it."""
+    def ground_truth(self) -> ProtocolSessions:
+        """The scenes of all sessions, for the control editors. Raises AnchorEditError where there are none."""
 
     @abstractmethod
     def source(self, session: int) -> Tensor:
-        """Return the image [3, H, W] that a session starts from, as an 8-bit file holds it."""
+        """Return the source image [3, H, W] of a session, as an 8-bit file holds it."""
 
     @abstractmethod
-    def asked(self, session: int) -> list[Any]:
-        """Its turns as `instructions.json` lists them: texts, or objects that say more."""
-
-    def write(self, session: int, folder: Path) -> None:
-        """Its source.png and instructions.json, for somebody else to edit."""
-        save_image(self.source(session), folder / "source.png")
-        write_json(self.asked(session), folder / "instructions.json")
+    def instructions(self, session: int) -> list[Any]:
+        """Return the turns as `instructions.json` lists them: texts, or objects that say more."""
 
     @abstractmethod
     def run(self, editor: Editor, session: int) -> tuple[Record, list[Tensor]]:
-        """One session through an editor: its record, and its images [3, H, W], the source first."""
+        """Edit a session; return its record and its images [3, H, W], the source first."""
 
     @abstractmethod
-    def signs(self, record: Record) -> str:
-        """Return a session in a few characters, for the progress of a run."""
+    def progress(self, record: Record) -> str:
+        """Return a session in a few characters."""
 
-    @abstractmethod
-    def report(self, settings: dict[str, Any], records: Sequence[Record]) -> dict[str, Any]:
-        """`report.json` of the finished sessions of a run."""
+    def oracle_images(self, session: int) -> list[Tensor] | None:
+        """Return the correct images [3, H, W] of a session, the source first; None if they are not known."""
+        return None
 
-    @abstractmethod
-    def print_report(self, report: dict[str, Any]) -> None:
-        """Return the same as tables for people."""
-
-    @abstractmethod
-    def strip(self, session: int, record: Record, images: list[Tensor]) -> Image.Image:
-        """Return a session as a contact sheet."""
+    def write(self, session: int, folder: Path) -> None:
+        """Write source.png and instructions.json of a session, to be edited elsewhere."""
+        save_image(self.source(session), folder / "source.png")
+        write_json(self.instructions(session), folder / "instructions.json")

@@ -1,16 +1,16 @@
-"""Protocols: the sessions an editor is put through, and the turns at which it needs what is hard to know.
+"""Protocols: which sessions an editor is put through, and the turns that probe what is hard to remember.
 
     chain           edits of every kind, one after the other
-    no-op           nothing is asked; the image must stay, turn after turn
-    a-b-a           every second turn takes the one before it back: the image must be the first one again
-    black-and-white the colours go at turn 2 and come back at the last turn; only the anchor still knows them
-    late-reference  a thing goes at turn 1 or 2 and is asked for again, by its name, at the last turn
-    sanctioned      a change at turn 1 that all later edits, of other facts, must leave as it is: the anchor shows
-                    the old state, and must not undo what was asked for
-    undo            the last turn goes back several edits, or to the first image
+    no-op           null edits only: the image must stay, turn after turn
+    a-b-a           every second turn reverts the one before: the image must be the source again
+    black-and-white the colours go at turn 2 and come back at the last turn; only the anchor still shows them
+    late-reference  an object goes at turn 1 or 2 and is asked for again, by its name, at the last turn
+    sanctioned      a change at turn 1 that all later edits, of other attributes, must leave as it is: the anchor shows
+                    the old state, and must not revert what was asked for
+    undo            the last turn goes back several edits, or to the source
 
-All but the chain leave out of their other turns what would blur the question: nothing points back, nothing takes
-the colours away, no turn asks for nothing.
+All but the chain leave out of their other turns what would blur the answer: edits that refer back, edits that remove
+the colours, null edits. A new protocol is a function and an entry in `PROTOCOLS`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from studio.sessions import Sessions, pick_language, python_rng, sample_sessions
 _PLAIN_KINDS = tuple(kind for kind in KINDS if kind not in (*POINTING_BACK, "black and white", "null"))
 _KEEPING_COLOURS = tuple(kind for kind in _PLAIN_KINDS if kind not in ("recolour", "background"))
 _WAY_BACK = {"add": "remove", "remove": "bring back", "black and white": "back to colour"}  # others: the same kind
-_SANCTIONED = {  # the fact that changes, and the kinds of instruction that change it
+_SANCTIONED = {  # the attribute that changes, and the kinds of instruction that change it
     "colour": ("recolour",),
     "background": ("background",),
     "headwear": ("add", "remove", "replace"),
@@ -50,31 +50,31 @@ _NEAREST_UNDO = 3  # edits; the last ones an editor may still see
 
 @dataclass(frozen=True)
 class Probe:
-    """What a protocol is about: at `turn`, 1 being the first edit, these facts must be what they truly are."""
+    """At `turn`, 1 being the first edit, these attributes must have their true values; `what` says it in words."""
 
     what: str
     turn: int
-    facts: tuple[str, ...]
+    attributes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class ProtocolSessions:
-    """N sessions, and for each the marks that its protocol sets."""
+    """Hold N sessions, and for each the probes of its protocol."""
 
     sessions: Sessions
-    marks: list[list[Probe]]
+    probes: list[list[Probe]]
 
     def __len__(self) -> int:
-        return len(self.marks)
+        return len(self.probes)
 
 
 class _Draft:
-    """One session while it is written: states (the source first), edits and marks."""
+    """Collect one session while a protocol writes it: states (the source first), edits and probes."""
 
     def __init__(self, source: Attributes, rng: random.Random):
         self.history: list[Attributes] = [source]
         self.edits: list[Edit] = []
-        self.marks: list[Probe] = []
+        self.probes: list[Probe] = []
         self.rng = rng
 
     def add(self, edit: Edit) -> None:
@@ -87,48 +87,49 @@ class _Draft:
     def fill(
         self, turns: int, kinds: Sequence[str] = _PLAIN_KINDS, allowed: Callable[[Edit], bool] = lambda edit: True
     ) -> None:
-        """Random edits until there are `turns`."""
+        """Add random edits until there are `turns`."""
         while len(self.edits) < turns:
             edit = sample_edit(self.history, self.rng, kinds, visible_states(len(self.history)))
             if allowed(edit):
                 self.add(edit)
 
-    def mark(self, what: str, facts: Sequence[str]) -> None:
-        """Mark the newest turn."""
-        self.marks.append(Probe(what, len(self.edits), tuple(facts)))
+    def probe(self, what: str, attributes: Sequence[str]) -> None:
+        """Probe the newest turn."""
+        self.probes.append(Probe(what, len(self.edits), tuple(attributes)))
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """Say how a protocol's sessions are drawn.
+    """Describe how the sessions of a protocol are generated.
 
-    `write` makes a draft a session of so many turns (None: the studio's own sessions); `suits` says of which sources it
-    can do that.
+    `write` fills a draft with so many turns (None: the studio's own sessions), from sources that `suits` accepts.
     """
 
     write: Callable[[_Draft, int], None] | None
-    least_turns: int = 1
-    suits: Callable[[Attributes], bool] = lambda facts: True
+    min_turns: int = 1
+    suits: Callable[[Attributes], bool] = lambda attributes: True
 
 
-def draw_protocol_sessions(
+def generate_sessions(
     name: str, count: int, turns: int, generator: torch.Generator, languages: Sequence[str] = LANGUAGES
 ) -> ProtocolSessions:
-    """`count` sessions of `turns` edits by the protocol of this name; the same generator gives the same ones."""
+    """Generate `count` sessions of `turns` edits by the protocol of this name; equal generators give equal sessions."""
     if name not in PROTOCOLS:
-        raise AnchorEditError(f"protocol '{name}' is unknown", f"Choose one of {', '.join(PROTOCOLS)}")
+        raise AnchorEditError(f"protocol must be one of {', '.join(PROTOCOLS)}, got '{name}'", "Choose one of them")
     protocol = PROTOCOLS[name]
-    if turns < protocol.least_turns:
-        raise AnchorEditError(f"protocol '{name}' with {turns} turns", f"Ask for {protocol.least_turns} or more")
+    if turns < protocol.min_turns:
+        raise AnchorEditError(
+            f"turns of protocol '{name}' must be {protocol.min_turns} or more, got {turns}", "Use more --turns"
+        )
     if count < 1:
-        raise AnchorEditError(f"{count} sessions measure nothing", "Ask for 1 or more")
+        raise AnchorEditError(f"sessions must be 1 or more, got {count}", "Use 1 or more")
     if protocol.write is None:
         return ProtocolSessions(
             sample_sessions(count, turns, generator, languages=languages), [[] for _ in range(count)]
         )
     source = _sources(count, generator, protocol.suits)
     rng = python_rng(generator)
-    drafts = [_Draft(facts, rng) for facts in source.attributes.tolist()]
+    drafts = [_Draft(attributes, rng) for attributes in source.attributes.tolist()]
     for draft in drafts:
         protocol.write(draft, turns)
     scenes = [
@@ -136,15 +137,15 @@ def draw_protocol_sessions(
     ]
     edits = [[draft.edits[turn] for draft in drafts] for turn in range(turns)]
     texts = [[phrase(edit, rng, pick_language(languages, rng)) for edit in row] for row in edits]
-    return ProtocolSessions(Sessions(scenes, edits, texts), [draft.marks for draft in drafts])
+    return ProtocolSessions(Sessions(scenes, edits, texts), [draft.probes for draft in drafts])
 
 
 def _sources(count: int, generator: torch.Generator, suits: Callable[[Attributes], bool]) -> Scenes:
-    """`count` random scenes that suit."""
+    """Sample `count` scenes that suit."""
     kept: list[Scenes] = []
     while sum(map(len, kept)) < count:
         scenes = sample_scenes(count, generator)
-        kept.append(scenes[torch.tensor([suits(facts) for facts in scenes.attributes.tolist()])])
+        kept.append(scenes[torch.tensor([suits(attributes) for attributes in scenes.attributes.tolist()])])
     return Scenes(torch.cat([s.attributes for s in kept])[:count], torch.cat([s.identity for s in kept])[:count])
 
 
@@ -161,7 +162,7 @@ def _a_b_a(draft: _Draft, turns: int) -> None:
         draft.fill(len(draft.edits) + 1, (*_PLAIN_KINDS, "black and white"))
         if len(draft.edits) < turns:
             draft.add(_way_back(draft.edits[-1]))
-            draft.mark("the first image again", tuple(ATTRIBUTES))
+            draft.probe("back to the source", tuple(ATTRIBUTES))
 
 
 def _black_and_white(draft: _Draft, turns: int) -> None:
@@ -169,39 +170,39 @@ def _black_and_white(draft: _Draft, turns: int) -> None:
     draft.add_one_of(possible_edits("black and white", draft.history))
     draft.fill(turns - 1, _KEEPING_COLOURS)
     draft.add_one_of(possible_edits("back to colour", draft.history))
-    draft.mark("back to colour", ("tone", "colour", "background"))
+    draft.probe("back to colour", ("tone", "colour", "background"))
 
 
 def _late_reference(draft: _Draft, turns: int) -> None:
     removal = draft.rng.choice(possible_edits("remove", draft.history))
-    ((place, thing, _),) = removal.changes
+    ((position, thing, _),) = removal.changes
 
     def elsewhere(edit: Edit) -> bool:
-        """Leaves the place alone and puts no second such thing anywhere: "the star" must stay one thing."""
-        return not any(change.attribute == place or _is_thing(change, place, thing) for change in edit.changes)
+        """Return whether an edit leaves the position alone and adds no second such object: "the star" must be one."""
+        return not any(change.attribute == position or _adds(change, position, thing) for change in edit.changes)
 
     draft.fill(draft.rng.randint(1, min(2, turns - 1)) - 1, allowed=elsewhere)
     draft.add(removal)
     draft.fill(turns - 1, allowed=elsewhere)
     (back,) = (
-        edit for edit in possible_edits("bring back", draft.history) if edit.changes == (Change(place, 0, thing),)
+        edit for edit in possible_edits("bring back", draft.history) if edit.changes == (Change(position, 0, thing),)
     )
     draft.add(back)
-    draft.mark("bring back", (place,))
+    draft.probe("bring back", (position,))
 
 
 def _sanctioned(draft: _Draft, turns: int) -> None:
-    fact = draft.rng.choice(tuple(_SANCTIONED))
-    edits = [edit for kind in _SANCTIONED[fact] for edit in possible_edits(kind, draft.history)]
-    draft.add_one_of([edit for edit in edits if edit.changes[0].attribute == fact])
+    attribute = draft.rng.choice(tuple(_SANCTIONED))
+    edits = [edit for kind in _SANCTIONED[attribute] for edit in possible_edits(kind, draft.history)]
+    draft.add_one_of([edit for edit in edits if edit.changes[0].attribute == attribute])
     for turn in range(2, turns + 1):
-        draft.fill(turn, allowed=lambda edit: edit.changes[0].attribute != fact)
-        draft.mark(f"{fact} of turn 1", (fact,))
+        draft.fill(turn, allowed=lambda edit: edit.changes[0].attribute != attribute)
+        draft.probe(f"{attribute} of turn 1", (attribute,))
 
 
 def _undo(draft: _Draft, turns: int) -> None:
     ways: list[Edit] = []
-    while not ways:  # edits may cancel out: then there is nothing to undo, and others are tried
+    while not ways:  # edits may cancel out: then there is nothing to undo, and others are sampled
         del draft.history[1:], draft.edits[:]
         draft.fill(turns - 1)
         states = range(turns - 1)
@@ -209,8 +210,8 @@ def _undo(draft: _Draft, turns: int) -> None:
         ways = possible_edits("undo", draft.history, far)
     draft.add_one_of(ways)
     undo = draft.edits[-1]
-    what = "back to the first image" if undo.undone < 0 else "back to an earlier turn"
-    draft.mark(what, [change.attribute for change in undo.changes])
+    what = "back to the source" if undo.undone < 0 else "back to an earlier turn"
+    draft.probe(what, [change.attribute for change in undo.changes])
 
 
 def _way_back(edit: Edit) -> Edit:
@@ -218,12 +219,13 @@ def _way_back(edit: Edit) -> Edit:
     return Edit(_WAY_BACK.get(edit.kind, edit.kind), changes)
 
 
-def _is_thing(change: Change, place: str, thing: int) -> bool:
-    return place in CORNERS and change.attribute in CORNERS and change.new == thing
+def _adds(change: Change, position: str, thing: int) -> bool:
+    """Return whether a change puts the same kind of object into another corner."""
+    return position in CORNERS and change.attribute in CORNERS and change.new == thing
 
 
-def _has_a_thing(facts: Attributes) -> bool:
-    return bool(possible_edits("remove", [facts]))
+def _has_an_object(attributes: Attributes) -> bool:
+    return bool(possible_edits("remove", [attributes]))
 
 
 PROTOCOLS = {
@@ -231,7 +233,7 @@ PROTOCOLS = {
     "no-op": Protocol(_no_op),
     "a-b-a": Protocol(_a_b_a, 2),
     "black-and-white": Protocol(_black_and_white, 3),
-    "late-reference": Protocol(_late_reference, 2, _has_a_thing),
+    "late-reference": Protocol(_late_reference, 2, _has_an_object),
     "sanctioned": Protocol(_sanctioned, 2),
     "undo": Protocol(_undo, 3),
 }

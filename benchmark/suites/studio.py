@@ -1,4 +1,4 @@
-"""Suite `studio`: held-out scenes, drawn by what is known of them, under the judge that reads them."""
+"""Suite `studio`: held-out scenes whose every attribute is known, under the judge that reads them from images."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from PIL import Image
 from torch import Tensor
 
 from anchoredit_model.errors import AnchorEditError
@@ -15,54 +14,50 @@ from studio.render import render
 from studio.sessions import held_out_generator
 
 from ..editors.base import Editor
-from ..report.run_report import is_success, make_report, print_report
-from ..report.sheet import draw_strip
 from .base import Record, Suite
-from .protocols import ProtocolSessions, draw_protocol_sessions
-from .session_runner import as_saved, run_session, truths
+from .protocols import ProtocolSessions, generate_sessions
+from .session_runner import is_success, run_session, to_8_bit
 
-_SMALLEST = 32  # pixels; less shows no face
+_MIN_SIZE = 32  # pixels; smaller scenes show no face
 
 
 class StudioSuite(Suite):
-    """The sessions of a protocol."""
+    """Hold the sessions of a protocol."""
 
-    def __init__(self, protocol: str, sessions: int, turns: int, seed: int, languages: Sequence[str], size: int):
-        if size < _SMALLEST:
-            raise AnchorEditError(f"scenes of {size} pixels show no face", f"Ask for --size {_SMALLEST} or more")
+    def __init__(self, protocol: str, turns: int, sessions: int, seed: int, size: int, languages: Sequence[str]):
+        if size < _MIN_SIZE:
+            raise AnchorEditError(f"--size must be {_MIN_SIZE} or more, got {size}", f"Use {_MIN_SIZE} or more")
         self.names = [f"{number:05d}" for number in range(sessions)]
         self.size = size
         self.judge = Judge(Thresholds())
-        self._trial = draw_protocol_sessions(protocol, sessions, turns, held_out_generator(seed), languages)
-        self._asked = {"protocol": protocol, "turns": turns, "sessions": sessions, "seed": seed}
-        self._asked |= {"languages": list(languages), "size": size}
+        self._sessions = generate_sessions(protocol, sessions, turns, held_out_generator(seed), languages)
+        self._options = {"protocol": protocol, "turns": turns, "sessions": sessions, "seed": seed}
+        self._options |= {"languages": list(languages), "size": size}
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {"suite": "studio", **self._asked, "thresholds": asdict(self.judge.limits)}
+        return {"suite": "studio", **self._options, "thresholds": asdict(self.judge.limits)}
 
     @property
-    def drawn(self) -> ProtocolSessions:
-        return self._trial
+    def ground_truth(self) -> ProtocolSessions:
+        return self._sessions
 
     def source(self, session: int) -> Tensor:
-        return as_saved(render(self._trial.sessions.scenes[0][session : session + 1], self.size, self.size)[0])
+        return self._drawing(session, 0)
 
-    def asked(self, session: int) -> list[str]:
-        return [row[session] for row in self._trial.sessions.texts]
+    def instructions(self, session: int) -> list[str]:
+        return [row[session] for row in self._sessions.sessions.texts]
+
+    def oracle_images(self, session: int) -> list[Tensor]:
+        return [self._drawing(session, state) for state in range(len(self._sessions.sessions.scenes))]
 
     def run(self, editor: Editor, session: int) -> tuple[Record, list[Tensor]]:
-        return run_session(editor, self.judge, self._trial, session, self.size)
+        return run_session(editor, self.judge, self._sessions, session, self.oracle_images(session))
 
-    def signs(self, record: Record) -> str:
-        """+ a success, . a failure, - nothing to do."""
-        return "".join("-" if turn["moot"] else "+" if is_success(turn) else "." for turn in record["turns"])
+    def progress(self, record: Record) -> str:
+        """Return a sign per turn: + success, . failure, - not applicable."""
+        return "".join("-" if turn["not_applicable"] else "+" if is_success(turn) else "." for turn in record["turns"])
 
-    def report(self, settings: dict[str, Any], records: Sequence[Record]) -> dict[str, Any]:
-        return make_report(settings, records)
-
-    def print_report(self, report: dict[str, Any]) -> None:
-        print_report(report)
-
-    def strip(self, session: int, record: Record, images: list[Tensor]) -> Image.Image:
-        return draw_strip(record, images, truths(self._trial, session, self.size))
+    def _drawing(self, session: int, state: int) -> Tensor:
+        scenes = self._sessions.sessions.scenes[state]
+        return to_8_bit(render(scenes[session : session + 1], self.size, self.size)[0])

@@ -1,32 +1,9 @@
-"""What edits: the table of editors by the host's class of MODEL.
+"""Editing backends: how one kind of MODEL edits.
 
-causal_wan      K/V memory in the artist's Wan 2.1
-base            the verbs that nodes call, and what outlives a run
-session         the value on the wire
-decode_cache    images of a session
-out_of_memory   what to do when the device is full
+registry          which editor takes which class of MODEL
+base              the interface that nodes call, and what outlives a run
+causal_wan        K/V memory in the artist's Wan 2.1
+session           the value on the wire
+session_decoder   images of a session
+out_of_memory     what to do when the device is full
 """
-
-from __future__ import annotations
-
-from collections.abc import Callable
-
-from ...anchoredit_model.errors import AnchorEditError
-from .base import Editor, Runtime
-from .causal_wan import CausalWan
-from .session import Networks
-
-# comfy.model_base class -> editor; a subclass without an entry of its own takes its nearest ancestor's
-EDITORS = {"WAN21": CausalWan}
-
-
-def editor_of(runtime: Runtime, networks: Networks, tell: Callable[[str], None]) -> Editor:
-    """Return the editor for the MODEL of `networks`; refuse one that no editor knows."""
-    networks.require("model")
-    kinds = [kind.__name__ for kind in type(networks.model.model).__mro__]
-    editor = next((EDITORS[kind] for kind in kinds if kind in EDITORS), None)
-    if editor is None:
-        raise AnchorEditError(
-            f"the MODEL is {kinds[0]}, which AnchorEdit cannot edit with", "Load Wan 2.1 text-to-video"
-        )
-    return editor(runtime, networks, tell)

@@ -1,4 +1,4 @@
-"""The seam between nodes and what edits: nodes know these verbs and nothing behind them."""
+"""The interface between the nodes and the editing backends."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from ...anchoredit_model.memory.kv_store import KVStore
 from ..host.object_ids import ObjectIds
 from ..host.vae import HostVAE
 from ..host.vram import kv_cache_budget
-from .decode_cache import DecodeCache, SessionImages
 from .session import MemorySettings, Networks, Session
+from .session_decoder import DecodeCache, SessionDecoder
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,10 @@ class Runtime:
     object_ids: ObjectIds = field(default_factory=ObjectIds)
     decode_cache: DecodeCache = field(default_factory=DecodeCache)
 
-    def images(self, networks: Networks) -> SessionImages:
+    def images(self, networks: Networks) -> SessionDecoder:
         """Return what decodes sessions with the VAE of `networks`."""
         networks.require("vae")
-        return SessionImages(HostVAE(networks.vae), networks.vae, self.decode_cache)
+        return SessionDecoder(HostVAE(networks.vae), networks.vae, self.decode_cache)
 
 
 @dataclass(frozen=True)
@@ -51,13 +51,13 @@ class SamplerInputs:
 
 
 class Editor(Protocol):
-    """Edit with `networks`. Each verb that adds turns returns a new session and leaves the given one alone.
+    """Edit with `networks`. Each method that adds turns returns a new session and leaves the given one alone.
 
-    tell  called with what an artist should know about the turn, a line each
+    notify  called with what an artist should know about the turn, a line each
     """
 
     networks: Networks
-    tell: Callable[[str], None]
+    notify: Callable[[str], None]
 
     def start(self, image: Tensor, settings: MemorySettings | None) -> Session:
         """Start a session from a source image [3, H, W]."""

@@ -38,14 +38,14 @@ _NULL_EDIT = "The instruction is empty: a null edit, the image is generated agai
 _NOT_TRAINED = "This MODEL is not known to be trained to edit: plain Wan makes a new image instead of an edit."
 
 
-class CausalWan:
+class CausalWanEditor:
     """Edit with the K/V of earlier turns in a Wan 2.1 text-to-video MODEL."""
 
-    def __init__(self, runtime: Runtime, networks: Networks, tell: Callable[[str], None]):
+    def __init__(self, runtime: Runtime, networks: Networks, notify: Callable[[str], None]):
         networks.require("model")
         self.runtime = runtime
         self.networks = replace(networks, model=without_memory(networks.model))
-        self.tell = tell
+        self.notify = notify
         self.backbone = WanBackbone(networks.model, runtime.object_ids, runtime.store)
 
     @cached_property
@@ -86,13 +86,13 @@ class CausalWan:
             try:
                 with self.backbone.loaded():
                     memories = make(session.memory.kv_cache, batched=True)
-                self._note_rounding(session.memory)
+                self._note_quantization(session.memory)
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
         if not memories:  # not in the handler, which would keep what the batch has taken
             if count > 1:
-                self.tell(f"Memory does not hold {count} images at once: they were sampled one after the other.")
+                self.notify(f"Memory does not hold {count} images at once: they were sampled one after the other.")
                 offload_kv_cache(self.runtime.store)
             memories = self._fallback(session.memory, lambda kv_cache: make(kv_cache, batched=False))
         return tuple(session.extended(memory, self.networks) for memory in memories)
@@ -139,18 +139,18 @@ class CausalWan:
         itemsize = backbone.itemsize if config.dtype == "auto" else getattr(torch, config.dtype).itemsize
         kv = kv_size(backbone.config, settings.policy, work.work_height, work.work_width, itemsize)
         crowded = config.device == "auto" and kv.visible > backbone.max_device_bytes
-        where = "main memory" if config.device == "cpu" or crowded else "VRAM"
+        where = "system RAM" if config.device == "cpu" or crowded else "VRAM"
         weights = format_bytes(backbone.patcher.model_size())
         return f"At {work.work_width}x{work.work_height}: {kv.describe(where)}, beside {weights} of weights."
 
     def _options(self, instruction: str, settings: TurnSettings) -> dict[str, Any]:
-        """Return the options of the pipeline's verbs; note what an artist should know before the turn is made."""
+        """Return the options of the pipeline's methods; note what an artist should know before the turn is made."""
         edit = with_steps(self.backbone.edit, settings.steps)
         if not instruction.strip():
-            self.tell(_NULL_EDIT)
+            self.notify(_NULL_EDIT)
         if not self.backbone.trained:
             sampled = replace(edit, cfg=settings.cfg or edit.cfg)
-            self.tell(f"{_NOT_TRAINED} Sampled with {describe_sampling(sampled)}.")
+            self.notify(f"{_NOT_TRAINED} Sampled with {describe_sampling(sampled)}.")
         show = on_step(self.backbone.patcher, step_count(edit))
         return {"steps": settings.steps, "cfg": settings.cfg, "mask": settings.mask, "on_step": show}
 
@@ -162,13 +162,13 @@ class CausalWan:
             with self.backbone.loaded():
                 return make(kv_cache)
 
-        made = run_with_oom_fallback(attempt, memory.kv_cache, self.runtime.store, self.tell)
-        self._note_rounding(memory)
+        made = run_with_oom_fallback(attempt, memory.kv_cache, self.runtime.store, self.notify)
+        self._note_quantization(memory)
         return made
 
-    def _note_rounding(self, memory: AnchorMemory) -> None:
-        if error := self.backbone.rounding:
-            self.tell(f"Keys and values are rounded to {memory.kv_cache.dtype}: {error:.1%} error (rms).")
+    def _note_quantization(self, memory: AnchorMemory) -> None:
+        if error := self.backbone.quantization_error:
+            self.notify(f"Keys and values are rounded to {memory.kv_cache.dtype}: {error:.1%} relative error (RMS).")
 
 
 @dataclass(frozen=True)

@@ -16,16 +16,16 @@ from ..host.vram import is_out_of_memory, offload_kv_cache, unload_models
 
 T = TypeVar("T")
 
-_OFFLOADED = "Out of GPU memory: keys and values were moved to main memory. The image is the same."
+_OFFLOADED = "Out of GPU memory: keys and values were moved to system RAM. The image is the same."
 _UNLOADED = (
-    "Out of GPU memory: all models were unloaded first, keys and values stay in main memory. The image is the same."
+    "Out of GPU memory: all models were unloaded first, keys and values stay in system RAM. The image is the same."
 )
 
 
 def run_with_oom_fallback(
-    make: Callable[[KVCacheConfig], T], config: KVCacheConfig, store: KVStore, tell: Callable[[str], None]
+    make: Callable[[KVCacheConfig], T], config: KVCacheConfig, store: KVStore, notify: Callable[[str], None]
 ) -> T:
-    """Return `make(config)`; when the device runs out of memory, free it and try with the K/V in main memory."""
+    """Return `make(config)`; when the device runs out of memory, free it and try with the K/V in system RAM."""
     offloaded = replace(config, device="cpu")
     failed = ""
     for attempt, note, free in (
@@ -43,9 +43,9 @@ def run_with_oom_fallback(
             failed = str(error)  # the error itself would keep the tensors of the attempt
         else:
             if note:
-                tell(note)
+                notify(note)
             return made
     raise AnchorEditError(
-        f"out of memory, also with keys and values in main memory and all other models unloaded ({failed[:200]})",
+        f"out of memory, also with keys and values in system RAM and all other models unloaded ({failed[:200]})",
         "Use a smaller window or image, or the kv_dtype float8_e4m3fn in Memory Policy",
     )

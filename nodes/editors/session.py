@@ -20,8 +20,8 @@ class Networks:
     clip: Any = None
     vae: Any = None
 
-    def replaced(self, model=None, clip=None) -> Networks:
-        """Return the networks with those that are given in place of these."""
+    def with_overrides(self, model=None, clip=None) -> Networks:
+        """Return the networks with those that are given instead of these."""
         if model is None and clip is None:
             return self
         return replace(self, model=self.model if model is None else model, clip=self.clip if clip is None else clip)
@@ -46,7 +46,7 @@ class MemorySettings:
 
 @dataclass(frozen=True, eq=False)
 class Session:
-    """Hold an anchor memory, and for each of its turns the networks in force from there on.
+    """Hold an anchor memory, and for each of its turns the networks that make the turns after it.
 
     Sessions are immutable and equal only to themselves: the host hands one object to all consumers.
     """
@@ -55,7 +55,7 @@ class Session:
     networks: tuple[Networks, ...]
 
     @property
-    def in_force(self) -> Networks:
+    def current_networks(self) -> Networks:
         """Return the networks for the next turn."""
         return self.networks[-1]
 

@@ -14,7 +14,7 @@ NEEDS = (
     "comfy_execution.utils.get_executing_context",
     "comfy.cli_args.args.disable_metadata",
     "comfy.latent_formats.Wan21",
-    "comfy.ldm.modules.attention.wrap_attn",  # the seam of `optimized_attention_override`
+    "comfy.ldm.modules.attention.wrap_attn",  # the hook of `optimized_attention_override`
     "comfy.ldm.wan.model.WanModel._forward",  # inside the wrappers of kind DIFFUSION_MODEL
     "comfy.ldm.wan.vae.WanVAE",
     "comfy.model_management.throw_exception_if_processing_interrupted",

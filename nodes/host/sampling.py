@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import comfy.samplers
 from torch import Tensor
 
+from ...anchoredit_model.noise import turn_generator, turn_noise
 from ...anchoredit_model.samplers import SAMPLERS, Step
-from ...anchoredit_model.sampling import turn_generator, turn_noise
 
 
 class TurnNoise:

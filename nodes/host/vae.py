@@ -24,7 +24,8 @@ class HostVAE:
     def __init__(self, vae):
         if getattr(vae, "latent_dim", 2) != 3 or vae.latent_channels != self.latent_channels:
             raise AnchorEditError(
-                f"the VAE makes {vae.latent_channels}-channel latents of another kind", "Load Wan 2.1's VAE"
+                f"the VAE must make Wan 2.1's 16-channel video latents, got {vae.latent_channels} channels",
+                "Load Wan 2.1's VAE",
             )
         self.vae = vae
         self.format = comfy.latent_formats.Wan21()

@@ -15,7 +15,7 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def offload_kv_cache(store: KVStore) -> None:
-    """Move all K/V to main memory and release what the allocator holds."""
+    """Move all K/V to system RAM and release what the allocator holds."""
     store.offload(comfy.model_management.get_torch_device())
     comfy.model_management.soft_empty_cache()
 

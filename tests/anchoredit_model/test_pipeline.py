@@ -13,8 +13,8 @@ from anchoredit_model.errors import AnchorEditError
 from anchoredit_model.images import to_pil, to_tensor
 from anchoredit_model.memory.session_file import load_session, save_session
 from anchoredit_model.networks.backbone import TransformerBackbone
+from anchoredit_model.noise import variation_seeds
 from anchoredit_model.pipeline import AnchorEditPipeline
-from anchoredit_model.sampling import variation_seeds
 
 WORDS = ["make it red", "add a star", "move it left", "make it blue", "add a boat", "remove the star"]
 
@@ -73,7 +73,7 @@ def forwards(pipeline, monkeypatch) -> list[int]:
 def test_a_saved_model_edits_bit_for_bit_alike(pipeline, tmp_path):
     pipeline.save_pretrained(tmp_path / "again")
     again = AnchorEditPipeline.from_pretrained(tmp_path / "again")
-    assert again.backbone.identity == pipeline.backbone.identity and again.edit == pipeline.edit
+    assert again.backbone.fingerprint == pipeline.backbone.fingerprint and again.edit == pipeline.edit
     left, right = (chain(each, each.start(photo()), WORDS[:3], cfg=2) for each in (pipeline, again))
     assert all(map(torch.equal, images(pipeline, left), images(again, right)))
     assert left.model == right.model

@@ -10,8 +10,9 @@ import torch
 
 from anchoredit_model.config import EditConfig
 from anchoredit_model.errors import AnchorEditError
+from anchoredit_model.noise import turn_generator, turn_noise, variation_seeds
 from anchoredit_model.samplers import euler, guided, nearest_sigma, renoise, shifted_sigmas
-from anchoredit_model.sampling import sample, turn_generator, turn_noise, variation_seeds, with_steps
+from anchoredit_model.sampling import sample, with_steps
 
 SHAPE = (16, 4, 6)
 TIMES = (1000, 750, 500, 250)

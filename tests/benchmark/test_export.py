@@ -1,4 +1,4 @@
-"""Sessions written for somebody else to edit, and what they made of them judged."""
+"""Sessions written to folders, and the images that somebody else made of them judged."""
 
 from __future__ import annotations
 
@@ -10,15 +10,22 @@ import torch
 
 from anchoredit_model.errors import AnchorEditError
 from anchoredit_model.images import save_image
-from benchmark.export import main as make
-from benchmark.run import main as run
+from benchmark.__main__ import execute
 
 ASKED = ["--sessions", "2", "--turns", "2", "--size", "64", "--seed", "5"]
 
 
-def test_images_of_the_truth_are_judged_as_the_truth(tmp_path):
+def run(argv: list[str]) -> int:
+    return execute(["run", *argv])
+
+
+def export(argv: list[str]) -> int:
+    return execute(["export", *argv])
+
+
+def test_images_of_the_oracle_are_judged_as_the_oracle(tmp_path):
     sessions, out = tmp_path / "sessions", tmp_path / "run"
-    assert make([*ASKED, "--out", str(sessions)]) == 0
+    assert export([*ASKED, "--out", str(sessions)]) == 0
     run([*ASKED, "--editor", "oracle", "--out", str(tmp_path / "oracle")])
     judged = ["--editor", "folder", "--images", str(sessions), "--out", str(out)]
     with pytest.raises(AnchorEditError, match=r"00000/turn1.png' is missing. Add it"):
@@ -35,16 +42,16 @@ def test_images_of_the_truth_are_judged_as_the_truth(tmp_path):
 
 def test_images_that_do_not_belong_are_refused(tmp_path):
     sessions = tmp_path / "sessions"
-    make([*ASKED, "--out", str(sessions)])
+    export([*ASKED, "--out", str(sessions)])
     judged = ["--editor", "folder", "--images", str(sessions), "--out", str(tmp_path / "run")]
-    with pytest.raises(AnchorEditError, match="source.png' is of other sessions .*seed"):
+    with pytest.raises(AnchorEditError, match="source.png' belongs to other sessions.*seed"):
         run([*ASKED[:-1], "6", *judged[:-1], str(tmp_path / "others")])
-    with pytest.raises(AnchorEditError, match="instructions.json' is of other sessions .*protocol"):
+    with pytest.raises(AnchorEditError, match="instructions.json' belongs to other sessions.*protocol"):
         run([*ASKED, "--languages", "zh", *judged[:-1], str(tmp_path / "chinese")])  # the images are the same
-    with pytest.raises(AnchorEditError, match="instructions.json' is of other sessions .*Choose another --out"):
-        make([*ASKED, "--languages", "zh", "--out", str(sessions)])
+    with pytest.raises(AnchorEditError, match="instructions.json' belongs to other sessions.*Choose another --out"):
+        export([*ASKED, "--languages", "zh", "--out", str(sessions)])
     save_image(torch.zeros(3, 32, 64), sessions / "00000" / "turn1.png")
-    with pytest.raises(AnchorEditError, match=r"turn 1 is \[3, 32, 64\], the source \[3, 64, 64\]"):
+    with pytest.raises(AnchorEditError, match=r"turn 1 must be \[3, 64, 64\], got \[3, 32, 64\]"):
         run([*ASKED, *judged])
     (sessions / "00000" / "turn1.png").write_bytes(b"no image")
     with pytest.raises(AnchorEditError, match="turn1.png"):

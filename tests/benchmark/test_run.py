@@ -13,10 +13,10 @@ from PIL import Image
 import benchmark.suites.studio
 from anchoredit_model.errors import AnchorEditError
 from anchoredit_model.images import load_image
+from benchmark.__main__ import execute
 from benchmark.__main__ import main as command
 from benchmark.editors.controls import OracleEditor
 from benchmark.report.sheet import can_write, caption
-from benchmark.run import main
 from studio.render import render
 
 TURNS, SESSIONS = 4, 3
@@ -39,9 +39,7 @@ class StrictJudge:
         self.limits = thresholds
 
     def judge(self, images, previous, believed, edits):
-        asked = torch.tensor(
-            [edit.apply(facts) for edit, facts in zip(edits, believed.attributes.tolist(), strict=True)]
-        )
+        asked = torch.tensor([edit.apply(row) for edit, row in zip(edits, believed.attributes.tolist(), strict=True)])
         away = (render(believed.with_attributes(asked), *images.shape[-2:]) - images).abs().mean(dim=(1, 2, 3))
         right = away < 0.5 / 255
         return Verdict(right, torch.where(right[:, None], asked, believed.attributes), away)
@@ -53,28 +51,30 @@ def strict_judge(monkeypatch):
 
 
 def run(out: Path, *options: str) -> dict:
-    assert main([*ASKED, "--out", str(out), *options]) == 0
+    assert execute(["run", *ASKED, "--out", str(out), *options]) == 0
     report = json.loads((out / "report.json").read_text())
     assert report.pop("cost")["seconds_per_turn"] > 0
     return report
 
 
-def means(figures: list[dict]) -> list[float]:
-    return [figure["mean"] for figure in figures]
+def means(intervals: list[dict]) -> list[float]:
+    return [interval["mean"] for interval in intervals]
 
 
 @pytest.mark.slow
 def test_controls(tmp_path, capsys):
-    """The truth always succeeds; doing nothing and doing something else never do, null edits apart."""
-    truth = run(tmp_path / "oracle", "--editor", "oracle")
-    assert means(truth["success_by_turn"]) == means(truth["SR@k"]) == [1] * TURNS
-    assert truth["protocol"] == "chain" and truth["model"] is None and truth["first_failure"]["never"] == SESSIONS
+    """The oracle always succeeds; no-op and shuffled never do, null edits apart."""
+    oracle = run(tmp_path / "oracle", "--editor", "oracle")
+    assert means(oracle["by_turn"]["success"]) == means(oracle["by_turn"]["SR@k"]) == [1] * TURNS
+    assert oracle["protocol"] == "chain" and oracle["model"] is None and oracle["first_failure"]["never"] == SESSIONS
     with Image.open(tmp_path / "oracle" / "sheet.png") as sheet:
         assert sheet.width > TURNS * 144 and sheet.height > SESSIONS * 288
     idle = run(tmp_path / "idle", "--editor", "no-op")
-    assert idle["overall"]["success_of_edits"]["mean"] == 0 and sum(idle["moot_by_turn"]) > 0  # "undo that": of what?
+    assert (
+        idle["overall"]["success_of_edits"]["mean"] == 0 and sum(idle["not_applicable_by_turn"]) > 0
+    )  # "undo that": of what?
     shuffled = run(tmp_path / "shuffled", "--editor", "shuffled")
-    assert means(shuffled["success_by_turn"]) == [0] * TURNS
+    assert means(shuffled["by_turn"]["success"]) == [0] * TURNS
     assert "| success | 100.0% |" in capsys.readouterr().out
 
 
@@ -103,7 +103,7 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path, monkeypatch, stop_at):
 
 
 @pytest.mark.slow
-def test_a_session_without_a_record_is_made_again(tmp_path):
+def test_a_session_without_a_record_is_run_again(tmp_path):
     whole = run(tmp_path, "--editor", "oracle")
     folder = tmp_path / "sessions" / "00001"
     (folder / "session.json").unlink()  # killed after the images ...
@@ -135,11 +135,12 @@ def test_drift_is_measured_where_nothing_should_show(tmp_path, monkeypatch):
     def lighter(self, instruction, truly=OracleEditor.edit):
         return truly(self, instruction) * 0.9 + 0.1
 
-    truth = run(tmp_path / "oracle", "--protocol", "a-b-a", "--editor", "oracle")
-    assert all(figure["mean"] == 0 for figure in truth["drift_by_turn"]["delta_e"])
+    oracle = run(tmp_path / "oracle", "--protocol", "a-b-a", "--editor", "oracle")
+    assert means(oracle["by_turn"]["drift: delta_e"]) == [0] * TURNS
     monkeypatch.setattr(OracleEditor, "edit", lighter)
-    drifted = run(tmp_path / "lighter", "--protocol", "a-b-a", "--editor", "oracle")["drift_by_turn"]
-    assert all(figure["low"] > 1 for figure in drifted["dl"]) and all(abs(x) < 0.1 for x in means(drifted["shift"]))
+    drifted = run(tmp_path / "lighter", "--protocol", "a-b-a", "--editor", "oracle")["by_turn"]
+    assert all(interval["low"] > 1 for interval in drifted["drift: dl"])
+    assert all(abs(x) < 0.1 for x in means(drifted["drift: shift"]))
     for session in range(SESSIONS):  # at every second turn the whole image is the source's: all of it is measured
         folder = tmp_path / "lighter" / "sessions" / f"{session:05d}"
         turns = json.loads((folder / "session.json").read_text())["turns"]
@@ -148,17 +149,18 @@ def test_drift_is_measured_where_nothing_should_show(tmp_path, monkeypatch):
         assert 0 < turns[0]["drift"]["l1"] < 0.1  # and never the edit itself
 
 
-def test_a_image_of_another_size_is_refused(tmp_path, monkeypatch):
+def test_an_image_of_another_size_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(OracleEditor, "edit", lambda self, instruction: torch.zeros(3, 8, 8))
-    with pytest.raises(AnchorEditError, match=r"turn 1 is \[3, 8, 8\], the source \[3, 32, 32\]"):
+    with pytest.raises(AnchorEditError, match=r"turn 1 must be \[3, 32, 32\], got \[3, 8, 8\]"):
         run(tmp_path, "--editor", "oracle")
 
 
-def test_a_caption_no_font_can_write_says_what_is_asked(monkeypatch):
+def test_a_caption_no_font_can_write_says_what_is_asked_for(monkeypatch):
     turn = {"instruction": "\u628a\u5b83\u79fb\u5230\u5de6\u8fb9", "kind": "move", "asked": {"place": "left"}}
     monkeypatch.setattr("benchmark.report.sheet.can_write", lambda text, font: False)
-    assert caption(turn) == "(move) place: left" and caption(turn | {"instruction": ""}) == "(nothing)"
+    assert caption(turn) == "(move) place: left"
     monkeypatch.undo()
+    assert caption(turn | {"instruction": ""}) == "(null edit)"
     assert caption(turn | {"instruction": "move it to the left"}) == "move it to the left"
     from PIL import ImageFont
 

@@ -23,7 +23,9 @@ from write_workflows import NEED_FILES, SHEETS, WORKFLOWS
 
 FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
 FLAGS += " --disable-component-update --disable-sync"
-READY = "types => !!(window.app?.extensionManager && app.graph && types.every(t => LiteGraph.registered_node_types[t]))"
+# the nodes are known, and a workflow is open whose changes can be undone
+READY = """types => !!(window.app?.extensionManager?.workflow?.activeWorkflow && app.graph
+    && types.every(type => LiteGraph.registered_node_types[type]))"""
 OPENED = "count => app.graph.nodes.length === count && app.graph.nodes.some(node => node.type === 'AnchorEditStart')"
 # the image of the card with this title, which is lazily loaded, under a URL of the browser's own
 SHOWN = """name => {
@@ -42,12 +44,12 @@ QUEUE = """async () => {
     return app.lastNodeErrors && Object.keys(app.lastNodeErrors).length ? ["refused", app.lastNodeErrors] : await end
 }"""
 TURNS = "() => app.graph.nodes.filter(node => node.type === 'AnchorEditTurn').map(node => node.id)"
-# where the centre of a node's button is on the page
+# the position on the page of the centre of a node's button
 BUTTON = """id => {
     const node = app.graph.getNodeById(id), widget = node.widgets.find(widget => widget.name === "next_turn")
     const { ds, canvas } = app.canvas, box = canvas.getBoundingClientRect()
-    const place = axis => (node.pos[axis] + [node.size[0] / 2, widget.last_y + 10][axis] + ds.offset[axis]) * ds.scale
-    return [box.left + place(0), box.top + place(1)]
+    const at = axis => (node.pos[axis] + [node.size[0] / 2, widget.last_y + 10][axis] + ds.offset[axis]) * ds.scale
+    return [box.left + at(0), box.top + at(1)]
 }"""
 # a graph of one node: its title, and how its inputs and widgets are called
 ALONE = """kind => {
@@ -60,11 +62,11 @@ ALONE = """kind => {
 # the bundled model, a session and its drift; the id of Start
 BARE = """() => {
     app.graph.clear()
-    const [tiny, start, drift] = ["LoadTiny", "Start", "Drift"].map((kind, place) => {
+    const [tiny, start, drift] = ["LoadTiny", "Start", "Drift"].map((kind, index) => {
         const node = LiteGraph.createNode(`AnchorEdit${kind}`)
         app.graph.add(node)
-        node.pos = [400 * place, 100]
-        node.setSize([360, 200 * (place + 1)])
+        node.pos = [400 * index, 100]
+        node.setSize([360, 200 * (index + 1)])
         return node
     })
     for (const [slot, name] of ["model", "clip", "vae", "image"].entries()) {
@@ -76,10 +78,10 @@ BARE = """() => {
 # after that session: two candidates, one of them picked; the id of Pick
 PICKED = """id => {
     const start = app.graph.getNodeById(id)
-    const [variations, pick] = ["Variations", "Pick"].map((kind, place) => {
+    const [variations, pick] = ["Variations", "Pick"].map((kind, index) => {
         const node = LiteGraph.createNode(`AnchorEdit${kind}`)
         app.graph.add(node)
-        node.pos = [400 * place, 800]
+        node.pos = [400 * index, 800]
         return node
     })
     const put = (name, value) => { variations.widgets.find(widget => widget.name === name).value = value }
@@ -90,63 +92,72 @@ PICKED = """id => {
     variations.connect(0, pick, pick.findInputSlot("variations"))
     return pick.id
 }"""
-# the session of Start reaches Drift over a Reroute node
-REROUTED = """id => {
-    const start = app.graph.getNodeById(id), drift = app.graph.nodes.find(node => node.type === "AnchorEditDrift")
+# the session of Start reaches Drift over a Reroute node, or over a point on the link
+REROUTED = """([id, point]) => {
+    const { graph } = app, start = graph.getNodeById(id)
+    const drift = graph.nodes.find(node => node.type === "AnchorEditDrift"), slot = drift.findInputSlot("session")
+    if (point) return graph.createReroute([820, 40], graph.getLink(drift.inputs[slot].link)).id
     const reroute = LiteGraph.createNode("Reroute")
-    app.graph.add(reroute)
+    graph.add(reroute)
     reroute.pos = [820, 40]
     start.connect(0, reroute, 0)
-    reroute.connect(0, drift, drift.findInputSlot("session"))
+    reroute.connect(0, drift, slot)
+    return reroute.id
 }"""
-# what "Next turn" in a node's menu does
+# what "Next turn" in a node's menu does, as in a node whose button is not seen; the id of the turn
 MENU = """id => {
-    const node = app.graph.getNodeById(id), options = []
+    const node = app.canvas.graph.getNodeById(id), options = []
     node.getExtraMenuOptions(app.canvas, options)
     options[0].callback()
+    return app.canvas.graph.nodes.filter(node => node.type === "AnchorEditTurn").at(-1).id
 }"""
-# two nodes as other packs have them, which carry the session by name to a Rewind; the ids of the first and of Rewind
-SET_AND_GET = """id => {
-    for (const kind of ["SetNode", "GetNode"]) {
+# two nodes as other packs have them, which carry the session of Start by name to a new node of a kind; their ids
+SET_AND_GET = """([id, kind]) => {
+    for (const type of ["SetNode", "GetNode"]) {
         class Carrier extends LiteGraph.LGraphNode {
             constructor(title) {
                 super(title)
                 this.isVirtualNode = true
                 this.addWidget("text", "name", "session", () => {})
-                if (kind === "SetNode") this.addInput("*", "*")
-                else this.addOutput("*", "*")
+                if (type === "SetNode") this.addInput("*", "*")
+                this.addOutput("*", "*")
             }
         }
-        LiteGraph.registerNodeType(kind, Object.assign(Carrier, { title: kind }))
+        LiteGraph.registerNodeType(type, Object.assign(Carrier, { title: type }))
     }
-    const start = app.graph.getNodeById(id)
-    const [set, get, rewind] = ["SetNode", "GetNode", "AnchorEditRewind"].map((kind, index) => {
-        const node = LiteGraph.createNode(kind)
+    const [set, get, user] = ["SetNode", "GetNode", kind].map((type, index) => {
+        const node = LiteGraph.createNode(type)
         app.graph.add(node)
         node.pos = [400 * index, 900]
         return node
     })
-    start.connect(0, set, 0)
-    get.connect(0, rewind, rewind.findInputSlot("session"))
-    return [set.id, rewind.id]
+    app.graph.getNodeById(id).connect(0, set, 0)
+    get.connect(0, user, user.findInputSlot("session"))
+    return [set.id, user.id]
 }"""
-# puts a turn into a subgraph and presses "Next turn" on it in there
+SOURCE = """id => {
+    const { graph } = app.canvas, node = graph.getNodeById(id)
+    const slot = Math.max(0, node.findInputSlot("session"))
+    return graph.getLink(node.inputs[slot].link)?.origin_id
+}"""
+SEED = "id => app.canvas.graph.getNodeById(id).widgets.find(widget => widget.name === 'seed').value"
+PUT_SEED = """([id, seed]) => {
+    app.canvas.graph.getNodeById(id).widgets.find(widget => widget.name === "seed").value = seed
+}"""
+# puts a node into a subgraph and opens that; the id of the node in there
 INTO_SUBGRAPH = """id => {
+    const { type } = app.graph.getNodeById(id)
+    app.canvas.emitBeforeChange()
     const { subgraph } = app.graph.convertToSubgraph(new Set([app.graph.getNodeById(id)]))
-    app.canvas.setGraph?.(subgraph)
-    const first = subgraph.nodes.find(node => node.type === "AnchorEditTurn"), options = []
-    first.widgets.find(widget => widget.name === "seed").value = 55
-    first.getExtraMenuOptions(app.canvas, options)
-    options[0].callback()
-    const turns = subgraph.nodes.filter(node => node.type === "AnchorEditTurn")
-    const second = turns.find(node => node !== first)
-    const link = second && subgraph.getLink(second.inputs[second.findInputSlot("session")].link)
-    return {
-        turns: turns.length,
-        wired: link?.origin_id === first.id,
-        seed: second?.widgets.find(widget => widget.name === "seed").value === 55,
-    }
+    app.canvas.emitAfterChange() // a step of undo, as when the artist does it
+    app.canvas.setGraph(subgraph)
+    return subgraph.nodes.find(node => node.type === type).id
 }"""
+# the graph as undo must restore it: nodes, where they are, and what feeds them
+LAYOUT = """() => app.graph.nodes.map(node => [
+    node.id, node.type, ...node.pos, ...node.size,
+    ...(node.inputs ?? []).map(input => app.graph.getLink(input.link)?.origin_id ?? null),
+]).sort((one, other) => one[0] - other[0])"""
 TYPING = "() => document.activeElement?.tagName === 'TEXTAREA' && document.activeElement.value === ''"
 STRIP = "() => app.graph.nodes.find(node => node.type === 'AnchorEditFilmstrip').properties.anchoredit_strip"
 # moves the canvas so that all of the strip is on the page, where it can be clicked
@@ -357,60 +368,132 @@ def test_next_turn_of_a_picked_candidate(page, host):
     queue(page)
 
 
-def test_next_turn_behind_a_reroute_on_collapsed_and_pinned_nodes_and_after_undo(page, host):
+@pytest.mark.parametrize("point", [False, True], ids=["node", "point"])
+def test_next_turn_behind_a_reroute(page, host, point):
     start = page.evaluate(BARE)
-    page.evaluate(REROUTED, start)
+    reroute = page.evaluate(REROUTED, [start, point])
+    next_turn(page, start)
+    next_turn(page, page.evaluate(TURNS)[0])
+    one, two = page.evaluate(TURNS)
+    graph = page.evaluate("async () => (await app.graphToPrompt()).output")
+    sessions = [graph[str(node)]["inputs"]["session"][0] for node in (one, two)]
+    assert sessions == [str(start), str(one)]
+    drift = next(node["inputs"] for node in graph.values() if node["class_type"] == "AnchorEditDrift")
+    assert drift["session"] == [str(two), 0]  # the reroute goes along with what hangs on it
+    assert overlapping(page.evaluate(BOXES)) == []
+    if point:
+        passes = "id => [...app.graph.reroutes.get(id).linkIds].map(link => app.graph.getLink(link).origin_id)"
+        assert page.evaluate(passes, reroute) == [two]
+
+
+def test_next_turn_on_a_pinned_and_on_a_collapsed_node(page, host, pytestconfig):
+    start = page.evaluate(BARE)
     next_turn(page, start)
     (one,) = page.evaluate(TURNS)
-    graph = page.evaluate("async () => (await app.graphToPrompt()).output")
-    drift = next(node["inputs"] for node in graph.values() if node["class_type"] == "AnchorEditDrift")
-    assert drift["session"] == [str(one), 0]  # the reroute goes along with what hangs on it
-    page.evaluate("id => { app.graph.getNodeById(id).flags.pinned = true }", one)
+    page.evaluate("id => app.graph.getNodeById(id).pin(true)", one)
     next_turn(page, one)
-    page.evaluate("app.extensionManager.command.execute('Comfy.Undo')")
-    page.wait_for_function(f"({TURNS})().length === 1")
-    page.evaluate(MENU, one)  # what the button does, for a node whose button is not seen
-    page.wait_for_function(f"({TURNS})().length === 2")
-    two = page.evaluate(TURNS)[-1]
+    one, two = page.evaluate(TURNS)
     page.evaluate("id => app.graph.getNodeById(id).collapse()", two)
-    page.evaluate(MENU, two)
-    page.wait_for_function(f"({TURNS})().length === 3")
-    graph = page.evaluate("async () => (await app.graphToPrompt()).output")
-    sessions = [graph[str(turn)]["inputs"]["session"][0] for turn in page.evaluate(TURNS)]
-    assert sessions == [str(start), str(one), str(two)]
-    drift = next(node["inputs"] for node in graph.values() if node["class_type"] == "AnchorEditDrift")
-    assert drift["session"] == [str(page.evaluate(TURNS)[-1]), 0]
+    page.wait_for_timeout(500)  # the canvas says how wide its title is
+    three = page.evaluate(MENU, two)
+    gap = """([one, other]) => {
+        const [left, , width] = app.graph.getNodeById(one).getBounding()
+        return app.graph.getNodeById(other).pos[0] - left - width
+    }"""
+    assert 0 < page.evaluate(gap, [two, three]) < 100  # beside the title, not beside the node as it was
+    assert [page.evaluate(SOURCE, node) for node in (one, two, three)] == [start, one, two]
+    drift = page.evaluate("app.graph.nodes.find(node => node.type === 'AnchorEditDrift').id")
+    assert page.evaluate(SOURCE, drift) == three
+    page.evaluate("app.canvas.setDirty(true, true)")
+    page.wait_for_timeout(500)
+    assert overlapping(page.evaluate(BOXES)) == []
+    page.evaluate("Object.assign(app.canvas.ds, { scale: 0.6, offset: [200, 200] })")
+    image_of(page, host, "collapsed", pytestconfig)
+
+
+def test_one_step_of_undo_takes_a_next_turn_back(page, host):
+    start = page.evaluate(BARE)
+    next_turn(page, start)
+    (one,) = page.evaluate(TURNS)
+    before = page.evaluate(LAYOUT)
+    next_turn(page, one)
+    after = page.evaluate(LAYOUT)
+    assert len(after) == len(before) + 1
+    for command, count, layout in (("Undo", 1, before), ("Redo", 2, after), ("Undo", 1, before)):
+        page.evaluate("command => app.extensionManager.command.execute(`Comfy.${command}`)", command)
+        page.wait_for_function(f"({TURNS})().length === {count}")
+        assert page.evaluate(LAYOUT) == layout
+    next_turn(page, one)
+    assert [node[1:] for node in page.evaluate(LAYOUT)] == [node[1:] for node in after]
 
 
 def test_next_turn_over_set_and_get_nodes(page, host):
     start = page.evaluate(BARE)
-    setter, rewind = page.evaluate(SET_AND_GET, start)
-    page.evaluate(MENU, start)
-    (one,) = page.evaluate(TURNS)
-    fed_by = "id => { const n = app.graph.getNodeById(id); return app.graph.getLink(n.inputs[0].link).origin_id }"
-    assert page.evaluate(fed_by, setter) == start  # a Rewind hangs on it, so the new turn is a branch
-    page.evaluate("id => { app.graph.getNodeById(id).widgets.find(w => w.name === 'seed').value = 77 }", one)
+    setter, rewind = page.evaluate(SET_AND_GET, [start, "AnchorEditRewind"])
+    one = page.evaluate(MENU, start)
+    assert page.evaluate(SOURCE, setter) == start  # a Rewind hangs on it, so the new turn is a branch
+    page.evaluate(PUT_SEED, [one, 77])
     page.evaluate("([one, set]) => app.graph.getNodeById(one).connect(0, app.graph.getNodeById(set), 0)", [one, setter])
-    page.evaluate(MENU, rewind)
-    two = page.evaluate(TURNS)[-1]
-    seed = "id => app.graph.getNodeById(id).widgets.find(w => w.name === 'seed').value"
-    assert page.evaluate(seed, two) == 77  # the settings of the turn upstream, found through Get and Set
+    two = page.evaluate(MENU, rewind)
+    assert page.evaluate(SEED, two) == 77  # the settings of the turn upstream, found through Get and Set
 
 
-def test_next_turn_in_a_subgraph(page, host):
+def test_a_filmstrip_behind_set_and_get_nodes_goes_along(page, host):
     start = page.evaluate(BARE)
-    page.evaluate(MENU, start)
-    (one,) = page.evaluate(TURNS)
-    if not page.evaluate("() => !!app.graph.convertToSubgraph"):
-        pytest.skip("this front end has no subgraphs")
+    setter, _ = page.evaluate(SET_AND_GET, [start, "AnchorEditFilmstrip"])
+    one = page.evaluate(MENU, start)
+    assert page.evaluate(SOURCE, setter) == one
+    assert page.evaluate("app.graph.nodes.filter(node => node.type === 'PreviewImage').length") == 0
+
+
+def test_next_turn_in_a_subgraph(page, host, pytestconfig):
+    start = page.evaluate(BARE)
+    one = page.evaluate(MENU, start)
+    page.evaluate(PUT_SEED, [one, 55])
     inside = page.evaluate(INTO_SUBGRAPH, one)
-    assert inside["turns"] == 2 and inside["wired"] and inside["seed"]
+    page.evaluate(MENU, inside)
+    page.evaluate("app.extensionManager.command.execute('Comfy.Undo')")
+    page.wait_for_function("app.canvas.graph.nodes.length === 1")  # still in the subgraph
+    two = page.evaluate(MENU, inside)
+    assert page.evaluate(SOURCE, two) == inside
+    assert page.evaluate(SEED, two) == 55
+    page.wait_for_function(TYPING)
+    page.keyboard.type("make it night")
+    image_of(page, host, "subgraph", pytestconfig)
+    graph = page.evaluate("async () => (await app.graphToPrompt()).output")
+    drift = next(node["inputs"] for node in graph.values() if node["class_type"] == "AnchorEditDrift")
+    newest = graph[drift["session"][0]]["inputs"]  # it hangs on the subgraph, whose output goes along
+    assert newest["instruction"] == "make it night"
+    assert graph[newest["session"][0]]["inputs"]["session"] == [str(start), 0]
+    queue(page)
+
+
+def test_next_turn_of_a_session_that_enters_a_subgraph(page, host):
+    start = page.evaluate(BARE)
+    one = page.evaluate(MENU, start)
+    page.evaluate(PUT_SEED, [one, 56])
+    rewind = page.evaluate(
+        """id => {
+        const node = LiteGraph.createNode("AnchorEditRewind")
+        app.graph.add(node)
+        node.pos = [1600, 800]
+        app.graph.getNodeById(id).connect(0, node, 0)
+        return node.id
+    }""",
+        one,
+    )
+    inside = page.evaluate(INTO_SUBGRAPH, rewind)
+    two = page.evaluate(MENU, inside)
+    assert page.evaluate(SEED, two) == 56  # of the turn outside
+    graph = page.evaluate("async () => (await app.graphToPrompt()).output")
+    turns = {name: node["inputs"] for name, node in graph.items() if node["class_type"] == "AnchorEditTurn"}
+    assert sorted(node["session"][0] == str(start) for node in turns.values()) == [False, True]
 
 
 def next_turn(page: Page, node: int) -> None:
     """Presses the button with the mouse, and waits until words can be typed."""
     page.evaluate("id => app.canvas.centerOnNode(app.graph.getNodeById(id))", node)
-    page.wait_for_timeout(300)  # the canvas is drawn anew
+    page.wait_for_timeout(300)  # the canvas is drawn again
     page.mouse.click(*page.evaluate(BUTTON, node))
     page.wait_for_function(TYPING)
 

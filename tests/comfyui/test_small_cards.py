@@ -21,7 +21,7 @@ def test_running_out_once_moves_keys_and_values_and_changes_no_image(host, image
     expected = read(host, "two")
     run = succeed(host, exhausted(first, times=1))
     assert read(host, "two")["image"].equal(expected["image"])
-    assert any(shown == "two" and "moved to main memory" in text for shown, text in run.texts)
+    assert any(shown == "two" and "moved to system RAM" in text for shown, text in run.texts)
 
 
 def test_running_out_for_good_fails_alone_and_says_what_to_do(host, image_file):
@@ -47,5 +47,5 @@ def test_the_policy_says_what_a_turn_costs(host, image_file):
     run = succeed(host, graph)
     said = dict(run.texts)
     assert "Wan 14B: 16.8 GB of K/V" in said["plain"]
-    assert said["known"].startswith("At 128x128: 1.31 MB of K/V in main memory (5 visible turns of 0.26 MB)")
+    assert said["known"].startswith("At 128x128: 1.31 MB of K/V in system RAM (5 visible turns of 0.26 MB)")
     assert "rounded to float8_e4m3fn: 2." in said["known_turn"]

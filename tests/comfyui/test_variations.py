@@ -3,7 +3,7 @@
 import torch
 from comfyui_graphs import LINES, base_graph, mask, node, probe, read, succeed, turn
 
-from anchoredit_model.sampling import variation_seeds
+from anchoredit_model.noise import variation_seeds
 
 COUNT = 3
 

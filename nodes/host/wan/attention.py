@@ -1,7 +1,7 @@
 """The K/V of earlier turns inside one forward of the artist's own Wan model.
 
 `MemoryAttention` is a wrapper that the host calls around the network. For that one forward it lets self-attention
-see the visible frames as well, by two seams that every host has: a hook around each block tells the layer, and
+see the visible frames as well, by two hooks that every host has: a hook around each block tells the layer, and
 an override of the attention call prepends their K/V. Whatever hooks and override are there already
 (SageAttention, skipped layers) stay and are called from ours; the network's weights and code are untouched.
 
@@ -70,8 +70,8 @@ class MemoryAttention:
             key, value = key.to(like), value.to(like)  # [1, L, H, D]
             if key.shape[1] != like.shape[1]:
                 raise AnchorEditError(
-                    f"the memory's images have {key.shape[1]} tokens and this latent {like.shape[1]}",
-                    "Use the latent of the memory's own size",
+                    f"the LATENT must have the session's {key.shape[1]} tokens, got {like.shape[1]}",
+                    "Use the LATENT of Apply Memory",
                 )
             if distance:
                 positions = torch.tensor([distance * self.stride], device=like.device)
@@ -82,7 +82,7 @@ class MemoryAttention:
 
 
 class _Forward:
-    """Track one forward: the layer it is in, and what it captures. Its `options` carry our two seams."""
+    """Track one forward: the layer it is in, and what it captures. Its `options` carry our two hooks."""
 
     def __init__(self, memory: MemoryAttention, options: dict, layers: int):
         self.memory = memory

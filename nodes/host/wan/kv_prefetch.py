@@ -1,4 +1,4 @@
-"""K/V on their way from main memory to the layer that needs them.
+"""K/V on their way from system RAM to the layer that needs them.
 
 They are copied to the GPU layer by layer, each ahead of its use: while one layer computes, the next one's are copied
 on a stream of their own, so that the GPU holds two layers of them and not all.

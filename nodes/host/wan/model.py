@@ -54,16 +54,16 @@ class WanBackbone:
             out_channels=network.out_dim,
             patch_size=tuple(network.patch_size),
         )
-        numbers_depend_on = [
+        dependencies = [
             object_ids.of(patcher.model),
             str(patcher.patches_uuid),
             str([patcher.model.get_dtype(), patcher.model.manual_cast_dtype]),
             str(patcher.load_device),
             object_ids.describe([patcher.model_options, patcher.object_patches, patcher.wrappers]),
         ]
-        self.identity = json.dumps(numbers_depend_on)
+        self.fingerprint = json.dumps(dependencies)
         self.max_device_bytes = kv_vram_limit(patcher, store)
-        self.rounding = 0.0  # of the K/V that the last denoiser saw
+        self.quantization_error = 0.0  # of the K/V that the last denoiser saw
 
     @property
     def device(self) -> torch.device:
@@ -90,7 +90,7 @@ class WanBackbone:
     def denoiser(self, text: Tensor, view: FrameView, past: tuple[FrameKV, ...]) -> Denoiser:
         """Return the denoiser of one turn: (x [B, C, h, w], time 0..1000) -> flow [B, C, h, w]."""
         context, attention = self._context(text), MemoryAttention(view, past, self.edit.temporal_stride)
-        self.rounding = max((kv.rounding for kv in past), default=0.0)
+        self.quantization_error = max((kv.quantization_error for kv in past), default=0.0)
         return lambda x, time: self._forward(x, time, context, attention)
 
     def encode_frame(
@@ -143,7 +143,7 @@ class WanBackbone:
 
 
 def _offload_kv_with(patcher, store: KVStore) -> None:
-    """Move K/V to main memory with the model they belong to, when the host takes it off the device.
+    """Move K/V to system RAM with the model they belong to, when the host takes it off the device.
 
     Not when it swaps the model for a clone, which it does without unpatching.
     """
@@ -162,7 +162,7 @@ def text_to_video_network(patcher) -> comfy.ldm.wan.model.WanModel:
     network = patcher.model.diffusion_model
     if type(network) is not comfy.ldm.wan.model.WanModel or network.model_type != "t2v":
         what = f"{type(network).__name__} {getattr(network, 'model_type', '')}".strip()
-        raise AnchorEditError(f"the MODEL is {what}, which cannot edit by memory", "Load Wan 2.1 text-to-video")
+        raise AnchorEditError(f"the MODEL is {what}, which has no causal K/V memory", "Load Wan 2.1 text-to-video")
     if network.in_dim != LATENT_CHANNELS:
         raise AnchorEditError(
             f"the MODEL takes {network.in_dim} channels where text-to-video takes {LATENT_CHANNELS}",

@@ -206,7 +206,7 @@ def test_rounded_kv_are_used_as_they_were_stored(model, history, dtype):
     assert {tensor.dtype for kv in past for tensor in (*kv.keys, *kv.values)} == {getattr(torch, dtype)}
     assert torch.equal(flow, expected) == (dtype == "float32")  # which the model works in
     expected_error = {"bfloat16": 0.0017, "float16": 0.0002, "float32": 0.0, "float8_e4m3fn": 0.027}[dtype]
-    assert all(0.8 * expected_error <= kv.rounding <= 1.2 * expected_error for kv in past)
+    assert all(0.8 * expected_error <= kv.quantization_error <= 1.2 * expected_error for kv in past)
     torch.testing.assert_close(flow, expected, atol=max(0.05, 5 * expected_error), rtol=0)
     cache.store.retain(())
     assert torch.equal(cache.next_flow(memory), flow)
@@ -287,7 +287,7 @@ def test_keys_depend_on_everything_an_entry_was_made_of(model, made, asked, iden
     store = KVStore()
     CountingCache(model, store, made).gather(committed(MemoryPolicy(1, 2)), turn(9).text)
     other = CountingCache(model, store, asked)
-    other.identity = identity
+    other.fingerprint = identity
     other.gather(committed(policy, **second), turn(9).text, config)
     assert other.forwards == forwards
 
@@ -315,6 +315,6 @@ def test_the_published_anchor_prompt_is_the_first_instruction(model, anchor_prom
 
 
 def test_what_is_too_large_for_float8_is_clamped():
-    kv = FrameKV((torch.tensor([1.0, 1000.0]),), (torch.tensor([-2000.0, 0.5]),)).rounded(torch.float8_e4m3fn)
+    kv = FrameKV((torch.tensor([1.0, 1000.0]),), (torch.tensor([-2000.0, 0.5]),)).quantized(torch.float8_e4m3fn)
     assert kv.keys[0].float().tolist() == [1.0, 448.0] and kv.values[0].float().tolist() == [-448.0, 0.5]
-    assert kv.rounding > 0.5 and kv.rounded(torch.float32).rounding == kv.rounding
+    assert kv.quantization_error > 0.5 and kv.quantized(torch.float32).quantization_error == kv.quantization_error

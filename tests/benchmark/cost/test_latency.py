@@ -1,4 +1,4 @@
-"""The speed benchmark counts seconds and bytes of every turn, and says if a session holds more than it sees."""
+"""The latency benchmark counts seconds and bytes of every turn, and says if a session holds more than it sees."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import pytest
 
 from anchoredit_model.memory.kv_store import KVStore
-from benchmark.cost.latency import main
+from benchmark.__main__ import main
 
 FRAME = 2 * 2 * 16 * 128 * 4  # keys and values, layers, tokens of 64x64 pixels, width, float32
 
@@ -15,8 +15,8 @@ FRAME = 2 * 2 * 16 * 128 * 4  # keys and values, layers, tokens of 64x64 pixels,
 @pytest.mark.parametrize(("history", "frames"), [("stream", [2, 2, 2]), ("refresh", [1, 2, 2])])
 def test_bytes_held_are_those_of_the_frames_in_view(small_model, tmp_path, capsys, history, frames):
     asked = ["--turns", "3", "--window", "1", "--repeats", "1", "--history", history]
-    assert main([*asked, "--model", str(small_model), "--json", str(tmp_path / "speed.json")]) == 0
-    report = json.loads((tmp_path / "speed.json").read_text())
+    assert main(["cost", "latency", *asked, "--model", str(small_model), "--out", str(tmp_path / "latency.json")]) == 0
+    report = json.loads((tmp_path / "latency.json").read_text())
     assert set(report) >= {"turns", "ratio"} and report["ratio"] > 0
     rows = report["turns"]
     assert [row["turn"] for row in rows] == [1, 2, 3] and all(row["seconds"] > 0 for row in rows)
@@ -27,5 +27,7 @@ def test_bytes_held_are_those_of_the_frames_in_view(small_model, tmp_path, capsy
 
 def test_a_store_that_forgets_nothing_fails(small_model, monkeypatch, capsys):
     monkeypatch.setattr(KVStore, "shrink", lambda self, protect=(): None)
-    assert main(["--turns", "3", "--window", "1", "--repeats", "1", "--model", str(small_model)]) == 1
+    assert (
+        main(["cost", "latency", "--turns", "3", "--window", "1", "--repeats", "1", "--model", str(small_model)]) == 1
+    )
     assert "at every turn: False" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""What a card has to hold is counted from the sizes of the networks themselves."""
+"""What a GPU has to hold is counted from the sizes of the networks themselves."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def test_the_bundled_model_holds_what_is_counted():
 
 
 @pytest.mark.parametrize(
-    ("size", "weights", "dtype", "place", "card"),
-    [("1.3B", "bfloat16", "bfloat16", "vram", 8), ("14B", "float8", "float8_e4m3fn", "vram", 24)],
+    ("size", "weights", "dtype", "device", "card"),
+    [("1.3B", "bfloat16", "bfloat16", "gpu", 8), ("14B", "float8", "float8_e4m3fn", "gpu", 24)],
 )
-def test_what_fits_on_which_card(size, weights, dtype, place, card, capsys):
+def test_what_fits_on_which_card(size, weights, dtype, device, card, capsys):
     """However many turns a session has, 50 say: a turn sees the anchor and the window."""
     assert len(MemoryPolicy().visible(50)) == 5
     table = {(row[0], row[2], row[3]): row for row in rows(TransformerConfig.named(size), MemoryPolicy(), 1024, 1024)}
-    assert table[weights, dtype, place][-1] <= card * GIB
-    assert table[weights, dtype, "ram"][-1] < table[weights, dtype, place][-1]
+    assert table[weights, dtype, device][-1] <= card * GIB
+    assert table[weights, dtype, "cpu"][-1] < table[weights, dtype, device][-1]
     assert command(["cost", "memory", "--size", size]) == 0 and capsys.readouterr().out.count(f"| {size} |") == 8

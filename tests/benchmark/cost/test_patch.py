@@ -5,13 +5,17 @@ from pathlib import Path
 import pytest
 
 from anchoredit_model.errors import AnchorEditError
-from benchmark.cost.patch import main
+from benchmark.__main__ import execute
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [([], "holds no ComfyUI"), (["--tokens", "1000"], "no square"), (["--width", "100"], "multiple of 128")],
+    [
+        ([], "must be the folder of ComfyUI"),
+        (["--tokens", "1000"], "square number, got 1000"),
+        (["--width", "100"], "multiple of 128"),
+    ],
 )
-def test_mistakes_are_told(tmp_path: Path, options: list[str], words: str):
+def test_mistakes_are_named(tmp_path: Path, options: list[str], words: str):
     with pytest.raises(AnchorEditError, match=words):
-        main(["--host", str(tmp_path), *options])
+        execute(["cost", "patch", "--host", str(tmp_path), *options])

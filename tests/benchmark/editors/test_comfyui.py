@@ -11,10 +11,14 @@ from urllib.parse import parse_qs, urlparse
 import pytest
 
 from anchoredit_model.errors import AnchorEditError
-from benchmark.editors.comfyui import find_marks, turn_graph
-from benchmark.run import main as run
+from benchmark.__main__ import execute
+from benchmark.editors.workflow_graph import find_marks, turn_graph
 
 ASKED = ["--sessions", "2", "--turns", "2", "--size", "32", "--editor", "comfyui"]
+
+
+def run(argv: list[str]) -> int:
+    return execute(["run", *argv])
 
 
 def node(kind: str, title: str, **inputs) -> dict:
@@ -27,7 +31,7 @@ PLAIN = {
     "3": node("KSampler", "sampler [seed]", seed=1, steps=4),
     "4": node("PreviewImage", "[output]", images=["3", 0]),
 }
-REMEMBERING = {
+WITH_SESSION = {
     "1": node("LoadImage", "[image]", image="example.png"),
     "2": node("AnchorEditStart", "Start", image=["1", 0]),
     "3": node("AnchorEditTurn", "[turn]", session=["2", 0], instruction="", seed=7, model=["9", 0]),
@@ -79,8 +83,8 @@ class Answers(BaseHTTPRequestHandler):
         image = graph[find_marks(graph)["image"]]["inputs"]["image"]
         status, outputs = {"messages": []}, {"4": {"images": [{"filename": image, "subfolder": "", "type": "temp"}]}}
         if self.server.fails == int(number):
-            facts = {"node_id": "3", "exception_message": "CUDA out of memory"}
-            status, outputs = {"messages": [["execution_error", facts]]}, {}
+            details = {"node_id": "3", "exception_message": "CUDA out of memory"}
+            status, outputs = {"messages": [["execution_error", details]]}, {}
         self.say({number: {"status": status, "outputs": outputs}})
 
     def say(self, answer: dict, status: int = 200) -> None:
@@ -113,29 +117,29 @@ def asked(host, tmp_path, graph: dict = PLAIN) -> list[str]:
 def test_a_plain_workflow_is_fed_its_own_images(host, tmp_path):
     assert run(asked(host, tmp_path)) == 0
     report = json.loads((tmp_path / "run" / "report.json").read_text())
-    assert report["overall"]["success_of_edits"]["mean"] == 0 and report["identity_by_turn"][1]["mean"] == 1
+    assert report["overall"]["success_of_edits"]["mean"] == 0 and report["by_turn"]["identity"][1]["mean"] == 1
     assert [graph["3"]["inputs"]["seed"] for graph in host.graphs] == [0, 1, 1, 2]
     assert all(graph["1"]["inputs"]["image"] in host.files for graph in host.graphs)
     assert {graph["2"]["inputs"]["clip"][0] for graph in host.graphs} == {"9"}
 
 
 def test_a_turn_is_repeated_behind_itself():
-    marked = find_marks(REMEMBERING)
-    graph = turn_graph(REMEMBERING, marked, "image.png", ["one", "two", "three"], seed=5)
+    marked = find_marks(WITH_SESSION)
+    graph = turn_graph(WITH_SESSION, marked, "image.png", ["one", "two", "three"], seed=5)
     turns = ["3", "3-turn2", "3-turn3"]
     assert [graph[name]["inputs"]["instruction"] for name in turns] == ["one", "two", "three"]
     assert [graph[name]["inputs"]["session"] for name in turns] == [["2", 0], ["3", 0], ["3-turn2", 0]]
     assert {graph[name]["inputs"]["seed"] for name in turns} == {5}
     assert graph["4"]["inputs"]["images"] == ["3-turn3", 1] and graph["5"]["inputs"]["session"] == ["3-turn3", 0]
-    assert turn_graph(REMEMBERING, marked, "image.png", ["one"], 5)["4"]["inputs"]["images"] == ["3", 1]
-    assert REMEMBERING["3"]["inputs"]["instruction"] == ""
+    assert turn_graph(WITH_SESSION, marked, "image.png", ["one"], 5)["4"]["inputs"]["images"] == ["3", 1]
+    assert WITH_SESSION["3"]["inputs"]["instruction"] == ""
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"1": node("LoadImage", "image", image="")}, r"no node of the workflow is marked \[image\]. Write"),
-        ({"5": node("LoadImage", "[image]", image="")}, r"2 nodes are marked \[image\]. Mark one"),
+        ({"5": node("LoadImage", "[image]", image="")}, r"\[image\] must be in one title, got 2 nodes. Remove it"),
         ({"3": node("KSampler", "[seed]", steps=4)}, r"node '\[seed\]' has no input seed or noise_seed. Move the mark"),
     ],
 )
@@ -155,7 +159,7 @@ def test_a_server_that_fails_costs_a_line_and_no_finished_session(host, tmp_path
     for host.fails, said in (
         ("html", "does not answer as ComfyUI does"),
         ("cut", r"anchoredit_benchmark_\w+_00001.png"),
-        ("restart", "has lost a turn, as when it is restarted. Ask again"),
+        ("restart", "has lost a turn, perhaps by a restart. Run again"),
     ):
         with pytest.raises(AnchorEditError, match=said):
             run(asked(host, tmp_path))
@@ -168,8 +172,8 @@ def test_a_server_that_fails_costs_a_line_and_no_finished_session(host, tmp_path
     host.shutdown()
     with pytest.raises(AnchorEditError, match="no answer from .* Start ComfyUI there"):
         run(options)
-    with pytest.raises(AnchorEditError, match="'gpu-box:8188' is no address. Write it as http://"):
+    with pytest.raises(AnchorEditError, match="must be an address, got 'gpu-box:8188'. Write it as http://"):
         run([*options, "--server", "gpu-box:8188"])
     (tmp_path / "workflow.json").write_text('{"nodes": []}')
-    with pytest.raises(AnchorEditError, match="not in the API's format"):
+    with pytest.raises(AnchorEditError, match="not in the API format"):
         run(options)

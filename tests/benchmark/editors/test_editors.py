@@ -13,7 +13,7 @@ from anchoredit_model.memory.visibility import sequence_views
 from anchoredit_model.pipeline import AnchorEditPipeline
 from benchmark.editors.base import EditorOptions
 from benchmark.editors.registry import EDITORS, make_editor
-from benchmark.suites.protocols import ProtocolSessions, draw_protocol_sessions
+from benchmark.suites.protocols import ProtocolSessions, generate_sessions
 from studio.render import render
 from studio.sessions import held_out_generator
 
@@ -22,7 +22,7 @@ SIZE, TURNS = 64, 3
 
 @pytest.fixture(scope="module")
 def drawn() -> ProtocolSessions:
-    return draw_protocol_sessions("chain", 6, TURNS, held_out_generator(1))
+    return generate_sessions("chain", 6, TURNS, held_out_generator(1))
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def source(drawn) -> torch.Tensor:
 
 def of(drawn: ProtocolSessions) -> SimpleNamespace:
     """As much of a suite as editors see."""
-    return SimpleNamespace(drawn=drawn, names=[f"{session:05d}" for session in range(len(drawn))])
+    return SimpleNamespace(ground_truth=drawn, names=[f"{session:05d}" for session in range(len(drawn))])
 
 
 def images(editor, drawn: ProtocolSessions, source: torch.Tensor, session: int = 4) -> list[torch.Tensor]:
@@ -69,7 +69,7 @@ def test_previous_only_has_lost_the_anchor(edited):
     assert editor.settings["policy"] == MemoryPolicy(0, 1).to_json()
 
 
-def test_chain_vae_starts_every_turn_from_the_decoded_image(drawn, source, edited):
+def test_decode_reencode_starts_every_turn_from_the_decoded_image(drawn, source, edited):
     editor, made = edited("decode-reencode")
     editor.start(source, 4)
     seeds = set()
@@ -82,12 +82,12 @@ def test_chain_vae_starts_every_turn_from_the_decoded_image(drawn, source, edite
 
 def test_bidirectional_differs_from_the_pipeline_by_its_views_alone(drawn, source, edited, monkeypatch):
     """With causal views it computes, without remembering anything, what the pipeline does."""
-    _, remembered = edited("pipeline", guidance=2.0)
-    editor, both_ways = edited("bidirectional", guidance=2.0)
+    _, remembered = edited("pipeline", cfg=2.0)
+    editor, both_ways = edited("bidirectional", cfg=2.0)
     assert editor.cache_bytes == 0
     assert all((one - other).abs().max() > 1e-3 for one, other in zip(remembered, both_ways))
     monkeypatch.setattr("benchmark.editors.pipeline.bidirectional_views", sequence_views)
-    _, causal = edited("bidirectional", guidance=2.0)
+    _, causal = edited("bidirectional", cfg=2.0)
     for one, other in zip(remembered, causal):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
 
@@ -96,18 +96,18 @@ def test_editors_without_a_model(drawn, source):
     def edit(name: str) -> list[torch.Tensor]:
         return images(make_editor(name, EditorOptions(), of(drawn)), drawn, source)
 
-    truths = [render(scenes[4:5], SIZE, SIZE)[0] for scenes in drawn.sessions.scenes[1:]]
-    assert all(map(torch.equal, edit("oracle"), truths))
+    correct = [render(scenes[4:5], SIZE, SIZE)[0] for scenes in drawn.sessions.scenes[1:]]
+    assert all(map(torch.equal, edit("oracle"), correct))
     assert all(torch.equal(image, source) for image in edit("no-op"))
-    facts = drawn.sessions.scenes[0].attributes[4].tolist()
+    attributes = drawn.sessions.scenes[0].attributes[4].tolist()
     shuffled = edit("shuffled")
-    others = [edit.apply(facts) for n, edit in enumerate(drawn.sessions.edits[0]) if n != 4]
+    others = [edit.apply(attributes) for n, edit in enumerate(drawn.sessions.edits[0]) if n != 4]
     drawn = [render(drawn.sessions.scenes[0][4:5].with_attributes(torch.tensor([o])), SIZE, SIZE)[0] for o in others]
-    assert not torch.equal(shuffled[0], truths[0]) and any(torch.equal(shuffled[0], other) for other in drawn)
+    assert not torch.equal(shuffled[0], correct[0]) and any(torch.equal(shuffled[0], other) for other in drawn)
 
 
 def test_shuffled_needs_something_else_to_be_asked():
-    drawn = draw_protocol_sessions("no-op", 3, 1, held_out_generator(1))
+    drawn = generate_sessions("no-op", 3, 1, held_out_generator(1))
     editor = make_editor("shuffled", EditorOptions(), of(drawn))
     editor.start(torch.zeros(3, SIZE, SIZE), 0)
     with pytest.raises(AnchorEditError, match="finds no other instruction at turn 1 of session 0"):

@@ -7,24 +7,24 @@ from benchmark.report.run_report import make_report, print_report
 SETTINGS = {"suite": "studio", "editor": "pipeline", "protocol": "undo", "editor_settings": {"model": "abc"}}
 
 
-def turn(kind: str, failed: str = "", asked=(), wrong=(), drift=None, moot=False) -> dict:
-    verdict = {name: name != failed for name in ("followed", "untouched", "identity")}
-    facts = {"asked": dict.fromkeys(asked, "new"), "wrong": dict.fromkeys(wrong, "other")}
+def turn(kind: str, failed: str = "", asked=(), wrong=(), drift=None, not_applicable=False) -> dict:
+    verdict = {name: name != failed for name in ("followed", "preservation", "identity")}
+    attributes = {"asked": dict.fromkeys(asked, "new"), "wrong": dict.fromkeys(wrong, "other")}
     return {
         "kind": kind,
-        "moot": moot,
+        "not_applicable": not_applicable,
         **verdict,
-        **facts,
+        **attributes,
         "damage": 0.01,
         "likeness": 0.9,
         "drift": drift and {"l1": drift},
     }
 
 
-def session(turns: list[dict], facts: tuple[str, ...], seconds: float) -> dict:
-    marks = [{"what": "back", "turn": 3, "facts": list(facts)}]
+def session(turns: list[dict], attributes: tuple[str, ...], seconds: float) -> dict:
+    probes = [{"what": "back", "turn": 3, "attributes": list(attributes)}]
     cost = {"seconds": [seconds] * 3, "cache_bytes": [1, 2, 2], "peak_bytes": int(1000 * seconds)}
-    return {"turns": turns, "marks": marks, "cost": cost}
+    return {"turns": turns, "probes": probes, "cost": cost}
 
 
 RECORDS = [
@@ -48,9 +48,9 @@ RECORDS = [
     ),
     session(
         [
-            turn("recolour", "untouched", asked=["colour"], wrong=["colour"], drift=0.3),
+            turn("recolour", "preservation", asked=["colour"], wrong=["colour"], drift=0.3),
             turn("sign", asked=["sign"]),
-            turn("undo", "untouched", asked=["size"], wrong=["sign"]),
+            turn("undo", "preservation", asked=["size"], wrong=["sign"]),
         ],
         ("size",),
         6,
@@ -58,36 +58,39 @@ RECORDS = [
 ]
 
 
-MOOT = session(
-    [turn("recolour", "followed", asked=["colour"]), turn("undo", asked=["colour"], moot=True), turn("null")], (), 1
+NOT_APPLICABLE = session(
+    [turn("recolour", "followed", asked=["colour"]), turn("undo", asked=["colour"], not_applicable=True), turn("null")],
+    (),
+    1,
 )
 
 
-def means(figures: list) -> list:
-    return [figure and round(figure["mean"], 3) for figure in figures]
+def means(intervals: list) -> list:
+    return [interval and round(interval["mean"], 3) for interval in intervals]
 
 
 def test_the_report_counts_what_the_records_say(capsys):
     report = make_report(SETTINGS, RECORDS)
+    by_turn = report["by_turn"]
     assert report["model"] == "abc" and report["settings"] == SETTINGS
-    assert means(report["followed_by_turn"]) == [1, 1, 0.667]
-    assert means(report["untouched_by_turn"]) == [0.667, 1, 0.667]
-    assert means(report["identity_by_turn"]) == [1, 0.667, 1]
-    assert means(report["success_by_turn"]) == [0.667, 0.667, 0.333]
-    assert means(report["SR@k"]) == [0.667, 0.333, 0]
+    assert means(by_turn["followed"]) == [1, 1, 0.667]
+    assert means(by_turn["preservation"]) == [0.667, 1, 0.667]
+    assert means(by_turn["identity"]) == [1, 0.667, 1]
+    assert means(by_turn["success"]) == [0.667, 0.667, 0.333]
+    assert means(by_turn["SR@k"]) == [0.667, 0.333, 0]
     assert report["first_failure"] == {"by_turn": [1, 1, 1], "never": 0, "median": 2}
     # turn 2: colour wrong in the first session, nothing asked before in the second, right in the third; turn 3: colour
     # right, no fact of its own left, one of two
-    assert means(report["persistence_by_turn"]) == [None, 0.5, 0.75]
+    assert means(by_turn["persistence"]) == [None, 0.5, 0.75]
     assert means([report["overall"]["success"], report["overall"]["success_of_edits"]]) == [0.556, 0.5]
     kinds = report["by_kind"]
     assert list(kinds) == ["recolour", "move", "sign", "undo", "null"]
     assert kinds["recolour"]["turn 1"]["count"] == 2 and kinds["recolour"]["turn 1"]["success"] == 0.5
     assert kinds["undo"]["turn 1"] == {"count": 0} and kinds["undo"]["all turns"]["followed"] == 0.6667
-    (mark,) = report["marks"]
-    assert (mark["what"], mark["turn"], mark["sessions"]) == ("back", 3, 3)
-    assert means([mark["success"], mark["right"]]) == [0.333, 0.667]
-    assert means(report["drift_by_turn"]["l1"]) == [0.3, None, 0.4]
+    (probe,) = report["probes"]
+    assert (probe["what"], probe["turn"], probe["sessions"]) == ("back", 3, 3)
+    assert means([probe["success"], probe["accuracy"]]) == [0.333, 0.667]
+    assert means(by_turn["drift: l1"]) == [0.3, None, 0.4]
     assert report["cost"] == {
         "seconds_per_turn": 3.0,
         "seconds_by_turn": [2.0, 2.0, 2.0],
@@ -100,26 +103,29 @@ def test_the_report_counts_what_the_records_say(capsys):
     assert "| 3 | back | 3 | 33.3%" in out and "| undo | - | 33.3% of 3 |" in out
 
 
-def test_what_a_protocol_is_about_counts_only_where_it_says_something():
-    """Not at a moot turn, which doing nothing gets right, nor of an earlier edit that was never made."""
-    lasting = {"marks": [{"what": "colour of turn 1", "turn": number, "facts": ["colour"]} for number in (2, 3)]}
+def test_a_probe_counts_only_where_it_says_something():
+    """Not where a no-op would be right, nor for an earlier edit that was never done."""
+    lasting = {"probes": [{"what": "colour of turn 1", "turn": number, "attributes": ["colour"]} for number in (2, 3)]}
     lost, never = (
         session([turn("recolour", asked=["colour"], wrong=first), turn("move"), turn("sign", wrong=["colour"])], (), 1)
         for first in ([], ["colour"])
     )
-    moot = session([turn("null"), turn("null"), turn("undo", asked=["place"], moot=True)], ("place",), 1)
-    rows = make_report(SETTINGS, [lost | lasting, never | lasting, moot])["marks"]
-    assert [(row["turn"], row["sessions"], row["right"] and row["right"]["mean"]) for row in rows] == [
+    not_applicable = session(
+        [turn("null"), turn("null"), turn("undo", asked=["place"], not_applicable=True)], ("place",), 1
+    )
+    rows = make_report(SETTINGS, [lost | lasting, never | lasting, not_applicable])["probes"]
+    assert [(row["turn"], row["sessions"], row["accuracy"] and row["accuracy"]["mean"]) for row in rows] == [
         (3, 0, None),
         (2, 1, 1),
         (3, 1, 0),
     ]
 
 
-def test_a_moot_turn_neither_succeeds_nor_fails():
-    report = make_report(SETTINGS, [*RECORDS, MOOT])
-    assert report["moot_by_turn"] == [0, 1, 0]
-    assert means(report["success_by_turn"]) == [0.5, 0.667, 0.5] and means(report["identity_by_turn"])[1] == 0.667
+def test_a_turn_that_is_not_applicable_neither_succeeds_nor_fails():
+    report = make_report(SETTINGS, [*RECORDS, NOT_APPLICABLE])
+    by_turn = report["by_turn"]
+    assert report["not_applicable_by_turn"] == [0, 1, 0]
+    assert means(by_turn["success"]) == [0.5, 0.667, 0.5] and means(by_turn["identity"])[1] == 0.667
     assert report["overall"]["success_of_edits"]["mean"] == 0.4444  # 4 of 9
     assert report["by_kind"]["undo"]["all turns"]["count"] == 3
-    assert make_report(SETTINGS, [MOOT])["success_by_turn"][1] is None
+    assert make_report(SETTINGS, [NOT_APPLICABLE])["by_turn"]["success"][1] is None

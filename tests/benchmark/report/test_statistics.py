@@ -1,4 +1,4 @@
-"""Figures with a known answer."""
+"""Statistics with a known answer."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from benchmark.report.statistics import first_failures, interval, intervals, succeeded_so_far
+from benchmark.report.statistics import first_failures, intervals, succeeded_so_far
 
 # turns of five sessions: fails at 2, never, at 1, at 4, at 2 (and again at 3)
 SUCCESS = np.array([[1, 0, 1, 1], [1, 1, 1, 1], [0, 1, 1, 1], [1, 1, 1, 0], [1, 0, 0, 1]], dtype=bool)
@@ -22,20 +22,20 @@ def test_success_so_far_and_first_failures():
 
 def test_an_interval_is_that_of_the_mean_over_sessions():
     heads = np.arange(400)[:, None] % 4 < 1  # a quarter of 400
-    (figure,) = intervals(heads)
+    (found,) = intervals(heads)
     error = 1.96 * math.sqrt(0.25 * 0.75 / 400)
-    assert figure["mean"] == 0.25
-    assert figure["low"] == pytest.approx(0.25 - error, abs=0.006)
-    assert figure["high"] == pytest.approx(0.25 + error, abs=0.006)
-    assert intervals(heads) == [figure] and intervals(heads, seed=1) != [figure]
+    assert found["mean"] == 0.25
+    assert found["low"] == pytest.approx(0.25 - error, abs=0.006)
+    assert found["high"] == pytest.approx(0.25 + error, abs=0.006)
+    assert intervals(heads) == [found] and intervals(heads, seed=1) != [found]
     assert intervals(np.full((7, 1), 0.5)) == [{"mean": 0.5, "low": 0.5, "high": 0.5}]
     assert intervals(np.ones((1, 2))) == [{"mean": 1, "low": 1, "high": 1}] * 2  # one session
 
 
-def test_turns_of_a_session_are_drawn_together():
+def test_turns_of_a_session_are_resampled_together():
     """Ten sessions that are all right or all wrong say as much over 50 turns as over one."""
     sessions = np.arange(10) % 2
-    one, many = interval(sessions, np.ones(10)), interval(50 * sessions, np.full(10, 50))
+    (one,), (many,) = (intervals(sessions[:, None] * n, np.full((10, 1), n)) for n in (1, 50))
     assert one == many and one["high"] - one["low"] > 0.5
 
 
@@ -43,4 +43,4 @@ def test_what_is_missing_does_not_count():
     values = np.array([[1.0, np.nan, np.nan], [0.0, 1.0, np.nan], [0.5, 0.0, np.nan]])
     first, second, third = intervals(values)
     assert first["mean"] == 0.5 and second["mean"] == 0.5 and third is None
-    assert interval([3, 0], [4, 0])["mean"] == 0.75 and interval([0, 0], [0, 0]) is None
+    assert intervals([[3], [0]], [[4], [0]])[0]["mean"] == 0.75 and intervals([[0], [0]], [[0], [0]]) == [None]

@@ -11,11 +11,14 @@ from PIL import Image
 
 from anchoredit_model.errors import AnchorEditError
 from anchoredit_model.images import load_image, save_image, to_pil
-from benchmark.export import main as make
-from benchmark.report.comparison import main as report
-from benchmark.run import main as run
+from benchmark.__main__ import execute
 from benchmark.suites.photo_sessions import PhotoTurn, default_photos, find_photos
 from benchmark.suites.photos import PhotoSuite, references
+
+
+def run(argv: list[str]) -> int:
+    return execute(["run", *argv])
+
 
 TURNS = ["make it darker", {"instruction": "make it as it was", "returns_to": 0}, ""]
 
@@ -68,15 +71,21 @@ def test_layouts(tmp_path, files):
     ("files", "said"),
     [
         ({}, "no image in"),
-        ({"a.png": A}, r"instructions.json' cannot be read .*List there what is asked"),
-        ({"a.png": A, "instructions.json": "[1"}, "is no JSON"),
-        ({"a.png": A, "instructions.json": []}, "holds no list of instructions"),
-        ({"a.png": A, "instructions.json": ["x", {"instruction": 3}]}, "turn 2 of .* is no instruction"),
-        ({"a.png": A, "instructions.json": [{"instruction": "x", "returns_to": 1}]}, "returns to 1. Give an"),
-        ({"a.png": A, "instructions.json": [{"instruction": "x", "mask": "../m.png"}]}, r"mask '\.\./m\.png'. Put"),
+        ({"a.png": A}, r"instructions.json' cannot be read .*List the instructions there"),
+        ({"a.png": A, "instructions.json": "[1"}, "must be JSON"),
+        ({"a.png": A, "instructions.json": []}, "has no list of instructions"),
+        ({"a.png": A, "instructions.json": ["x", {"instruction": 3}]}, "turn 2 of .* has no instruction"),
+        (
+            {"a.png": A, "instructions.json": [{"instruction": "x", "returns_to": 1}]},
+            "turn 1 of .* must return to an earlier turn, got 1. Give",
+        ),
+        (
+            {"a.png": A, "instructions.json": [{"instruction": "x", "mask": "../m.png"}]},
+            r"mask '\.\./m\.png' of turn 1 .* must be an image in",
+        ),
         ({"a.png": A, "instructions.json": {"c.png": ["x"]}}, "names 'c.png', which is not in"),
         ({"a.png": A, "instructions.txt": ""}, "instructions.txt' is empty. Write a line"),
-        ({"a/source.png": A, "a/1.json": ["x"], "b/1.json": ["x"]}, "b' says what is asked and has no source.png"),
+        ({"a/source.png": A, "a/1.json": ["x"], "b/1.json": ["x"]}, "b' has instructions but no source.png"),
         ({"a/source.png": A, "set.json": 5}, "has 0 JSON files"),
         ({"a/source.png": A}, "has 0 JSON files"),
         ({"a/source.png": A, "a/1.json": ["x"], "a/2.json": ["x"]}, "has 2 JSON files"),
@@ -109,7 +118,7 @@ def test_what_is_known_of_a_turn():
 
 
 @pytest.mark.parametrize(
-    ("size", "area", "fits"),
+    ("size", "resolution", "fits"),
     [
         ((300, 451), 1024, (288, 448)),
         ((900, 300), 256, (432, 144)),
@@ -118,13 +127,13 @@ def test_what_is_known_of_a_turn():
         ((99, 77), 0, (99, 77)),
     ],
 )
-def test_sources_keep_their_aspect_and_are_never_enlarged(tmp_path, size, area, fits):
+def test_sources_keep_their_aspect_and_are_never_enlarged(tmp_path, size, resolution, fits):
     (session,) = find_photos(put(tmp_path, {"a.png": image(*size), "instructions.txt": "x"}))
-    source = session.source(area)
+    source = session.source(resolution)
     assert source.shape[-2:] == fits and torch.equal(source, (source * 255).round() / 255)
 
 
-def test_a_list_that_ends_with_the_source_is_asked_again(tmp_path):
+def test_a_list_that_ends_with_the_source_is_repeated(tmp_path):
     turns = ["darker", "a hat", {"instruction": "off", "returns_to": 1}, {"instruction": "back", "returns_to": 0}]
     photos = put(tmp_path, {"a.png": A, "b.png": B, "instructions.json": {"a.png": turns, "b.png": ["x", "y"]}})
     suite = PhotoSuite(find_photos(photos), "listed", 7, 64, {})
@@ -132,7 +141,7 @@ def test_a_list_that_ends_with_the_source_is_asked_again(tmp_path):
     assert [turn.instruction for turn in first.turns] == ["darker", "a hat", "off", "back", "darker", "a hat", "off"]
     assert [turn.returns_to for turn in first.turns] == [None, None, 1, 0, None, None, 5]
     assert len(second.turns) == 2
-    with pytest.raises(AnchorEditError, match="7 turns are asked for and 2 are listed. .* returns to 0"):
+    with pytest.raises(AnchorEditError, match="turns must be at most the 2 that are listed, got 7. .* returns to 0"):
         PhotoSuite([second], "listed", 7, 64, {})
 
 
@@ -152,13 +161,13 @@ def test_a_run_is_measured_and_can_be_read_back(tmp_path, capsys):
     asked = ["--suite", "photos", "--photos", str(photos)]
     assert run([*asked, "--editor", "no-op", "--out", str(tmp_path / "idle")]) == 0
     idle = json.loads((tmp_path / "idle" / "report.json").read_text())
-    assert [figure["mean"] for figure in idle["change_by_turn"]] == [0, 0, 0]
-    assert [figure and figure["mean"] for figure in idle["drift_by_turn"]["l1"]] == [None, 0, 0]
+    assert [interval["mean"] for interval in idle["by_turn"]["change"]] == [0, 0, 0]
+    assert [interval and interval["mean"] for interval in idle["by_turn"]["drift: l1"]] == [None, 0, 0]
     assert idle["absent"] == ["perceptual", "dino", "clip", "face"]
     assert "not measured, as no weights were given: perceptual, dino, clip, face" in capsys.readouterr().out
 
     made = tmp_path / "made"
-    assert make([*asked, "--out", str(made)]) == 0
+    assert execute(["export", *asked, "--out", str(made)]) == 0
     assert json.loads((made / "cat" / "instructions.json").read_text()) == TURNS
     for name in ("cat", "dog"):
         source = load_image(made / name / "source.png")
@@ -167,18 +176,16 @@ def test_a_run_is_measured_and_can_be_read_back(tmp_path, capsys):
     by_hand = ["--editor", "folder", "--images", str(made)]
     assert run([*asked, *by_hand, "--out", str(tmp_path / "hand")]) == 0
     hand = json.loads((tmp_path / "hand" / "report.json").read_text())
-    dl = [figure and figure["mean"] for figure in hand["drift_by_turn"]["dl"]]
-    assert dl[0] is None and dl[1] == dl[2] < -5 and hand["change_by_turn"][0]["mean"] > 10
+    dl = [interval and interval["mean"] for interval in hand["by_turn"]["drift: dl"]]
+    assert dl[0] is None and dl[1] == dl[2] < -5 and hand["by_turn"]["change"][0]["mean"] > 10
 
     again = ["--suite", "photos", "--photos", str(tmp_path / "hand" / "sessions")]  # a run is such a folder itself
     by_run = ["--editor", "folder", "--images", str(tmp_path / "hand" / "sessions")]
     assert run([*again, *by_run, "--out", str(tmp_path / "again")]) == 0
     repeated = json.loads((tmp_path / "again" / "report.json").read_text())
-    assert {name: repeated[name] for name in ("drift_by_turn", "change_by_turn")} == {
-        name: hand[name] for name in ("drift_by_turn", "change_by_turn")
-    }
-    assert report([str(tmp_path / "idle"), str(tmp_path / "hand"), "--out", str(tmp_path / "out")]) == 0
-    page = (tmp_path / "out" / "report.html").read_text()
+    assert repeated["by_turn"] == hand["by_turn"]
+    assert execute(["compare", str(tmp_path / "idle"), str(tmp_path / "hand"), "--out", str(tmp_path / "out")]) == 0
+    page = (tmp_path / "out" / "comparison.html").read_text()
     assert "photos, listed, 3 turns, 2 sessions" in page and "Session cat" in page and "success" not in page.lower()
     assert "Not measured, as no weights were given: perceptual, dino, clip, face." in page
 
@@ -191,7 +198,7 @@ def test_masks_go_with_their_images(tmp_path):
     turns = [{"instruction": "change the left", "mask": "m.png"}]
     photos = put(tmp_path / "photos", {"a.png": source, "m.png": mask, "instructions.json": turns})
     made = tmp_path / "made"
-    assert make(["--suite", "photos", "--photos", str(photos), "--out", str(made)]) == 0
+    assert execute(["export", "--suite", "photos", "--photos", str(photos), "--out", str(made)]) == 0
     assert torch.equal(load_image(made / "a" / "m.png"), mask)
     for name, part in (("inside", slice(0, 24)), ("outside", slice(40, 64))):
         edited = source.clone()
@@ -200,7 +207,7 @@ def test_masks_go_with_their_images(tmp_path):
         asked = ["--suite", "photos", "--photos", str(made), "--editor", "folder", "--images", str(made)]
         assert run([*asked, "--out", str(tmp_path / name)]) == 0
     l1 = {
-        name: json.loads((tmp_path / name / "report.json").read_text())["drift_by_turn"]["l1"][0]["mean"]
+        name: json.loads((tmp_path / name / "report.json").read_text())["by_turn"]["drift: l1"][0]["mean"]
         for name in ("inside", "outside")
     }
     assert l1["inside"] == 0 and l1["outside"] > 0.1
@@ -208,26 +215,26 @@ def test_masks_go_with_their_images(tmp_path):
     asked = ["--suite", "photos", "--photos", again, "--editor", "folder", "--images", again]
     assert run([*asked, "--out", str(tmp_path / "again")]) == 0
     repeated = json.loads((tmp_path / "again" / "report.json").read_text())
-    assert repeated["drift_by_turn"]["l1"][0]["mean"] == l1["outside"]
+    assert repeated["by_turn"]["drift: l1"][0]["mean"] == l1["outside"]
     put(tmp_path / "photos", {"m.png": mask[:, :32]})
-    with pytest.raises(AnchorEditError, match="mask .* is 64x32, its image 64x64"):
+    with pytest.raises(AnchorEditError, match="mask .* must be 64x64 as its image, got 64x32"):
         run(["--suite", "photos", "--photos", str(photos), "--editor", "no-op", "--out", str(tmp_path / "x")])
 
 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--protocol", "undo"], "protocol 'undo' needs drawn scenes. Of photos ask for listed or no-op"),
-        (["--editor", "oracle"], "nobody knows the edited image"),
+        (["--protocol", "undo"], "protocol 'undo' needs drawn scenes. With photos use listed or no-op"),
+        (["--editor", "oracle"], "the correct edit of a photo is not known"),
         (["--size", "64"], "suite 'photos' does not take --size 64"),
         (["--sessions", "9"], "must be 1 to 1, got 9"),
-        (["--turns", "0"], "0 turns are no edit"),
-        (["--dino", "nowhere"], "'nowhere' is no folder"),
+        (["--turns", "0"], "turns must be 1 or more, got 0"),
+        (["--dino", "nowhere"], "--dino must be a folder, got 'nowhere'"),
     ],
 )
 def test_options_that_do_not_fit(tmp_path, options, said):
     photos = put(tmp_path / "photos", {"a.png": A, "instructions.txt": "x"})
     with pytest.raises(AnchorEditError, match=said):
         run(["--suite", "photos", "--photos", str(photos), "--out", str(tmp_path / "out"), *options])
-    with pytest.raises(AnchorEditError, match="suite 'studio' does not take --area 512"):
-        run(["--area", "512", "--out", str(tmp_path / "out")])
+    with pytest.raises(AnchorEditError, match="suite 'studio' does not take --resolution 512"):
+        run(["--resolution", "512", "--out", str(tmp_path / "out")])

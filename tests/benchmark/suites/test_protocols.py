@@ -1,4 +1,4 @@
-"""Every protocol keeps its promise, for any number of turns; its words say what its facts do."""
+"""Every protocol keeps its promise, for any number of turns; its instructions say what its edits do."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from anchoredit_model.errors import AnchorEditError
-from benchmark.suites.protocols import PROTOCOLS, ProtocolSessions, draw_protocol_sessions
+from benchmark.suites.protocols import PROTOCOLS, ProtocolSessions, generate_sessions
 from studio.instructions import LANGUAGES, POINTING_BACK, phrase
 from studio.scene import ATTRIBUTES, COLUMN, CORNERS, WORN
 from studio.sessions import held_out_generator
@@ -17,48 +17,48 @@ SESSIONS = 24
 State = dict[str, int]
 
 
-def trial_of(name: str, turns: int, seed: int = 1, **options) -> ProtocolSessions:
-    return draw_protocol_sessions(name, SESSIONS, turns, held_out_generator(seed), **options)
+def sessions_of(name: str, turns: int, seed: int = 1, **options) -> ProtocolSessions:
+    return generate_sessions(name, SESSIONS, turns, held_out_generator(seed), **options)
 
 
 def walks(name: str, turns: int):
-    """Per session: its states as {fact: value}, the source first; its edits; its marks."""
-    drawn = trial_of(name, turns)
+    """Per session: its states as {attribute: value}, the source first; its edits; its probes."""
+    drawn = sessions_of(name, turns)
     for n in range(SESSIONS):
         states = [dict(zip(ATTRIBUTES, scenes.attributes[n].tolist(), strict=True)) for scenes in drawn.sessions.scenes]
         assert len(states) == turns + 1
-        yield states, [row[n] for row in drawn.sessions.edits], drawn.marks[n]
+        yield states, [row[n] for row in drawn.sessions.edits], drawn.probes[n]
 
 
 def changed(before: State, after: State) -> set[str]:
-    return {fact for fact in ATTRIBUTES if before[fact] != after[fact]}
+    return {attribute for attribute in ATTRIBUTES if before[attribute] != after[attribute]}
 
 
 def lengths(name: str) -> list[int]:
-    return [PROTOCOLS[name].least_turns, 12, 17]
+    return [PROTOCOLS[name].min_turns, 12, 17]
 
 
 CASES = [(name, turns) for name in PROTOCOLS for turns in lengths(name)]
 
 
 @pytest.mark.parametrize(("name", "turns"), CASES)
-def test_every_state_follows_from_its_edit_and_every_mark_from_its_turn(name, turns):
-    for states, edits, marks in walks(name, turns):
+def test_every_state_follows_from_its_edit_and_every_probe_from_its_turn(name, turns):
+    for states, edits, probes in walks(name, turns):
         for before, edit, after in zip(states, edits, states[1:], strict=False):
             assert all(before[change.attribute] == change.old for change in edit.changes)
             assert after == before | {change.attribute: change.new for change in edit.changes}
-        assert all(1 <= mark.turn <= turns and set(mark.facts) <= set(ATTRIBUTES) for mark in marks)
+        assert all(1 <= probe.turn <= turns and set(probe.attributes) <= set(ATTRIBUTES) for probe in probes)
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_words_say_what_the_edit_does_and_seeds_repeat(name):
-    drawn, again, other = trial_of(name, 12), trial_of(name, 12), trial_of(name, 12, seed=2)
-    assert drawn.sessions.texts == again.sessions.texts and drawn.marks == again.marks
+    drawn, again, other = sessions_of(name, 12), sessions_of(name, 12), sessions_of(name, 12, seed=2)
+    assert drawn.sessions.texts == again.sessions.texts and drawn.probes == again.probes
     assert not torch.equal(drawn.sessions.scenes[0].identity, other.sessions.scenes[0].identity)
     for edits, texts in zip(drawn.sessions.edits, drawn.sessions.texts, strict=True):
         for edit, text in list(zip(edits, texts, strict=True))[:3]:
             assert text in {phrase(edit, random.Random(n), language) for n in range(50) for language in LANGUAGES}
-    assert all(text.isascii() for row in trial_of(name, 12, languages=("en",)).sessions.texts for text in row)
+    assert all(text.isascii() for row in sessions_of(name, 12, languages=("en",)).sessions.texts for text in row)
 
 
 @pytest.mark.parametrize("turns", lengths("no-op"))
@@ -70,73 +70,75 @@ def test_no_op_asks_for_nothing(turns):
 @pytest.mark.parametrize("turns", lengths("a-b-a"))
 def test_a_b_a_is_at_the_source_after_every_second_turn(turns):
     kinds = set()
-    for states, edits, marks in walks("a-b-a", turns):
+    for states, edits, probes in walks("a-b-a", turns):
         assert all((state == states[0]) == (number % 2 == 0) for number, state in enumerate(states))
-        assert [mark.turn for mark in marks] == list(range(2, turns + 1, 2))
+        assert [probe.turn for probe in probes] == list(range(2, turns + 1, 2))
         kinds |= {edit.kind for edit in edits}
     assert turns < 12 or {"recolour", "background", "move", "sign", "back to colour", "bring back"} <= kinds
 
 
 @pytest.mark.parametrize("turns", lengths("black-and-white"))
 def test_only_the_anchor_knows_the_colours_that_come_back(turns):
-    for states, edits, marks in walks("black-and-white", turns):
+    for states, edits, probes in walks("black-and-white", turns):
         assert [state["tone"] for state in states] == [0, 0, *[1] * (turns - 2), 0]
         assert len({(state["colour"], state["background"]) for state in states}) == 1
         assert edits[-1].kind == "back to colour" and not {edit.kind for edit in edits[:-1]} & {*POINTING_BACK, "null"}
-        (mark,) = marks
-        assert mark.turn == turns and {"colour", "background"} <= set(mark.facts)
+        (probe,) = probes
+        assert probe.turn == turns and {"colour", "background"} <= set(probe.attributes)
 
 
 @pytest.mark.parametrize("turns", lengths("late-reference"))
 def test_a_late_reference_is_to_one_thing_that_is_long_gone(turns):
-    for states, edits, marks in walks("late-reference", turns):
-        ((place, _, thing),) = edits[-1].changes
-        assert edits[-1].kind == "bring back" and marks[0].turn == turns and marks[0].facts == (place,)
-        assert states[0][place] == thing == states[-1][place]
+    for states, edits, probes in walks("late-reference", turns):
+        ((position, _, thing),) = edits[-1].changes
+        assert edits[-1].kind == "bring back" and probes[0].turn == turns and probes[0].attributes == (position,)
+        assert states[0][position] == thing == states[-1][position]
         gone = min(2, turns - 1)
-        assert all(state[place] == 0 for state in states[gone:-1])
+        assert all(state[position] == 0 for state in states[gone:-1])
         for state in states[gone:-1]:  # and no second one, that the words could mean
-            assert place in WORN or thing not in [state[corner] for corner in CORNERS]
+            assert position in WORN or thing not in [state[corner] for corner in CORNERS]
         assert not {edit.kind for edit in edits[:-1]} & {*POINTING_BACK, "null", "black and white"}
 
 
 @pytest.mark.parametrize("turns", lengths("sanctioned"))
 def test_a_sanctioned_change_is_never_taken_back(turns):
-    facts = set()
-    for states, _, marks in walks("sanctioned", turns):
-        (fact,) = changed(states[0], states[1])
-        facts.add(fact)
-        assert all(state[fact] == states[1][fact] for state in states[1:])
-        assert all(changed(*pair) and fact not in changed(*pair) for pair in zip(states[1:], states[2:]))
+    attributes = set()
+    for states, _, probes in walks("sanctioned", turns):
+        (attribute,) = changed(states[0], states[1])
+        attributes.add(attribute)
+        assert all(state[attribute] == states[1][attribute] for state in states[1:])
+        assert all(changed(*pair) and attribute not in changed(*pair) for pair in zip(states[1:], states[2:]))
         assert "tone" not in set().union(*(changed(*pair) for pair in zip(states, states[1:])))
-        assert [(mark.turn, mark.facts) for mark in marks] == [(turn, (fact,)) for turn in range(2, turns + 1)]
-    assert facts == {"colour", "background", "headwear"}
+        assert [(probe.turn, probe.attributes) for probe in probes] == [
+            (turn, (attribute,)) for turn in range(2, turns + 1)
+        ]
+    assert attributes == {"colour", "background", "headwear"}
 
 
 @pytest.mark.parametrize("turns", lengths("undo"))
 def test_undo_goes_back_farther_than_an_editor_sees(turns):
     reached = set()
-    for states, edits, marks in walks("undo", turns):
+    for states, edits, probes in walks("undo", turns):
         undo = edits[-1]
         reached.add(target := 0 if undo.undone < 0 else turns - 1 - undo.undone)
         assert undo.kind == "undo" and states[-1] == states[target]
         assert target == 0 or 3 <= undo.undone <= 12
         assert all(changed(*pair) for pair in zip(states, states[1:]))
-        assert marks[0].turn == turns and set(marks[0].facts) == changed(states[-2], states[-1])
+        assert probes[0].turn == turns and set(probes[0].attributes) == changed(states[-2], states[-1])
     assert len(reached) > (3 if turns >= 12 else 0)
 
 
 def test_what_cannot_be_is_refused():
     for name, count, turns, words in (
-        ("black-and-white", 4, 2, "Ask for 3 or more"),
-        ("chain", 4, 0, "Ask for 1 or more"),
-        ("chain", 0, 4, "0 sessions"),
-        ("spiral", 4, 4, "Choose one of chain, no-op"),
+        ("black-and-white", 4, 2, "must be 3 or more, got 2"),
+        ("chain", 4, 0, "must be 1 or more, got 0"),
+        ("chain", 0, 4, "sessions must be 1 or more, got 0"),
+        ("spiral", 4, 4, "protocol must be one of chain, no-op"),
     ):
         with pytest.raises(AnchorEditError, match=words):
-            draw_protocol_sessions(name, count, turns, held_out_generator(1))
+            generate_sessions(name, count, turns, held_out_generator(1))
 
 
-def test_a_source_without_a_thing_serves_no_late_reference():
-    sources = trial_of("late-reference", 2).sessions.scenes[0].attributes
-    assert (sources[:, [COLUMN[place] for place in (*WORN, *CORNERS)]] > 0).any(dim=1).all()
+def test_a_source_without_an_object_serves_no_late_reference():
+    sources = sessions_of("late-reference", 2).sessions.scenes[0].attributes
+    assert (sources[:, [COLUMN[position] for position in (*WORN, *CORNERS)]] > 0).any(dim=1).all()

@@ -12,7 +12,7 @@ import torch
 
 from anchoredit_model.errors import AnchorEditError
 from anchoredit_model.images import save_image
-from benchmark.run import main as run
+from benchmark.__main__ import execute
 from benchmark.suites.similarity import load_similarities
 
 transformers = pytest.importorskip("transformers")
@@ -21,7 +21,7 @@ SIZE = 32
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """A folder of small random models, one for each measure that transformers has."""
+    """A folder of small random models, one for each metric that transformers has."""
     root = tmp_path_factory.mktemp("weights")
     torch.manual_seed(0)
     vit = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": SIZE, "patch_size": 8}
@@ -50,7 +50,7 @@ def images():
 
 
 @pytest.mark.parametrize(("name", "same"), [("dino", 1.0), ("clip", 1.0), ("perceptual", 0.0)])
-def test_measures(weights, images, name, same):
+def test_metrics(weights, images, name, same):
     model = load_similarities({name: weights / name})[name]
     one, other = map(model.describe, images)
     assert model.compare(one, one) == pytest.approx(same, abs=1e-5)
@@ -62,14 +62,14 @@ def test_measures(weights, images, name, same):
 def test_they_are_part_of_a_run(weights, images, tmp_path):
     save_image(images[0], tmp_path / "a.png")
     (tmp_path / "instructions.txt").write_text("x\ny\n")
-    asked = ["--suite", "photos", "--photos", str(tmp_path), "--editor", "no-op", "--out", str(tmp_path / "out")]
+    asked = ["run", "--suite", "photos", "--photos", str(tmp_path), "--editor", "no-op", "--out", str(tmp_path / "out")]
     given = [f"--{name}={weights / name}" for name in ("dino", "perceptual")]
-    assert run([*asked, *given]) == 0
+    assert execute([*asked, *given]) == 0
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["absent"] == ["clip", "face"]
-    assert [figure["mean"] for figure in report["similarity_by_turn"]["dino"]] == pytest.approx([1, 1], abs=1e-4)
+    assert [interval["mean"] for interval in report["by_turn"]["dino"]] == pytest.approx([1, 1], abs=1e-4)
     with pytest.raises(AnchorEditError, match=r"holds a run with similarities\."):
-        run(asked)  # other measures would leave half of the sessions without theirs
+        execute(asked)  # other metrics would leave half of the sessions without theirs
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_they_are_part_of_a_run(weights, images, tmp_path):
     ],
 )
 def test_another_model_is_refused(weights, name, folder, said):
-    """Where transformers would make up weights, or the model says nothing about an image."""
+    """Where transformers would initialise weights at random, or the model gives no features of an image."""
     with pytest.raises(AnchorEditError, match=said):
         load_similarities({name: weights / folder})
 
@@ -91,14 +91,14 @@ def test_weights_that_are_of_no_use(weights, tmp_path):
     (tmp_path / "model.safetensors").write_bytes((weights / "dino" / "model.safetensors").read_bytes()[:100])
     (tmp_path / "config.json").write_bytes((weights / "dino" / "config.json").read_bytes())
     (tmp_path / "preprocessor_config.json").write_bytes((weights / "dino" / "preprocessor_config.json").read_bytes())
-    with pytest.raises(AnchorEditError, match="cannot be used as Dino .*Give such a model's folder"):
+    with pytest.raises(AnchorEditError, match="cannot be used as Dino .*Give the folder of such a model"):
         load_similarities({"dino": tmp_path})
 
 
 def test_faces(tmp_path, monkeypatch):
-    """The largest face counts; without one there is no figure. OpenCV's models are stood in for."""
+    """The largest face counts; without one there is no similarity. OpenCV's models are replaced by fakes."""
     cv2 = pytest.importorskip("cv2")
-    with pytest.raises(AnchorEditError, match=r"has 0 files '\*yunet\*\.onnx'"):
+    with pytest.raises(AnchorEditError, match=r"must have one file '\*yunet\*\.onnx', got 0"):
         load_similarities({"face": tmp_path})
     for name in ("face_detection_yunet_2023mar.onnx", "face_recognition_sface_2021dec.onnx"):
         (tmp_path / name).write_bytes(b"no model")

@@ -24,7 +24,7 @@ def started():
 def turned(before, **replaced):
     """One more turn, made with other networks if some are given."""
     turn = memories.Turn(torch.zeros(16, 4, 4), "", torch.zeros(1, 2))
-    return before.extended(before.memory.commit(turn), before.in_force.replaced(**replaced))
+    return before.extended(before.memory.commit(turn), before.current_networks.with_overrides(**replaced))
 
 
 def test_a_replaced_network_holds_from_its_turn_on():
@@ -34,15 +34,15 @@ def test_a_replaced_network_holds_from_its_turn_on():
     assert [networks.model for networks in three.networks] == ["model", "model", "lora", "lora"]
     assert [networks.clip for networks in three.networks] == ["clip", "clip", "clip", "other clip"]
     assert {networks.vae for networks in three.networks} == {"vae"}
-    assert one.in_force is PLAIN and two.in_force.clip == "clip"  # earlier sessions stay as they were
+    assert one.current_networks is PLAIN and two.current_networks.clip == "clip"  # earlier sessions stay as they were
 
 
 def test_rewind_and_branches_bring_back_the_networks_of_their_turn():
     three = turned(turned(turned(started()), model="lora"))
     back = three.rewind(1)
-    assert back.in_force is PLAIN and len(back.memory) == 2
-    assert turned(back).in_force.model == "model"
-    assert three.rewind(2).in_force.model == "lora"
+    assert back.current_networks is PLAIN and len(back.memory) == 2
+    assert turned(back).current_networks.model == "model"
+    assert three.rewind(2).current_networks.model == "lora"
 
 
 def test_a_missing_network_is_named():

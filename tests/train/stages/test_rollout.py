@@ -14,8 +14,8 @@ from torch.nn.utils.rnn import pad_sequence
 from anchoredit_model.config import EditConfig, MemoryPolicy, TransformerConfig
 from anchoredit_model.networks.full_sequence import sequence_denoiser
 from anchoredit_model.networks.transformer import CausalWanTransformer
+from anchoredit_model.noise import turn_generator, turn_noise
 from anchoredit_model.samplers import renoise
-from anchoredit_model.sampling import turn_generator, turn_noise
 from train.stages.forcing import forcing_views, turns_denoiser
 from train.stages.rollout import (
     SessionCache,

@@ -10,7 +10,7 @@ from pack import pack_module
 
 from anchoredit_model.errors import AnchorEditError
 
-module = pack_module("nodes.editors.decode_cache")
+module = pack_module("nodes.editors.session_decoder")
 geometry = pack_module("anchoredit_model.geometry")
 memories = pack_module("anchoredit_model.memory.anchor_memory")
 
@@ -67,16 +67,16 @@ def masked_session(turns: int):
 
 def test_a_masked_chain_decodes_every_turn_once():
     vae, key, cache, memory = CountingVAE(), Thing(), module.DecodeCache(), masked_session(6)
-    images = module.SessionImages(vae, key, cache)
+    images = module.SessionDecoder(vae, key, cache)
     shown = [images.image(memory.rewind(turn)) for turn in range(1, 7)]
     assert vae.decoded == 6
-    fresh = module.SessionImages(vae, Thing(), module.DecodeCache())
+    fresh = module.SessionDecoder(vae, Thing(), module.DecodeCache())
     assert fresh.image(memory).equal(shown[-1])
 
 
 def test_a_session_of_another_latent_space_is_refused():
     memory = replace(masked_session(1), latent_space="another")
-    images = module.SessionImages(CountingVAE(), Thing(), module.DecodeCache())
+    images = module.SessionDecoder(CountingVAE(), Thing(), module.DecodeCache())
     with pytest.raises(Exception, match="another VAE") as caught:
         images.image(memory)
     assert type(caught.value).__name__ == AnchorEditError.__name__

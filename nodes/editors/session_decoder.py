@@ -46,7 +46,7 @@ class DecodeCache:
         self._kept.extend(kept)
 
 
-class SessionImages:
+class SessionDecoder:
     """Decode the turns of sessions by a VAE; `key` is the host's object that it wraps."""
 
     def __init__(self, vae: ImageCodec, key: Any, cache: DecodeCache):
