@@ -132,8 +132,8 @@ class Curriculum:
 
     def last_checkpoint(self) -> Path:
         """Return the checkpoint of the last stage that has one; raise AnchorEditError if none has."""
-        for name in ("distill.matching", "distill.consistency", "causal", "pretrain"):
-            path = self.folder(name) / CHECKPOINT
+        for kind in reversed([kind for kinds in STAGES.values() for kind in kinds]):
+            path = self.folder(kind.name) / CHECKPOINT
             if path.is_file():
                 return path
         raise AnchorEditError(
