@@ -27,7 +27,7 @@ from anchoredit_model.errors import AnchorEditError
 from studio.render import render
 from studio.scene import sample_scenes
 
-SHIFT, SCALE = 0.05, 0.002  # how far the found place may be off, in pixels and as a factor
+SHIFT, SCALE = 0.05, 0.002  # largest errors of shift in pixels and of scale as a factor
 
 
 def waves(height, width, dx=0.0, dy=0.0, scale=0.0, seed=0):
@@ -116,7 +116,7 @@ def test_an_identical_copy_has_no_drift(name, masked):
     json.dumps(asdict(found), allow_nan=False)
 
 
-# --- Place
+# --- Position
 
 
 @pytest.mark.slow
@@ -240,7 +240,7 @@ def test_small_images():
     found = alignment(moved(image, 0.3, -0.2), image)
     assert (found.dx, found.dy) == pytest.approx((0.3, -0.2), abs=0.1)
     mask = torch.zeros(32, 32)
-    mask[:6] = 1  # too little to see a place in
+    mask[:6] = 1  # too little to find a shift in
     assert all(math.isfinite(value) for value in asdict(drift(moved(image, 0.3, -0.2), image, mask)).values())
 
 
@@ -404,7 +404,7 @@ def test_errors_name_a_remedy():
         "8x32 pixels[.] Drift needs at least 16": (image[:, :, :8], image[:, :, :8]),
         "image holds NaN": (nan, image),
         "reference holds NaN": (image, nan),
-        "no untouched pixel": (image, image, 0 * ones),
+        "no pixel to measure": (image, image, 0 * ones),
         "Use one of its size": (image, image, ones[:, :32]),
     }.items():
         with pytest.raises(AnchorEditError, match=message):
