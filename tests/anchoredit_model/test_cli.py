@@ -104,7 +104,7 @@ def finished(small_model, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def earlier(finished, tmp_path) -> Path:
-    """A copy of that folder to go on in."""
+    """A copy of that folder to continue in."""
     return Path(shutil.copytree(finished, tmp_path / "earlier"))
 
 

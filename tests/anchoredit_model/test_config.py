@@ -1,4 +1,4 @@
-"""Settings that come from files are checked where they enter."""
+"""Settings read from files are validated."""
 
 from __future__ import annotations
 

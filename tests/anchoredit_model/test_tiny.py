@@ -32,7 +32,7 @@ def test_bundled_model_is_small_and_named_as_comfyui_expects(pipeline):
 
 @pytest.mark.slow
 def test_bundled_model_edits_over_three_turns(pipeline):
-    """What it does surest, as a sign that the files hold a trained model; how good it is the benchmark says."""
+    """Its most reliable edits, as a sign that the files hold a trained model; the benchmark measures quality."""
     scenes = sample_scenes(80, held_out_generator(11))
     scenes = scenes[(scenes.fact("background") < 3) & (scenes.fact("place") == 1) & (scenes.fact("lighting") == 0)][:3]
     chain = [

@@ -1,4 +1,4 @@
-"""Sessions written to folders, and the images that somebody else made of them judged."""
+"""Sessions exported to folders, and another editor's images of them judged."""
 
 from __future__ import annotations
 

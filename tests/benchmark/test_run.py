@@ -1,4 +1,4 @@
-"""A whole run: the same seeds say the same, also when it was stopped on the way."""
+"""A whole run is reproducible from its seeds, also after it was stopped and resumed."""
 
 from __future__ import annotations
 

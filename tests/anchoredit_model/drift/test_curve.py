@@ -1,4 +1,4 @@
-"""The drift of a session by turn: known damage, masks, sizes; and its drawing."""
+"""The drift of a session by turn: known damage, masks, sizes; and its plot."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""Drift is what was done to the image, no more: known answers, scikit-image as oracle, masks without influence."""
+"""Drift metrics: known answers, scikit-image as reference, and masked-out pixels without influence."""
 
 import json
 import math
@@ -31,7 +31,7 @@ SHIFT, SCALE = 0.05, 0.002  # largest errors of shift in pixels and of scale as 
 
 
 def waves(height, width, dx=0.0, dy=0.0, scale=0.0, seed=0):
-    """An image known between its pixels: random plane waves, moved and grown exactly."""
+    """An image defined between its pixels: random plane waves, shifted and scaled exactly."""
     g = torch.Generator().manual_seed(seed)
     y = ((torch.arange(height) - (height - 1) / 2 - dy) / (1 + scale))[:, None]
     x = ((torch.arange(width) - (width - 1) / 2 - dx) / (1 + scale))[None, :]
@@ -157,7 +157,7 @@ def test_shift_and_scale_at_any_size(height, width, dx, dy, scale):
 @pytest.mark.slow
 @pytest.mark.parametrize("dx, dy, scale", [(40, 25, 0), (0, 0, 0.2), (15, -20, 0.1), (30, 10, -0.15)])
 def test_large_shift_and_scale(dx, dy, scale):
-    """Where only phase correlation finds the way: every wave has been left behind by several lengths."""
+    """Shifts of several wavelengths, which only phase correlation finds."""
     height, width = 300, 320
     assert placed(alignment(waves(height, width, dx, dy, scale), waves(height, width)), dx, dy, scale)
 

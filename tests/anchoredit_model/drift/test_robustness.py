@@ -1,4 +1,4 @@
-"""Registration decides alike however its input is rounded: matched or not, which shift, which scale.
+"""Registration takes the same decisions however its input is rounded: matched or not, shift and scale.
 
 Float32 sums depend on the number of threads, the processor and the memory layout. Where two answers fit equally well
 (stripes, periods, flat regions) such a rounding must not choose between them, so every case is measured again in

@@ -283,7 +283,7 @@ FIRST_PROMPT = EditConfig(anchor_prompt="first_prompt")
     ids="nothing identity stride anchor_prompt rows slots latent text window history dtype device".split(),
 )
 def test_cache_keys_depend_on_all_inputs_of_an_entry(model, made, asked, identity, policy, second, config, forwards):
-    """What another model, text or policy would make otherwise is never served; all else is shared."""
+    """Entries of another model, text or policy are never served; all else is shared."""
     store = KVStore()
     CountingCache(model, store, made).gather(committed(MemoryPolicy(1, 2)), turn(9).text)
     other = CountingCache(model, store, asked)

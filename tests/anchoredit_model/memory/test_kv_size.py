@@ -1,4 +1,4 @@
-"""The bytes that are announced for a session are those that its K/V take."""
+"""The bytes announced for a session equal those that its K/V take."""
 
 from __future__ import annotations
 

@@ -221,7 +221,7 @@ def test_another_format_says_what_to_do(memory, tmp_path):
 
 
 def test_sessions_from_before_the_first_release_are_refused(memory, tmp_path):
-    """Version 1 kept place and dtype of the K/V in the policy, and the settings of turns under other names."""
+    """Version 1 kept device and dtype of the K/V in the policy, and the settings of turns under other names."""
 
     def version_1(header: dict) -> None:
         header["version"] = 1

@@ -164,7 +164,7 @@ def test_one_frame_equals_diffusers(model):
 
 
 def test_repeated_padding_rows_equal_a_weighted_one(model):
-    """The way of GPUs, tried on the CPU."""
+    """The path used on GPUs, run on the CPU."""
     latents, times, text = sequence(2)
     with torch.no_grad():
         counted, repeated = model.embed_text(text), model.embed_text(text, expand=True)

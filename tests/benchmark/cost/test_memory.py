@@ -1,4 +1,4 @@
-"""What a GPU has to hold is counted from the sizes of the networks themselves."""
+"""GPU memory requirements follow from the sizes of the networks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A workflow over HTTP: what is marked changes, turns are chained, and a server that fails costs a line."""
+"""A workflow over HTTP: marked inputs change, turns are chained, and a failing server is one line of error."""
 
 from __future__ import annotations
 

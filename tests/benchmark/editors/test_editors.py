@@ -61,7 +61,7 @@ def test_pipeline_editor_equals_the_pipeline_under_its_policy(small_model, drawn
     assert editor.settings["policy"] == MemoryPolicy(1, 1, "refresh").to_json()
     assert editor.settings["model"] == pipeline.backbone.identity[:16] and editor.settings["steps"] == 1
     assert editor.cache_bytes == pipeline.store.nbytes > 0
-    assert all(map(torch.equal, made, images(editor, drawn, source)))  # a second session starts afresh
+    assert all(map(torch.equal, made, images(editor, drawn, source)))  # a second session starts from scratch
 
 
 def test_previous_only_keeps_no_anchor(edited):

@@ -1,4 +1,4 @@
-"""The report of three sessions of which everything is known."""
+"""The report of three sessions with known records."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Statistics with a known answer."""
+"""Statistics with known answers."""
 
 from __future__ import annotations
 

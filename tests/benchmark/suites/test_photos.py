@@ -156,7 +156,7 @@ def test_the_default_set_comes_with_scikit_image():
 
 @pytest.mark.slow
 def test_a_run_is_measured_and_can_be_read_back(tmp_path, capsys):
-    """What an editor drifts is found, by another run of its images too; who does nothing shows no change."""
+    """An editor's drift is found, also when its images are judged by another run; no-op shows none."""
     photos = put(tmp_path / "photos", {"cat.png": A, "dog.png": B, "instructions.json": TURNS})
     asked = ["--suite", "photos", "--photos", str(photos)]
     assert run([*asked, "--editor", "no-op", "--out", str(tmp_path / "idle")]) == 0

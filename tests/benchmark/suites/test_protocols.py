@@ -1,4 +1,4 @@
-"""Every protocol keeps its promise, for any number of turns; its instructions say what its edits do."""
+"""Every protocol has its stated structure at any number of turns; its instructions describe its edits."""
 
 from __future__ import annotations
 

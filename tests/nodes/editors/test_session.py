@@ -1,4 +1,4 @@
-"""The value on the wire: networks belong to turns, branches and Rewind bring back those of their turn."""
+"""The value on the wire: networks belong to turns, branches and Rewind restore those of their turn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Of the images under masks two stay, and no longer than what they belong to; masked turns decode no turn twice."""
+"""The cache of decoded images: two entries, released with their turn or VAE; masked turns decode no turn twice."""
 
 from __future__ import annotations
 

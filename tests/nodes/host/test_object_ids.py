@@ -1,4 +1,4 @@
-"""Numbers that name live objects are given once, and plain data is described by its content."""
+"""Ids of live objects are unique, and plain data is described by its content."""
 
 from pack import pack_module
 
