@@ -1,4 +1,4 @@
-"""Our mathematics against numbers that the published research code computed, one test per file except those of training.
+"""Our mathematics against numbers that the published research code computed, one test per file of inference.
 
 `pytest tests -k golden --golden FOLDER` runs any folder in the same layout: other head sizes, shifts, guidance.
 The published habits that ours differ from on purpose (frame 0's text, absolute slots, noise levels looked up on
