@@ -230,7 +230,8 @@ class _Level:
         soft = weight * F.avg_pool2d(weight[None], fade, 1, fade // 2, count_include_pad=True)[0].square()
         window = soft * torch.outer(torch.hann_window(height), torch.hann_window(width)).to(soft)
         total = window.sum().clamp(min=1e-6)
-        return tuple((plane - (plane * window).sum() / total) * window for plane in (self.fixed, aligned))
+        fixed, aligned = ((plane - (plane * window).sum() / total) * window for plane in (self.fixed, aligned))
+        return fixed, aligned
 
     def _shifted(self, motion: _Motion, visible: Tensor) -> _Motion:
         """Return the scale and the least shift that fit best, without what cannot be seen, as along stripes."""

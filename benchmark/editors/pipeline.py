@@ -57,7 +57,7 @@ class PipelineEditor(Editor):
     def settings(self) -> dict[str, Any]:
         weight = next(transformer_of(self.pipeline).parameters())
         return {
-            "model": self.pipeline.backbone.identity[:16],
+            "model": self.pipeline.backbone.fingerprint[:16],
             "policy": self.policy.to_json(),
             "steps": self.steps,
             "cfg": self.cfg,

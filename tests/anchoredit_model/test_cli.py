@@ -447,6 +447,7 @@ def test_usage_errors_exit_as_argparse_does(photo, capsys):
 # ---------------------------------------------------------------- models
 
 
+@pytest.mark.slow
 def test_damaged_models_are_refused(refused, small_model, photo, tmp_path):
     model = Path(shutil.copytree(small_model, tmp_path / "model"))
     for name in files(small_model):

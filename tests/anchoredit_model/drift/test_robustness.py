@@ -98,7 +98,7 @@ shifts = st.floats(-2, 2) | st.sampled_from([0.0, 0.5, 4.0, 8.0])  # the latter 
 
 
 # without shrinking, which would take minutes: a failure names its case as it is
-@settings(deadline=None, max_examples=20, derandomize=True, phases=[Phase.explicit, Phase.generate])
+@settings(deadline=None, max_examples=14, derandomize=True, phases=[Phase.explicit, Phase.generate])
 @given(
     structure=st.sampled_from(sorted(STRUCTURES)), angle=angles, length=lengths, dx=shifts, dy=shifts,
     contrast=st.sampled_from([0.3, 0.02, 0.002]), in_bytes=st.booleans(), masked=st.booleans(),

@@ -124,6 +124,7 @@ def test_bad_folders_are_named(vae, tmp_path):
         ImageVAE.from_pretrained(tmp_path)
 
 
+@pytest.mark.slow
 def test_import_needs_no_diffusers():
     code = "import sys; sys.modules['diffusers'] = None; import anchoredit_model.networks.vae"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -102,7 +102,7 @@ class Answers(BaseHTTPRequestHandler):
 @pytest.fixture
 def host():
     with Host() as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()  # polls for shutdown
         yield server
         server.shutdown()
 

@@ -59,7 +59,7 @@ def test_pipeline_editor_equals_the_pipeline_under_its_policy(small_model, drawn
         memory = pipeline.turn(memory, texts[4], 4, 1)
         assert torch.equal(pipeline.image(memory), image)
     assert editor.settings["policy"] == MemoryPolicy(1, 1, "refresh").to_json()
-    assert editor.settings["model"] == pipeline.backbone.identity[:16] and editor.settings["steps"] == 1
+    assert editor.settings["model"] == pipeline.backbone.fingerprint[:16] and editor.settings["steps"] == 1
     assert editor.cache_bytes == pipeline.store.nbytes > 0
     assert all(map(torch.equal, made, images(editor, drawn, source)))  # a second session starts from scratch
 
