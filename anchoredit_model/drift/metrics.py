@@ -1,10 +1,10 @@
-"""How far an image has drifted from a reference: damage, colour, place and sharpness, each by itself.
+"""How far an image has drifted from a reference: damage, colour, position and sharpness, each by itself.
 
 In torch alone: the Drift node runs inside ComfyUI, where scikit-image and torchmetrics need not exist, and the
 benchmark must measure the same. The definitions are those of scikit-image where it has the metric, and the tests
 hold them to it. None of them looks at an image without the reference: such metrics can improve while it rots.
 
-An image is [3, H, W], sRGB, 0..1; a mask [H, W] is 1 (or True) where the image should be untouched, and
+An image is [3, H, W], sRGB, 0..1; a mask [H, W] is 1 (or True) where the image should be preserved, and
 nothing outside it has any influence.
 """
 
@@ -84,7 +84,7 @@ class Drift(ColourDrift, Alignment):
 
 
 def drift(image: Tensor, reference: Tensor, mask: Tensor | None = None) -> Drift:
-    """Measure `image` [3, H, W] against `reference` [3, H, W], where `mask` [H, W] says it should be untouched.
+    """Measure `image` [3, H, W] against `reference` [3, H, W], where `mask` [H, W] says it should be preserved.
 
     Values outside 0..1 are clipped, as in a file. Raises AnchorEditError if the sizes differ or are below 16
     pixels, a value is not finite, or the mask leaves nothing to measure.
@@ -105,29 +105,29 @@ def drift(image: Tensor, reference: Tensor, mask: Tensor | None = None) -> Drift
 
 
 def l1(image: Tensor, reference: Tensor, mask: Tensor | None = None) -> float:
-    """Mean absolute difference, 0..1; 0 for an identical image."""
+    """Return the mean absolute difference, 0..1; 0 for an identical image."""
     _check(image, reference, mask)
     (mean,) = _mean(lambda x, y, _: (x - y).abs().mean(dim=0, keepdim=True), image, reference, mask)
     return mean
 
 
 def rmse(image: Tensor, reference: Tensor, mask: Tensor | None = None) -> float:
-    """Root mean square difference, 0..1; 0 for an identical image."""
+    """Return the root mean square difference, 0..1; 0 for an identical image."""
     _check(image, reference, mask)
     (mean,) = _mean(lambda x, y, _: (x - y).square().mean(dim=0, keepdim=True), image, reference, mask)
     return math.sqrt(mean)
 
 
 def psnr(image: Tensor, reference: Tensor, mask: Tensor | None = None) -> float:
-    """Peak signal-to-noise ratio in dB; infinite for an identical image."""
+    """Return the peak signal-to-noise ratio in dB; infinite for an identical image."""
     return _decibel(rmse(image, reference, mask))
 
 
 def ssim(image: Tensor, reference: Tensor, mask: Tensor | None = None) -> float:
-    """Structural similarity of the grey images, -1..1; 1 for an identical image.
+    """Return the structural similarity of the grey images, -1..1; 1 for an identical image.
 
     Wang, Bovik, Sheikh and Simoncelli 2004: Gaussian windows, sigma 1.5, 11x11. With a mask a window sees
-    its untouched pixels only, and windows are centred on such pixels.
+    the mask's pixels only, and windows are centred on such pixels.
     """
     _check(image, reference, mask)
     (mean,) = _mean(_similarity, image, reference, mask, halo=_WINDOW_RADIUS)
@@ -135,7 +135,7 @@ def ssim(image: Tensor, reference: Tensor, mask: Tensor | None = None) -> float:
 
 
 def sharpness(image: Tensor, reference: Tensor, mask: Tensor | None = None) -> float:
-    """Log2 of the high-frequency energy over the reference's; 0 for an identical image, -1 for half.
+    """Return log2 of the high-frequency energy over the reference's; 0 for an identical image, -1 for half.
 
     The energy is that of the grey image less its Gaussian blur (sigma 1.5): details below about 8 pixels.
     What 8 bits cannot hold counts as none, so two flat images give 0.
@@ -146,7 +146,7 @@ def sharpness(image: Tensor, reference: Tensor, mask: Tensor | None = None) -> f
 
 
 def colour_drift(image: Tensor, reference: Tensor, mask: Tensor | None = None) -> ColourDrift:
-    """Mean change of colour and of the highlights, in CIELAB.
+    """Return the mean change of colour and of the highlights, in CIELAB.
 
     Of an image beyond 2 megapixels every second (third ...) pixel each way is read.
     """
@@ -166,7 +166,7 @@ def colour_drift(image: Tensor, reference: Tensor, mask: Tensor | None = None) -
 
 
 def alignment(image: Tensor, reference: Tensor, mask: Tensor | None = None) -> Alignment:
-    """Shift, scale and how sure they are."""
+    """Return shift, scale and the confidence in them."""
     _check(image, reference, mask)
     return align(grey(image), grey(reference), None if mask is None else mask > 0.5)
 
@@ -196,7 +196,7 @@ def _check(image: Tensor, reference: Tensor, mask: Tensor | None) -> None:
     if mask.shape != image.shape[1:]:
         raise AnchorEditError(f"mask is {list(mask.shape)} but the image [{height}, {width}]", "Use one of its size")
     if not (mask > 0.5).any():
-        raise AnchorEditError("mask leaves no untouched pixel", "Measure without a mask, or mask less of the image")
+        raise AnchorEditError("mask leaves no pixel to measure", "Measure without a mask, or mask less of the image")
 
 
 def _mean(
@@ -206,7 +206,7 @@ def _mean(
     mask: Tensor | None,
     halo: int = 0,
 ) -> list[float]:
-    """Means of the K planes `local(image, reference, mask)` [K, H, W] over the untouched pixels.
+    """Return the means of the K planes `local(image, reference, mask)` [K, H, W] over the mask's pixels.
 
     Strip by strip, which is several times faster than a large image at once. `halo` is how far `local`
     looks around a pixel; pixels nearer to the image's border than that are not counted, unless there are no
@@ -226,14 +226,14 @@ def _mean(
 
 
 def _counted(image: Tensor, mask: Tensor | None, border: int) -> Tensor:
-    """Return true [H, W] at untouched pixels further than `border` from the edge, or at all if there are no such."""
-    untouched = torch.ones_like(image[0], dtype=torch.bool) if mask is None else mask > 0.5
-    inner = F.pad(untouched[border : -border or None, border : -border or None], (border,) * 4)
-    return inner if inner.any() else untouched
+    """Return true [H, W] at the mask's pixels further than `border` from the edge, or at all if there are no such."""
+    kept = torch.ones_like(image[0], dtype=torch.bool) if mask is None else mask > 0.5
+    inner = F.pad(kept[border : -border or None, border : -border or None], (border,) * 4)
+    return inner if inner.any() else kept
 
 
 def _similarity(image: Tensor, reference: Tensor, mask: Tensor | None) -> Tensor:
-    """SSIM of the window about each pixel [1, H, W]."""
+    """Return the SSIM of the window about each pixel [1, H, W]."""
     x, y = grey(image), grey(reference)
     mean_x, mean_y, squares, product = _windows(torch.stack([x, y, x * x + y * y, x * y]), mask)
     means, mean_squares = mean_x * mean_y, mean_x.square() + mean_y.square()
@@ -242,7 +242,7 @@ def _similarity(image: Tensor, reference: Tensor, mask: Tensor | None) -> Tensor
 
 
 def _detail(image: Tensor, reference: Tensor, mask: Tensor | None) -> Tensor:
-    """High-frequency energy about each pixel of both images [2, H, W]."""
+    """Return the high-frequency energy about each pixel of both images [2, H, W]."""
     both = torch.stack([grey(image), grey(reference)])
     return (both - _windows(both, mask)).square()
 
@@ -252,14 +252,14 @@ def _p99(values: Tensor) -> float:
 
 
 def grey(image: Tensor) -> Tensor:
-    """Brightness [H, W] of an image [3, H, W]."""
+    """Return the brightness [H, W] of an image [3, H, W]."""
     return torch.tensordot(image.new_tensor(_LUMA), image, dims=1)
 
 
 def _windows(planes: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean of [N, H, W] in the Gaussian window about each pixel, over its untouched pixels.
+    """Return the mean of [N, H, W] in the Gaussian window about each pixel, over the mask's pixels.
 
-    Without a mask, windows that reach over the border are meaningless; nobody counts them.
+    Without a mask, windows that reach over the border are meaningless and not counted.
     """
     if mask is None:
         return _blurred(planes)
@@ -268,7 +268,7 @@ def _windows(planes: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _blurred(planes: Tensor) -> Tensor:
-    """[N, H, W] convolved with the Gaussian window, zeros around."""
+    """Convolve [N, H, W] with the Gaussian window, zeros around."""
     radius = _WINDOW_RADIUS
     taps = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / _WINDOW_SIGMA) ** 2)
     taps = (taps / taps.sum()).tolist()

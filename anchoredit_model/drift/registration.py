@@ -19,7 +19,7 @@ from torch import Tensor
 
 _SIDES = (256, 1024)  # longest side of the two levels; the shift of a larger image is found on a smaller copy
 _SMALLEST_SIDE = 16  # a level of a very long image is not scaled below this
-_MARGIN = 4  # pixels of a level that smoothing and interpolation carry a touched pixel, or the outside, into the rest
+_MARGIN = 4  # pixels of a level by which smoothing and interpolation spread what is masked out or outside
 _STEPS = 30  # of Gauss-Newton at most
 _CONVERGED = 1e-3  # pixels
 _LEAST_SLOPE = 1 / 1024  # of an edge, in brightness per pixel of a level: a quarter of a grey level
@@ -46,7 +46,7 @@ class Alignment:
     scale: size of the content as a factor about the image's centre, minus 1; positive is larger; 0 for an
         identical image.
     confidence: correlation of the edges of both images once aligned, 0..1; 1 for an identical image with
-        texture. Below 0.2, and at 0 always (nothing to see: flat, or too little left untouched), the shift and
+        texture. Below 0.2, and at 0 always (nothing to see: flat, or too little left by the mask), the shift and
         scale are unknown and given as 0. A shift along stripes cannot be seen and is 0 too.
     """
 
@@ -64,13 +64,13 @@ class Alignment:
 _UNKNOWN = Alignment(0.0, 0.0, 0.0, 0.0)
 
 
-def align(image: Tensor, reference: Tensor, untouched: Tensor | None = None) -> Alignment:
+def align(image: Tensor, reference: Tensor, mask: Tensor | None = None) -> Alignment:
     """Measure shift and scale of `image` against `reference`, both brightness [H, W] in 0..1.
 
-    `untouched` [H, W] bool marks the pixels to look at. Good to about 0.02 px and 0.0003 on images of 128
+    `mask` [H, W] bool is true at the pixels to look at. Accurate to about 0.02 px and 0.0003 on images of 128
     pixels and more, up to a tenth of the side and a scale of 0.2; not meant for rotations.
     """
-    coarse, fine = (_Level.of(image.float(), reference.float(), untouched, side) for side in _SIDES)
+    coarse, fine = (_Level.of(image.float(), reference.float(), mask, side) for side in _SIDES)
     if not fine.has_texture:
         return _UNKNOWN
     if not (fine.weight * (fine.moving - fine.fixed)).any():
@@ -118,16 +118,16 @@ class _Level:
     width: int
 
     @classmethod
-    def of(cls, image: Tensor, reference: Tensor, untouched: Tensor | None, side: int) -> "_Level":
+    def of(cls, image: Tensor, reference: Tensor, mask: Tensor | None, side: int) -> "_Level":
         size = [max(round(n * min(1, side / max(image.shape))), min(n, _SMALLEST_SIDE)) for n in image.shape]
         both = torch.stack([reference, image])[:, None]
         small = F.interpolate(both, size=size, mode="bilinear", antialias=True)
         fixed, moving = _smooth(small)[:, 0]
-        touched = torch.zeros_like(fixed)
-        if untouched is not None:
-            touched = F.adaptive_max_pool2d((~untouched)[None].to(image.dtype), size)[0]
-        touched = F.pad(touched, (_MARGIN,) * 4, value=1.0)
-        weight = 1 - F.max_pool2d(touched[None], 2 * _MARGIN + 1, stride=1)[0]
+        hidden = torch.zeros_like(fixed)
+        if mask is not None:
+            hidden = F.adaptive_max_pool2d((~mask)[None].to(image.dtype), size)[0]
+        hidden = F.pad(hidden, (_MARGIN,) * 4, value=1.0)
+        weight = 1 - F.max_pool2d(hidden[None], 2 * _MARGIN + 1, stride=1)[0]
         return cls(fixed, moving, weight, *image.shape)
 
     @property
@@ -149,7 +149,7 @@ class _Level:
 
     def _slopes(self) -> Tensor:
         """Return the change of brightness [3, h*w] by a pixel right, one down, and a scale that moves as much."""
-        x, y = self._places()
+        x, y = self._coordinates()
         slope_x, slope_y = _slopes(self.fixed)
         return torch.stack([slope_x, slope_y, (x * slope_x + y * slope_y) / self._reach]).flatten(1)
 
@@ -170,15 +170,15 @@ class _Level:
         """Pixels of this level for one of the whole image, along x and y."""
         return self.fixed.shape[1] / self.width, self.fixed.shape[0] / self.height
 
-    def _places(self) -> tuple[Tensor, Tensor]:
-        """Distance of each column [1, w] and row [h, 1] from the centre."""
+    def _coordinates(self) -> tuple[Tensor, Tensor]:
+        """Return the distance of each column [1, w] and row [h, 1] from the centre, in pixels."""
         height, width = self.fixed.shape
         x, y = (torch.arange(n, device=self.fixed.device) - (n - 1) / 2 for n in (width, height))
         return x[None], y[:, None]
 
     def warp(self, motion: _Motion) -> tuple[Tensor, Tensor]:
         """Return the moving image laid back over the fixed one, and the weight of what is seen there."""
-        x, y = (place.flatten() * (1 + motion.scale) for place in self._places())
+        x, y = (axis.flatten() * (1 + motion.scale) for axis in self._coordinates())
         x = x + motion.dx * self._ratio[0] + (len(x) - 1) / 2
         y = y + motion.dy * self._ratio[1] + (len(y) - 1) / 2
         aligned = _cubic(y) @ self.moving @ _cubic(x).T
@@ -230,13 +230,14 @@ class _Level:
         soft = weight * F.avg_pool2d(weight[None], fade, 1, fade // 2, count_include_pad=True)[0].square()
         window = soft * torch.outer(torch.hann_window(height), torch.hann_window(width)).to(soft)
         total = window.sum().clamp(min=1e-6)
-        return tuple((plane - (plane * window).sum() / total) * window for plane in (self.fixed, aligned))
+        fixed, aligned = ((plane - (plane * window).sum() / total) * window for plane in (self.fixed, aligned))
+        return fixed, aligned
 
     def _shifted(self, motion: _Motion, visible: Tensor) -> _Motion:
         """Return the scale and the least shift that fit best, without what cannot be seen, as along stripes."""
         peaks = _phase_correlation(*self._tapered(motion))
-        places = (peaks >= (1 - _EQUAL) * peaks.max()).nonzero().tolist()
-        shifts = ([_signed(index, length) for index, length in zip(place, peaks.shape)] for place in places)
+        positions = (peaks >= (1 - _EQUAL) * peaks.max()).nonzero().tolist()
+        shifts = ([_signed(index, length) for index, length in zip(position, peaks.shape)] for position in positions)
         dy, dx = min(shifts, key=lambda shift: (math.hypot(*shift), shift))
         grown = 1 + motion.scale
         found = torch.tensor([grown * dx, grown * dy, motion.scale * self._reach]).to(visible)
@@ -252,21 +253,21 @@ def _smooth(planes: Tensor) -> Tensor:
     return F.conv2d(F.pad(planes, (0, 0, 3, 3), mode="replicate"), taps.view(1, 1, 7, 1))
 
 
-def _cubic(places: Tensor) -> Tensor:
-    """Return the matrix [n, n] that samples a line of n pixels at `places` by cubic convolution.
+def _cubic(positions: Tensor) -> Tensor:
+    """Return the matrix [n, n] that samples a line of n pixels at `positions` by cubic convolution.
 
     Keys 1981, a = -1/2; torch's bicubic has a = -3/4, which shifts: 0.3 px is found as 0.26.
     """
-    far = _distance(places).clamp(max=2)
+    far = _distance(positions).clamp(max=2)
     return torch.where(far < 1, (1.5 * far - 2.5) * far * far + 1, ((2.5 - 0.5 * far) * far - 4) * far + 2)
 
 
-def _linear(places: Tensor) -> Tensor:
-    return (1 - _distance(places)).clamp(min=0)
+def _linear(positions: Tensor) -> Tensor:
+    return (1 - _distance(positions)).clamp(min=0)
 
 
-def _distance(places: Tensor) -> Tensor:
-    return (places[:, None] - torch.arange(len(places), device=places.device)).abs()
+def _distance(positions: Tensor) -> Tensor:
+    return (positions[:, None] - torch.arange(len(positions), device=positions.device)).abs()
 
 
 def _slopes(plane: Tensor) -> tuple[Tensor, Tensor]:
@@ -318,10 +319,10 @@ def _scale(fixed: Tensor, moving: Tensor) -> float:
     polar = F.grid_sample(magnitude[:, None], grid, mode="bilinear", align_corners=False)[:, 0]  # [2, angle, radius]
     polar = polar - polar.mean(dim=(1, 2), keepdim=True)
     polar = polar * torch.hann_window(_RADII, device=device)
-    unturned = _phase_correlation(polar[0], polar[1])[0]  # [radius], at angle 0
+    unrotated = _phase_correlation(polar[0], polar[1])[0]  # [radius], at angle 0
     step = math.log(_HIGHEST / _LOWEST) / (_RADII - 1)
     furthest = int(math.log1p(_LARGEST_SCALE) / step)
     shifts = torch.arange(-furthest, furthest + 1, device=device)
-    equal = shifts[unturned[shifts] >= (1 - _EQUAL) * unturned[shifts].max()].tolist()
+    equal = shifts[unrotated[shifts] >= (1 - _EQUAL) * unrotated[shifts].max()].tolist()
     # an image that grows by k has its frequencies divided by k
     return math.exp(-min(equal, key=lambda shift: (abs(shift), shift)) * step) - 1

@@ -104,7 +104,7 @@ def finished(small_model, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def earlier(finished, tmp_path) -> Path:
-    """A copy of that folder to go on in."""
+    """A copy of that folder to continue in."""
     return Path(shutil.copytree(finished, tmp_path / "earlier"))
 
 
@@ -133,7 +133,7 @@ def test_a_chain_of_turns(edit, photo, tmp_path):
             assert image.size == (56, 40) and image.text["instruction"] == turn.instruction
 
 
-def test_json_is_all_there_is_on_stdout(edit, photo, tmp_path):
+def test_stdout_holds_only_json(edit, photo, tmp_path):
     words = 'say "hi" \\ \u628a\u5706\u5708\u53d8\u6210\u7ea2\u8272 \U0001f3a8\nnext'
     code, out, err = edit(photo, "-i", words, "-i", " ", "--out", tmp_path / "out", "--json")
     assert code == 0 and len(out) == 2 and len(err) == 1
@@ -146,7 +146,7 @@ def test_json_is_all_there_is_on_stdout(edit, photo, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("own_folder", [True, False])
-def test_going_on_equals_never_having_stopped(edit, photo, tmp_path, own_folder):
+def test_continued_session_equals_an_uninterrupted_one(edit, photo, tmp_path, own_folder):
     words = ["make it red", "add a star", "move it left", "make it blue"]
     options = ["--seed", 9, "--window", 1, "--cfg", 2]
     asked = [part for word in words for part in ("-i", word)]
@@ -174,7 +174,7 @@ def test_policy_options_change_a_session(edit, earlier, tmp_path):
     assert (policy.window, policy.anchor_frames, policy.history) == (1, 2, "refresh")
 
 
-def test_a_mask_locks_the_rest(edit, photo, tmp_path):
+def test_pixels_outside_the_mask_are_unchanged(edit, photo, tmp_path):
     mask = np.zeros((40, 56), dtype=np.uint8)
     mask[10:20, 5:30] = 200
     Image.fromarray(mask).save(tmp_path / "mask.png")
@@ -198,7 +198,7 @@ def test_resolution_and_sampler_are_passed_on(edit, photo, tmp_path):
     assert load_session(plain / "session.safetensors").turns[1].settings["sampler"] == "renoise"
 
 
-def test_the_sheet_shows_every_image(edit, earlier, tmp_path):
+def test_sheet_shows_every_image(edit, earlier, tmp_path):
     """It is drawn from thumbnails, those of earlier runs included, as if every image were still at hand."""
     assert edit("--session", earlier / "session.safetensors", "-i", "on", "--out", tmp_path / "out")[0] == 0
     images = [load_image(tmp_path / "out" / f"turn_{turn:02d}.png") for turn in range(4)]
@@ -206,7 +206,7 @@ def test_the_sheet_shows_every_image(edit, earlier, tmp_path):
     assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "filmstrip.png")), np.asarray(sheet))
 
 
-def test_a_long_session_keeps_no_more_images_than_a_short_one(edit, photo, tmp_path, monkeypatch):
+def test_images_held_do_not_grow_with_the_session(edit, photo, tmp_path, monkeypatch):
     """The newest one, which a masked turn is put into, and no turn is decoded twice."""
     made = AnchorEditPipeline.image
     decoded, alive = [], []
@@ -240,7 +240,7 @@ def test_a_seed_too_long_to_read_is_a_usage_error(photo, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_instructions_of_any_kind(edit, photo, tmp_path):
+def test_unusual_instructions_are_accepted(edit, photo, tmp_path):
     words = [
         "\"quotes\" 'and' \\ $HOME `x`",
         "x" * 10_000,
@@ -257,7 +257,7 @@ def test_instructions_of_any_kind(edit, photo, tmp_path):
         assert Image.open(tmp_path / "out" / f"turn_{number:02d}.png").text["instruction"] == word
 
 
-def test_a_terminal_without_the_letters(edit, photo, tmp_path, monkeypatch):
+def test_characters_the_terminal_cannot_encode_are_escaped(edit, photo, tmp_path, monkeypatch):
     narrow = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", narrow)
     assert edit(photo, "-i", "\u7ea2\u8272", "--out", tmp_path / "\u56fe")[0] == 0
@@ -405,21 +405,21 @@ def test_a_resolution_that_is_not_a_multiple_of_the_step(refused, photo, tmp_pat
     refused(photo, "-i", "red", *asked, says=("resolution must be", f"got {resolution}", ". Use a multiple of 64"))
 
 
-def test_a_resolution_for_a_session_that_has_one(refused, earlier):
+def test_resolution_cannot_change_for_a_session(refused, earlier):
     asked = ("--session", earlier / "session.safetensors", "-i", "red", "--out", earlier, "--resolution", 64)
     refused(*asked, says=("--resolution 64 cannot change the size of a session", "Leave --resolution out"))
 
 
-def test_an_instruction_that_is_not_text(refused, photo, tmp_path):
+def test_instruction_must_be_valid_unicode(refused, photo, tmp_path):
     """What is left of another encoding: a file may have such a name, but a PNG or session file cannot hold it."""
     refused(photo, "-i", "half \udc80", "--out", tmp_path / "out", says=("'half \\udc80' is not valid text", "UTF-8"))
 
 
-def test_options_that_go_on_at_their_limits(edit, photo, tmp_path):
+def test_extreme_options_are_accepted(edit, photo, tmp_path):
     assert edit(photo, "-i", "red", "--out", tmp_path / "out", "--window", 10**18, "--cfg", -1)[0] == 0
 
 
-def test_what_to_edit_must_be_clear(refused, photo, earlier, tmp_path):
+def test_either_an_image_or_a_session_is_required(refused, photo, earlier, tmp_path):
     session = earlier / "session.safetensors"
     out = ("--out", tmp_path / "out")
     refused(photo, *out, says=("no instruction", '-i "'))
@@ -431,13 +431,13 @@ def test_what_to_edit_must_be_clear(refused, photo, earlier, tmp_path):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_a_device_that_is_not_there(refused, photo, tmp_path):
+def test_missing_device_is_refused(refused, photo, tmp_path):
     asked = (photo, "-i", "red", "--out", tmp_path / "out", "--device", "cuda")
     refused(*asked, says=("--device is cuda", "no CUDA", "Use --device cpu"))
     assert not (tmp_path / "out").exists()
 
 
-def test_usage_errors_are_argparses(photo, capsys):
+def test_usage_errors_exit_as_argparse_does(photo, capsys):
     for wrong in (["--outt", "x"], ["--out", "x", "--steps", "two"], ["--out", "x", "--history", "x"], ["--out="], []):
         with pytest.raises(SystemExit) as stop:
             main(["edit", str(photo), "-i", "red", *wrong])
@@ -447,6 +447,7 @@ def test_usage_errors_are_argparses(photo, capsys):
 # ---------------------------------------------------------------- models
 
 
+@pytest.mark.slow
 def test_damaged_models_are_refused(refused, small_model, photo, tmp_path):
     model = Path(shutil.copytree(small_model, tmp_path / "model"))
     for name in files(small_model):
@@ -539,7 +540,7 @@ def test_a_session_of_another_model(edit, refused, small_model, earlier, tmp_pat
 # ---------------------------------------------------------------- the output folder
 
 
-def test_folders_that_hold_results_are_kept(refused, earlier, photo, tmp_path):
+def test_folders_with_results_are_not_overwritten(refused, earlier, photo, tmp_path):
     refused(photo, "-i", "red", "--out", earlier, says=("already holds session.safetensors", "Choose another --out"))
     other = Path(shutil.copytree(earlier, tmp_path / "other"))
     asked = ("--session", other / "session.safetensors", "-i", "red", "--out", earlier)
@@ -582,7 +583,7 @@ def test_a_full_disk_keeps_what_is_finished(refused, edit, photo, earlier, tmp_p
         refused(photo, "-i", "red", "--out", tmp_path / "out", says=("cannot write in", "Choose another --out"))
 
 
-def test_an_image_that_cannot_be_written_loses_no_turn(edit, photo, tmp_path, monkeypatch):
+def test_turn_is_kept_when_its_image_cannot_be_written(edit, photo, tmp_path, monkeypatch):
     replace = os.replace
 
     def full(source, target):
@@ -665,7 +666,7 @@ def test_ctrl_c_keeps_finished_turns(edit, photo, tmp_path, monkeypatch):
     assert files(out) == files(tmp_path / "whole")
 
 
-def test_ctrl_c_in_the_first_turn_leaves_nothing_in_the_way(edit, photo, tmp_path, monkeypatch):
+def test_ctrl_c_in_the_first_turn_leaves_an_empty_folder(edit, photo, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         fails_in(1, KeyboardInterrupt(), patch)
         assert edit(photo, *FIVE, "--out", tmp_path / "out")[0] == 130
@@ -688,7 +689,7 @@ def test_ctrl_c_in_the_first_turn_leaves_nothing_in_the_way(edit, photo, tmp_pat
         ),
     ],
 )
-def test_what_the_machine_lacks_is_one_line(edit, photo, tmp_path, monkeypatch, error, says):
+def test_runtime_failures_are_reported_in_one_line(edit, photo, tmp_path, monkeypatch, error, says):
     fails_in(2, error, monkeypatch)
     code, lines, err = edit(photo, *FIVE, "--out", tmp_path / "out")
     assert code == 2 and len(err) == 1 and err[0].startswith("error: ") and says in err[0]
@@ -701,7 +702,7 @@ def test_bugs_keep_their_traceback(edit, photo, tmp_path, monkeypatch):
         edit(photo, "-i", "red", "--out", tmp_path / "out")
 
 
-def test_a_reader_that_goes_away(edit, photo, tmp_path, monkeypatch):
+def test_closed_stdout_pipe_is_reported_in_one_line(edit, photo, tmp_path, monkeypatch):
     """`| head -1`: one line, no traceback, not even when Python closes its stdout."""
     read, write = os.pipe()
     os.close(read)
@@ -714,7 +715,7 @@ def test_a_reader_that_goes_away(edit, photo, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_as_a_program(tmp_path):
+def test_exit_code_and_help_of_the_program(tmp_path):
     """`python -m anchoredit_model`: the exit code arrives, and help needs no torch."""
     program = [sys.executable, "-X", "importtime", "-m", "anchoredit_model"]
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Settings that come from files are checked where they enter."""
+"""Settings read from files are validated."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from anchoredit_model.errors import AnchorEditError
     + [{"temporal_stride": "4"}, {"cfg": None}, {"shift": float("nan")}, {"shift": 0}]
     + [{"max_turns": "x"}, {"resolution": 0}, {"slot_mode": "other"}, {"sampler": 3}, {"colour": 1}],
 )
-def test_impossible_edit_settings_name_themselves(setting):
+def test_invalid_edit_settings_are_named(setting):
     with pytest.raises(AnchorEditError, match=rf"\b{next(iter(setting))}\b.*[.] (Set|Use|Choose|Remove) "):
         EditConfig.from_json(setting)
 
@@ -22,18 +22,18 @@ def test_impossible_edit_settings_name_themselves(setting):
 @pytest.mark.parametrize(
     "policy", [{"window": -1}, {"window": 1.5}, {"anchor_frames": 0, "window": 0}, {"history": "x"}]
 )
-def test_impossible_policies_name_themselves(policy):
+def test_invalid_policies_are_named(policy):
     with pytest.raises(AnchorEditError, match=f"{next(iter(policy))} .*[.] (Set|Choose) "):
         MemoryPolicy.from_json(policy)
 
 
 @pytest.mark.parametrize("config", [{"device": "disk"}, {"dtype": "int8"}])
-def test_impossible_cache_settings_name_themselves(config):
+def test_invalid_cache_settings_are_named(config):
     with pytest.raises(AnchorEditError, match=f"K/V {next(iter(config))} .*[.] Choose "):
         KVCacheConfig.from_json(config)
 
 
-def test_settings_survive_json():
+def test_settings_round_trip_through_json():
     for config in (
         EditConfig(timesteps=(900, 300), cfg=2.5),
         MemoryPolicy(2, 3, "refresh"),

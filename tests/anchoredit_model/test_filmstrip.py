@@ -34,7 +34,7 @@ def test_thumbnails_show_the_images():
 
 
 @pytest.mark.parametrize("height, width", [(40, 56), (7, 300), (500, 31), (1, 1)])
-def test_a_sheet_of_kept_thumbnails_is_the_sheet_of_the_images(height, width):
+def test_sheet_of_cached_thumbnails_equals_that_of_the_images(height, width):
     images = list(torch.rand(4, 3, height, width, generator=torch.Generator().manual_seed(0)))
     captions = ["brighter", LONG, "x"]
     expected = filmstrip(images, captions, thumb=64)
@@ -74,7 +74,7 @@ def test_short_captions_are_kept_whole():
     assert _wrap("", font, 60) == []
 
 
-def test_refuses_what_does_not_fit():
+def test_inconsistent_arguments_are_refused():
     with pytest.raises(AnchorEditError, match="2 images and 2 captions"):
         filmstrip([grey(4, 4)] * 2, ["a", "b"])
     with pytest.raises(AnchorEditError, match="0 images and 0 captions"):

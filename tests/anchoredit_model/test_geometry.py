@@ -14,7 +14,7 @@ side = st.integers(1, 5000)
 
 
 @pytest.mark.parametrize("wrong", [(0, 64, 4), (1000, 64, 4), (1024, 0, 4), (1024, 64, 0.5), (1024, 64, float("nan"))])
-def test_buckets_that_do_not_exist(wrong):
+def test_invalid_bucket_sizes_are_refused(wrong):
     with pytest.raises(AnchorEditError, match="resolution"):
         buckets(*wrong)
 
@@ -33,7 +33,7 @@ def test_fit_keeps_the_whole_image(height, width):
 
 @given(side, side)
 @settings(deadline=None, max_examples=8)
-def test_any_size_comes_back_exactly(height, width):
+def test_any_size_is_restored_exactly(height, width):
     g = fit(height, width, resolution=64, step=16)
     image = torch.full((1, 1, 1, 1), 0.25).expand(1, 1, height, width)
     work = g.to_work(image)
@@ -44,7 +44,7 @@ def test_any_size_comes_back_exactly(height, width):
 
 
 @pytest.mark.parametrize("height, width", [(1, 1), (20000, 10), (10, 20000), (1, 5000), (3, 2)])
-def test_extremes(height, width):
+def test_extreme_sizes(height, width):
     g = fit(height, width, resolution=128, step=16)
     image = torch.rand(1, 3, height, width)
     back = g.from_work(g.to_work(image))
@@ -91,7 +91,7 @@ def centroid(image):
     "source, work",
     [((300, 450), (256, 384)), ((301, 447), (256, 384)), ((123, 250), (256, 512)), ((500, 333), (256, 176))],
 )
-def test_no_shift(source, work):
+def test_resizing_does_not_shift(source, work):
     g = fit_into(*source, *work)
     for fraction_y, fraction_x in ((0.5, 0.5), (0.35, 0.6)):
         y, x = source[0] * fraction_y, source[1] * fraction_x
@@ -118,7 +118,7 @@ def test_wrong_size_names_both():
 
 
 @pytest.mark.parametrize("change", [{"content_top": -1}, {"content_width": 5000}, {"input_height": 1.5}, {"extra": 1}])
-def test_from_json_refuses_nonsense(change):
+def test_from_json_refuses_invalid_values(change):
     with pytest.raises(AnchorEditError, match="geometry"):
         Geometry.from_json(fit(100, 200).to_json() | change)
 
@@ -133,7 +133,7 @@ def scene():
 
 
 @pytest.mark.parametrize("feather", [0, 1, 4, 200])
-def test_composite_keeps_the_bits_outside(feather):
+def test_composite_is_bit_exact_outside_the_mask(feather):
     edited, previous, mask = scene()
     edited[..., 0, 0] = float("nan")  # outside: must not leak
     result = composite(edited, previous, mask, feather)

@@ -1,4 +1,4 @@
-"""Our mathematics against numbers that the published research code computed, one test per file but those of training.
+"""Our mathematics against numbers that the published research code computed, one test per file of inference.
 
 `pytest tests -k golden --golden FOLDER` runs any folder in the same layout: other head sizes, shifts, guidance.
 The published habits that ours differ from on purpose (frame 0's text, absolute slots, noise levels looked up on
@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from anchoredit_model.checkpoint.keymap import to_wan_name
 from anchoredit_model.config import EditConfig, MemoryPolicy, TransformerConfig
@@ -56,6 +57,21 @@ def test_golden(golden_file: Path):
         check_keymap(golden_file)
     else:
         checks[golden_file.name[0]](golden_file)
+
+
+@pytest.mark.parametrize("name", ["d_rollout4_A_shift1_cfg1", "d_multistep5_A_shift8_cfg1"])
+def test_golden_turns_without_guidance_need_no_negative_prompt(name, tmp_path):
+    source = Path(__file__).parents[1] / "golden"
+    for path in source.glob("a_modelA_state*.safetensors"):
+        shutil.copyfile(path, tmp_path / path.name)
+    data, facts = load_file(source / f"{name}.safetensors"), metadata(source / f"{name}.safetensors")
+    save_file({key: data[key] for key in data if not key.startswith("neg_")}, tmp_path / f"{name}.safetensors", facts)
+    check_rollout(tmp_path / f"{name}.safetensors")
+
+    facts["guidance"] = "3.0"  # guidance needs the negative prompt: a missing one is an error, not zeros
+    save_file({key: data[key] for key in data if not key.startswith("neg_")}, tmp_path / f"{name}.safetensors", facts)
+    with pytest.raises(KeyError, match="neg_valid"):
+        check_rollout(tmp_path / f"{name}.safetensors")
 
 
 # ---------------------------------------------------------------- files and models

@@ -86,7 +86,7 @@ def test_a_saved_model_edits_bit_for_bit_alike(pipeline, tmp_path):
     assert narrow.image(memory).isfinite().all()
 
 
-def test_seeds_decide(pipeline):
+def test_seed_determines_the_turn(pipeline):
     start = pipeline.start(photo())
     one, again, other = (pipeline.turn(start, WORDS[0], seed) for seed in (7, 7, 8))
     assert same(one, again) and torch.equal(pipeline.image(one), pipeline.image(again))
@@ -96,7 +96,7 @@ def test_seeds_decide(pipeline):
     assert not same(one, pipeline.turn(start, WORDS[1], 7))
 
 
-def test_branches_are_the_chains_made_alone(pipeline, small_model):
+def test_branches_equal_chains_run_separately(pipeline, small_model):
     base = chain(pipeline, pipeline.start(photo()), WORDS[:2], seed=1)
     turns = base.turns
     left = pipeline.turn(base, "add a star", seed=1)
@@ -121,7 +121,7 @@ def test_call_is_start_and_turns(pipeline):
     assert len(more.images) == 2 and torch.equal(more.images[0], out.images[-1])
 
 
-def test_a_pillow_image_is_taken_as_the_tensor_it_holds(pipeline):
+def test_pillow_image_equals_its_tensor(pipeline):
     assert torch.equal(pipeline.start(to_pil(photo())).image, pipeline.start(to_tensor(to_pil(photo()))).image)
 
 
@@ -153,20 +153,20 @@ def test_images_have_the_inputs_size(pipeline, height, width):
     assert torch.equal(pipeline.image(memory), pipeline.image(memory, 2))
 
 
-def test_another_resolution_is_worked_at(pipeline):
+def test_resolution_can_be_chosen_at_start(pipeline):
     memory = pipeline.start(photo(32, 48), resolution=128)
     assert memory.turns[0].latent.shape == (16, 16, 16)
     memory = pipeline.turn(memory, WORDS[0], steps=1)
     assert pipeline.image(memory).shape == (3, 32, 48)
 
 
-def test_the_source_keeps_bits_that_no_byte_holds(pipeline):
+def test_source_keeps_more_than_eight_bits(pipeline):
     source = torch.rand(3, 20, 30, generator=torch.Generator().manual_seed(0))
     memory = pipeline.turn(pipeline.start(source.transpose(1, 2).contiguous().transpose(1, 2)), WORDS[0], steps=1)
     assert torch.equal(pipeline.image(memory, 0), source)
 
 
-def test_outside_a_mask_nothing_changes(pipeline, monkeypatch):
+def test_pixels_outside_the_mask_are_unchanged(pipeline, monkeypatch):
     source = photo(64, 64)
     masks = [torch.zeros(1, 64, 64) for _ in range(2)]
     masks[0][:, 10:30, 21:45] = 1
@@ -194,7 +194,7 @@ def test_outside_a_mask_nothing_changes(pipeline, monkeypatch):
     assert torch.equal(pipeline.image(memory), shown[3]) and len(decodes) == 4
 
 
-def test_a_mask_holds_in_a_scaled_and_padded_image_too(pipeline):
+def test_mask_is_kept_in_a_scaled_and_padded_image(pipeline):
     source = photo(300, 41)
     mask = torch.zeros(1, 300, 41)
     mask[:, 120, 7] = 1  # one pixel
@@ -204,7 +204,7 @@ def test_a_mask_holds_in_a_scaled_and_padded_image_too(pipeline):
     assert not torch.equal(memory.turns[1].latent, memory.turns[0].latent)
 
 
-def test_an_unmasked_turn_after_a_masked_one_is_free(pipeline):
+def test_unmasked_turn_after_a_masked_one_may_change_everything(pipeline):
     mask = torch.zeros(1, 64, 64)
     mask[:, :8] = 1
     memory = pipeline.turn(pipeline.start(photo()), WORDS[0], mask=mask)
@@ -216,7 +216,7 @@ def test_an_unmasked_turn_after_a_masked_one_is_free(pipeline):
 
 
 @pytest.mark.parametrize("options", [{}, {"cfg": 2.0}, {"sampler": "euler", "steps": 3}])
-def test_variations_are_the_turns_of_their_seeds(pipeline, forwards, options):
+def test_variations_equal_turns_with_their_seeds(pipeline, forwards, options):
     """One batch, from one memory, whose keys and values and text have a batch of one."""
     base = chain(pipeline, pipeline.start(photo()), WORDS[:2], seed=5)
     pipeline.kv_cache.gather(base, base.turns[0].text)
@@ -237,7 +237,7 @@ def test_variations_are_the_turns_of_their_seeds(pipeline, forwards, options):
     assert not any(same(one, other) for one, other in combinations(batch, 2))
 
 
-def test_masked_variations_keep_what_is_outside(pipeline):
+def test_masked_variations_keep_pixels_outside_the_mask(pipeline):
     source, mask = photo(40, 56), torch.zeros(1, 40, 56)
     mask[:, 9:21, 30:50] = 1
     start, shown = pipeline.start(source), []
@@ -251,7 +251,7 @@ def test_masked_variations_keep_what_is_outside(pipeline):
 # ---------------------------------------------------------------- settings
 
 
-def test_a_null_edit(pipeline):
+def test_empty_instruction_is_a_null_edit(pipeline):
     start = pipeline.start(photo())
     empty, blank = (pipeline.turn(start, words, seed=4) for words in ("", " \n\t "))
     assert same(empty, blank) and empty.turns[1].instruction == blank.turns[1].instruction == ""
@@ -260,7 +260,7 @@ def test_a_null_edit(pipeline):
     torch.testing.assert_close(guided.turns[1].latent, empty.turns[1].latent)
 
 
-def test_steps_and_cfg_replace_the_checkpoints(pipeline, forwards):
+def test_steps_and_cfg_override_the_checkpoint(pipeline, forwards):
     start = pipeline.start(photo())
     pipeline.turn(start, WORDS[0])  # encodes the anchor
     made = {}
@@ -305,7 +305,7 @@ def test_foreign_checkpoints_encode_the_anchor_with_the_first_prompt(pipeline, o
     assert not torch.equal(memory.turns[1].latent, ours.turns[1].latent)
 
 
-def test_slots_matter_once_the_window_slides(pipeline):
+def test_slot_modes_differ_once_the_window_slides(pipeline):
     absolute = with_edit(pipeline, slot_mode="absolute")
     policy = MemoryPolicy(anchor_frames=1, window=2)
     left, right = (chain(each, each.start(photo(), policy), WORDS[:5]) for each in (pipeline, absolute))
@@ -313,7 +313,7 @@ def test_slots_matter_once_the_window_slides(pipeline):
     assert equal == [True, True, True, True, False, False]  # turn 3 still sees 0 1 2
 
 
-def test_another_policy_makes_a_branch(pipeline):
+def test_changed_policy_makes_a_branch(pipeline):
     base = chain(pipeline, pipeline.start(photo(), MemoryPolicy(1, 3)), WORDS[:3])
     wide, narrow, again = (pipeline.turn(memory, WORDS[3]) for memory in (base, base.with_policy(window=1), base))
     assert same(wide, again) and not same(wide, narrow)
@@ -384,7 +384,7 @@ def test_kv_cache_settings_of_variations_are_not_kept(pipeline):
     assert all(map(same, plain, moved)) and {each.kv_cache for each in moved} == {KVCacheConfig()}
 
 
-def test_default_policy_is_what_the_model_was_trained_on(pipeline):
+def test_default_policy_is_the_trained_one(pipeline):
     assert pipeline.start(photo()).policy == pipeline.default_policy == MemoryPolicy(1, 2)
     assert with_edit(pipeline, max_turns=2).default_policy == MemoryPolicy(1, 1)
 
@@ -392,7 +392,7 @@ def test_default_policy_is_what_the_model_was_trained_on(pipeline):
 # ---------------------------------------------------------------- memory and cost
 
 
-def test_six_turns_cost_the_same_and_keep_what_is_seen(small_model, monkeypatch):
+def test_cost_per_turn_is_constant_and_visible_frames_are_kept(small_model, monkeypatch):
     pipeline = AnchorEditPipeline.from_pretrained(small_model)
     memory = pipeline.start(photo(), MemoryPolicy(anchor_frames=1, window=2))
     calls, run = [], pipeline.backbone.transformer._run
@@ -414,7 +414,7 @@ def test_six_turns_cost_the_same_and_keep_what_is_seen(small_model, monkeypatch)
     assert per_turn == [6, 5, 5, 5, 5, 5]  # the anchor once, then four steps and a commit
 
 
-def test_refreshed_history_costs_at_most_the_window_more(pipeline, forwards):
+def test_refreshed_history_adds_at_most_one_window_of_forwards(pipeline, forwards):
     memory = pipeline.start(photo(seed=1), MemoryPolicy(anchor_frames=1, window=2, history="refresh"))
     per_turn = []
     for words in WORDS:
@@ -445,7 +445,7 @@ def test_sessions_of_other_models_are_refused(pipeline, small_model):
         pipeline.turn(wide, WORDS[0])
 
 
-def test_a_model_that_blows_up_makes_no_turn(pipeline):
+def test_non_finite_output_is_an_error(pipeline):
     memory = pipeline.start(photo())
     with pytest.raises(AnchorEditError, match=r"turn 1 came out as NaN or infinite \(cfg 1e\+38\). Lower cfg"):
         pipeline.turn(memory, WORDS[0], cfg=1e38)

@@ -52,7 +52,7 @@ def noise(seed: int = 3, turn: int = 1):
         (10**30, 300, (-0.6932190, 0.3384489, 0.3493761)),
     ],
 )
-def test_the_noise_of_a_turn_stays_the_same(seed, turn, first):
+def test_noise_of_a_turn_is_reproducible(seed, turn, first):
     """Sessions name their seeds, so a change of these numbers would change every session that is sampled again."""
     x = torch.randn(SHAPE, generator=turn_generator(seed, turn)).flatten()
     torch.testing.assert_close(x[:3], torch.tensor(first), atol=1e-5, rtol=0)
@@ -78,7 +78,7 @@ def test_seeds_of_variations():
 # ---------------------------------------------------------------- re-noising and Euler
 
 
-def test_renoise_finds_what_the_model_knows():
+def test_renoise_recovers_the_clean_image_of_an_exact_flow():
     model = KnownFlow()
     torch.testing.assert_close(renoise(model, noise(), TIMES), CLEAN, atol=2e-6, rtol=0)
     assert [time for _, time in model.calls] == list(TIMES)
@@ -88,7 +88,7 @@ def test_renoise_finds_what_the_model_knows():
 
 
 @pytest.mark.parametrize("shift", [1.0, 8.0])
-def test_euler_finds_what_the_model_knows(shift):
+def test_euler_recovers_the_clean_image_of_an_exact_flow(shift):
     model, sigmas = KnownFlow(), shifted_sigmas(7, shift)
     torch.testing.assert_close(euler(model, noise(), sigmas), CLEAN, atol=2e-6, rtol=0)
     (first,) = noises(1)
@@ -108,7 +108,7 @@ def test_a_linear_model_gives_the_closed_form():
     torch.testing.assert_close(renoise(lambda x, _: rate * x, noise(), (1000, 500)), twice, atol=1e-6, rtol=1e-5)
 
 
-def test_published_noise_levels_replace_time():
+def test_given_noise_levels_replace_those_of_time():
     levels = {1000: 0.9, 500: 0.6}
     x0 = renoise(lambda x, time: (x - CLEAN) / levels[time], noise(), tuple(levels), tuple(levels.values()))
     torch.testing.assert_close(x0, CLEAN, atol=2e-6, rtol=0)
@@ -117,7 +117,7 @@ def test_published_noise_levels_replace_time():
 
 
 @pytest.mark.parametrize("euler_rule", [False, True])
-def test_constrained_latents_stay_bit_for_bit(euler_rule):
+def test_constrained_latents_are_bit_exact(euler_rule):
     before = torch.randn(SHAPE, generator=torch.Generator().manual_seed(9))
     inside = torch.zeros(1, 4, 6, dtype=torch.bool)
     inside[:, 1:3, 2:5] = True
@@ -141,7 +141,7 @@ def test_constrained_latents_stay_bit_for_bit(euler_rule):
         torch.testing.assert_close(x[outside], wanted[outside], atol=5e-6, rtol=0)
 
 
-def test_every_step_is_reported_and_may_stop():
+def test_steps_are_reported_and_can_be_cancelled():
     for sampler, levels in ((renoise, TIMES), (euler, shifted_sigmas(4, 1.0))):
         seen = []
         sampler(KnownFlow(), noise(), levels, on_step=lambda done, total, x0, seen=seen: seen.append((done, total)))
@@ -159,7 +159,7 @@ def test_every_step_is_reported_and_may_stop():
 # ---------------------------------------------------------------- guidance, times, levels
 
 
-def test_guidance_is_linear_and_one_is_free():
+def test_guidance_is_linear_and_cfg_one_skips_the_negative_pass():
     def conditional(x, time):
         return 3 * x + time
 
@@ -196,7 +196,7 @@ def test_noise_levels():
     ]
 
 
-def test_the_checkpoint_says_which_sampler():
+def test_sampler_follows_from_the_checkpoint():
     calls = {}
     for edit in (EditConfig(), EditConfig(sampler="euler", num_steps=3, shift=8.0)):
         model = KnownFlow()

@@ -21,7 +21,7 @@ def pipeline() -> AnchorEditPipeline:
     return AnchorEditPipeline.from_pretrained()
 
 
-def test_it_is_small_and_made_for_comfyui(pipeline):
+def test_bundled_model_is_small_and_named_as_comfyui_expects(pipeline):
     assert sum(file.stat().st_size for file in TINY.rglob("*") if file.is_file()) <= 40e6
     sizes = pipeline.backbone.transformer.config
     assert sizes == TransformerConfig.named("tiny") and sizes.head_dim == 128 and sizes.text_dim == 4096
@@ -31,8 +31,8 @@ def test_it_is_small_and_made_for_comfyui(pipeline):
 
 
 @pytest.mark.slow
-def test_it_edits_over_three_turns(pipeline):
-    """What it does surest, as a sign that the files hold a trained model; how good it is the benchmark says."""
+def test_bundled_model_edits_over_three_turns(pipeline):
+    """Its most reliable edits, as a sign that the files hold a trained model; the benchmark measures quality."""
     scenes = sample_scenes(80, held_out_generator(11))
     scenes = scenes[
         (scenes.attribute("background") < 3) & (scenes.attribute("position") == 1) & (scenes.attribute("lighting") == 0)

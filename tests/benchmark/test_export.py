@@ -1,4 +1,4 @@
-"""Sessions written to folders, and the images that somebody else made of them judged."""
+"""Sessions exported to folders, and another editor's images of them judged."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def export(argv: list[str]) -> int:
     return execute(["export", *argv])
 
 
-def test_images_of_the_oracle_are_judged_as_the_oracle(tmp_path):
+def test_exported_oracle_images_are_judged_as_the_oracle(tmp_path):
     sessions, out = tmp_path / "sessions", tmp_path / "run"
     assert export([*ASKED, "--out", str(sessions)]) == 0
     run([*ASKED, "--editor", "oracle", "--out", str(tmp_path / "oracle")])
@@ -40,7 +40,7 @@ def test_images_of_the_oracle_are_judged_as_the_oracle(tmp_path):
     assert json.loads((out / "report.json").read_text())["overall"]["success"]["mean"] == 1
 
 
-def test_images_that_do_not_belong_are_refused(tmp_path):
+def test_images_of_other_sessions_are_refused(tmp_path):
     sessions = tmp_path / "sessions"
     export([*ASKED, "--out", str(sessions)])
     judged = ["--editor", "folder", "--images", str(sessions), "--out", str(tmp_path / "run")]

@@ -1,4 +1,4 @@
-"""The judge's own check makes the cases that it says, and prints a share for each."""
+"""The check of the judge covers every case and prints a share for each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A whole run: the same seeds say the same, also when it was stopped on the way."""
+"""A whole run is reproducible from its seeds, also after it was stopped and resumed."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_controls(tmp_path, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stop_at", [1, TURNS + 3, SESSIONS * TURNS])
-def test_a_stopped_run_goes_on_where_it_was(tmp_path, monkeypatch, stop_at):
+def test_stopped_run_resumes_where_it_stopped(tmp_path, monkeypatch, stop_at):
     options = ("--protocol", "sanctioned", "--editor", "oracle")
     whole = run(tmp_path / "whole", *options)
     edits = []
@@ -116,7 +116,7 @@ def test_a_session_without_a_record_is_run_again(tmp_path):
 
 
 @pytest.mark.slow
-def test_another_run_does_not_go_on_with_these_sessions(tmp_path, small_model, capsys):
+def test_other_settings_do_not_resume_a_run(tmp_path, small_model, capsys):
     model = ("--editor", "pipeline", "--model", str(small_model), "--steps", "1", "--size", "64", "--sessions", "1")
     first = run(tmp_path, *model)
     assert run(tmp_path, *model) == first
@@ -131,7 +131,7 @@ def test_another_run_does_not_go_on_with_these_sessions(tmp_path, small_model, c
 
 
 @pytest.mark.slow
-def test_drift_is_measured_where_nothing_should_show(tmp_path, monkeypatch):
+def test_drift_is_measured_where_nothing_should_change(tmp_path, monkeypatch):
     def lighter(self, instruction, truly=OracleEditor.edit):
         return truly(self, instruction) * 0.9 + 0.1
 
@@ -155,7 +155,7 @@ def test_an_image_of_another_size_is_refused(tmp_path, monkeypatch):
         run(tmp_path, "--editor", "oracle")
 
 
-def test_a_caption_no_font_can_write_says_what_is_asked_for(monkeypatch):
+def test_captions_without_a_font_show_the_edit_request(monkeypatch):
     turn = {"instruction": "\u628a\u5b83\u79fb\u5230\u5de6\u8fb9", "kind": "move", "asked": {"place": "left"}}
     monkeypatch.setattr("benchmark.report.sheet.can_write", lambda text, font: False)
     assert caption(turn) == "(move) place: left"

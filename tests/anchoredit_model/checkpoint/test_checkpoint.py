@@ -233,7 +233,7 @@ def test_a_new_format_is_one_entry(tmp_path, weights, monkeypatch):
     assert fingerprint(load_transformer(path)[0]) == fingerprint(weights)
 
 
-def test_a_header_as_long_as_a_pickles_first_byte_is_a_header(tmp_path, weights):
+def test_header_length_is_not_mistaken_for_a_pickle(tmp_path, weights):
     """Its length is the file's first number: 1 in 32 of them has 0x80, where a pickle begins, as its lowest byte."""
     path = tmp_path / "model.safetensors"
     for room in range(0, 256, 8):
@@ -243,12 +243,12 @@ def test_a_header_as_long_as_a_pickles_first_byte_is_a_header(tmp_path, weights)
     assert path.read_bytes()[0] == 0x80 and read_checkpoint(path).transformer_config == CONFIG
 
 
-def test_loading_casts(tmp_path, weights):
+def test_loading_casts_to_the_dtype(tmp_path, weights):
     model, _ = load_transformer(own_file(tmp_path, weights, None), torch.bfloat16)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
 
 
-def test_a_loaded_model_computes_what_the_saved_one_does(tmp_path, weights):
+def test_loaded_model_computes_the_same_as_the_saved_one(tmp_path, weights):
     """Nothing that a forward needs is lost by building on the meta device."""
     built = CausalWanTransformer(CONFIG).eval()
     built.load_state_dict(weights)
@@ -293,7 +293,7 @@ def test_one_weight_under_two_names_is_refused(tmp_path, weights):
 # ------------------------------------------------------------------------------------------------ strictness
 
 
-def test_missing_left_over_and_misshapen_weights_are_named(tmp_path, weights):
+def test_missing_unexpected_and_misshapen_weights_are_named(tmp_path, weights):
     path = tmp_path / "x.safetensors"
     lacking = {name: tensor for name, tensor in weights.items() if not name.startswith("blocks.1.self_attn")}
     save_file(lacking, path)
@@ -418,7 +418,7 @@ def test_unreadable_files_say_what_they_are(tmp_path, weights):
         assert name in str(error.value) and "\n" not in str(error.value)
 
 
-def test_files_of_something_else_are_refused(tmp_path, weights):
+def test_checkpoints_of_other_content_are_refused(tmp_path, weights):
     save_file({"unet.steps": torch.ones(1, dtype=torch.int64)}, tmp_path / "other.safetensors")
     with pytest.raises(AnchorEditError, match=r"no Wan 2\.1 transformer .*begins with unet\.steps"):
         read_checkpoint(tmp_path / "other.safetensors")
@@ -530,7 +530,7 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path, weights, m
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
-def test_only_fitting_weights_are_saved(tmp_path, weights):
+def test_saving_incomplete_weights_is_refused(tmp_path, weights):
     lacking = {name: tensor for name, tensor in weights.items() if name != "head.modulation"}
     with pytest.raises(AnchorEditError, match="1 weights missing"):
         save_checkpoint(tmp_path / "x.safetensors", lacking, CONFIG, EDIT)

@@ -39,14 +39,14 @@ def under_diffusers_names(weights: dict[str, torch.Tensor]) -> dict[str, torch.T
     return convert_wan_vae_to_diffusers(dict(weights))
 
 
-def test_every_vae_weight_has_one_name_of_its_own(vae_weights):
+def test_vae_names_map_one_to_one(vae_weights):
     renamed = {wan_vae_name(name): torch.tensor(index) for index, name in enumerate(vae_weights)}
     assert len(renamed) == len(vae_weights)
     back = under_diffusers_names(renamed)
     assert {name: int(index) for name, index in back.items()} == {name: i for i, name in enumerate(vae_weights)}
 
 
-def test_every_weight_arrives(bundled, vae_weights):
+def test_bundled_weights_are_complete_and_unchanged(bundled, vae_weights):
     assert bundled.vae.keys() == {wan_vae_name(name) for name in vae_weights}
     model, edit = load_transformer(TINY / "transformer")
     assert bundled.transformer.keys() == model.state_dict().keys() and bundled.edit == edit
@@ -55,7 +55,7 @@ def test_every_weight_arrives(bundled, vae_weights):
     assert {tensor.dtype for each in weights for tensor in each.values()} == {torch.float32}
 
 
-def test_the_text_encoder_is_the_one_of_the_command_line(bundled):
+def test_text_encoder_equals_that_of_the_command_line(bundled):
     from transformers import UMT5Config, UMT5EncoderModel
 
     assert bundled.text_config["dense_act_fn"] == "gelu_pytorch_tanh"  # the only name of it in ComfyUI
@@ -69,7 +69,7 @@ def test_the_text_encoder_is_the_one_of_the_command_line(bundled):
 
 
 @torch.no_grad()
-def test_the_folded_vae_encodes_and_decodes_as_the_bundled_one(bundled):
+def test_folded_vae_equals_the_bundled_one(bundled):
     """Normalised by ComfyUI's statistics, its latents are those that the bundled model was trained on."""
     ours = ImageVAE.from_pretrained(TINY / "vae")
     images = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
@@ -128,7 +128,7 @@ def test_previews_have_a_colour_per_channel(bundled):
     assert bundled.vae["encoder.conv1.weight"].shape[0] == bundled.vae_width
 
 
-def test_what_is_missing_or_unknown_is_named(tmp_path):
+def test_missing_and_unknown_weights_are_named(tmp_path):
     with pytest.raises(AnchorEditError, match=f"bundled model is missing in {tmp_path}.*Install AnchorEdit again"):
         read_bundled(MEAN, STD, tmp_path)
     shutil.copytree(TINY, tmp_path / "cut")

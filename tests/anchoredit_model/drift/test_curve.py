@@ -1,4 +1,4 @@
-"""The drift of a session by turn: known damage, masks, sizes; and its drawing."""
+"""The drift of a session by turn: known damage, masks, sizes; and its plot."""
 
 import csv
 import io
@@ -52,7 +52,7 @@ def test_copies_of_the_anchor_do_not_drift():
 
 
 @pytest.mark.slow
-def test_each_damage_shows_where_it_belongs():
+def test_each_damage_shows_in_its_own_metric():
     source = scene(seed=3)
     yellowed = (source * torch.tensor([1.0, 0.97, 0.85])[:, None, None]).clamp(0, 1)
     shifted = source.roll((2, 3), dims=(1, 2))
@@ -65,7 +65,7 @@ def test_each_damage_shows_where_it_belongs():
 
 
 @pytest.mark.slow
-def test_likeness_falls_with_damage_and_not_with_light():
+def test_likeness_falls_with_damage_and_ignores_brightness():
     source, other = scene(seed=5), scene(seed=6)
     assert likeness(0.5 * source + 0.2, source) == pytest.approx(1, abs=1e-4)
     values = [likeness(blurred(source, sigma), source) for sigma in (0.5, 1, 2, 4)] + [likeness(other, source)]
@@ -74,21 +74,21 @@ def test_likeness_falls_with_damage_and_not_with_light():
     assert likeness(grey, grey) == pytest.approx(1, abs=1e-4) and likeness(grey, source) < 0.9
 
 
-def test_likeness_sees_through_a_known_shift():
+def test_likeness_compensates_a_known_shift():
     source = blurred(scene(160, 200, seed=7), 1.0)
     image = source.roll((4, -6), dims=(1, 2))
     unaligned, aligned = likeness(image, source), likeness(image, source, Alignment(-6.0, 4.0, 0.0, 1.0))
     assert aligned > 0.995 > unaligned + 0.05
 
 
-def test_blur_is_told_from_darkness():
+def test_sharpness_separates_blur_from_darkness():
     source = scene(256, 256, seed=8)
     values = [relative_sharpness(blurred(source, sigma), source) for sigma in (0.5, 1, 2, 4)]
     assert values == sorted(values, reverse=True) and values[1] < -0.5
     assert relative_sharpness(0.4 * source, source) == pytest.approx(0, abs=0.05)
 
 
-def test_only_what_no_mask_asked_to_change_is_measured():
+def test_only_pixels_outside_all_masks_are_measured():
     source = scene(seed=9)
     masks = torch.zeros(2, 1, 128, 128)
     masks[0, :, :40], masks[1, :, :, 100:] = 1, 1
@@ -105,7 +105,7 @@ def test_only_what_no_mask_asked_to_change_is_measured():
     assert gone == TurnDrift(1, instruction="edit 1")
 
 
-def test_a_subject_by_itself():
+def test_subject_mask_limits_the_measurement():
     source = scene(seed=10)
     damaged = source.clone()
     damaged[:, :, :64] = 0
@@ -116,7 +116,7 @@ def test_a_subject_by_itself():
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_the_way_through_the_work_size_is_no_drift(masked):
+def test_resizing_to_the_work_size_is_not_drift(masked):
     """A turn's image has been at the work size; a masked one has the source's own pixels outside."""
     source = scene(300, 200, seed=11)
     geometry = fit(300, 200, 128, 16)
@@ -135,14 +135,14 @@ def test_shifts_are_in_pixels_of_the_source():
     assert (turn.right, turn.down) == pytest.approx((6, 0), abs=0.5)
 
 
-def test_the_table_is_read_back_by_a_spreadsheet():
+def test_table_is_valid_csv():
     curve = [TurnDrift(0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0), TurnDrift(1, instruction='say "hi", twice')]
     rows = list(csv.DictReader(io.StringIO(table(curve))))
     assert rows[0]["likeness"] == "1.0000" and rows[1]["likeness"] == ""
     assert rows[1]["instruction"] == 'say "hi", twice'
 
 
-def test_bad_masks_say_what_to_do():
+def test_mask_errors_name_a_remedy():
     source = scene()
     with pytest.raises(
         AnchorEditError, match="must be 128x128 as the image, got 32x64[.] Draw the mask at the image's size"
@@ -167,7 +167,7 @@ def test_the_plot(turns):
     assert image.tobytes() == drift_plot(curve).tobytes()
 
 
-def test_what_is_unknown_is_a_gap():
+def test_unknown_values_leave_gaps_in_the_plot():
     known = TurnDrift(0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0)
     unknown = [TurnDrift(n) for n in range(4)]
     assert not {FIRST, SECOND} & colours_in(drift_plot(unknown).crop((0, 90, 420, HEIGHT // 2)))

@@ -1,4 +1,4 @@
-"""Drift is what was done to the image, no more: known answers, scikit-image as oracle, masks without influence."""
+"""Drift metrics: known answers, scikit-image as reference, and masked-out pixels without influence."""
 
 import json
 import math
@@ -27,11 +27,11 @@ from anchoredit_model.errors import AnchorEditError
 from studio.render import render
 from studio.scene import sample_scenes
 
-SHIFT, SCALE = 0.05, 0.002  # how far the found place may be off, in pixels and as a factor
+SHIFT, SCALE = 0.05, 0.002  # largest errors of shift in pixels and of scale as a factor
 
 
 def waves(height, width, dx=0.0, dy=0.0, scale=0.0, seed=0):
-    """An image known between its pixels: random plane waves, moved and grown exactly."""
+    """An image defined between its pixels: random plane waves, shifted and scaled exactly."""
     g = torch.Generator().manual_seed(seed)
     y = ((torch.arange(height) - (height - 1) / 2 - dy) / (1 + scale))[:, None]
     x = ((torch.arange(width) - (width - 1) / 2 - dx) / (1 + scale))[None, :]
@@ -116,7 +116,7 @@ def test_an_identical_copy_has_no_drift(name, masked):
     json.dumps(asdict(found), allow_nan=False)
 
 
-# --- Place
+# --- Position
 
 
 @pytest.mark.slow
@@ -127,7 +127,7 @@ def test_shift(name, dx, dy):
     assert placed(alignment(moved(image, dx, dy), image), dx, dy)
 
 
-def test_content_that_lies_further_right_and_down_is_positive():
+def test_shift_right_and_down_is_positive():
     image = studio(96, 128)
     assert placed(alignment(image.roll((2, 5), dims=(1, 2)), image), 5, 2)
 
@@ -156,8 +156,8 @@ def test_shift_and_scale_at_any_size(height, width, dx, dy, scale):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dx, dy, scale", [(40, 25, 0), (0, 0, 0.2), (15, -20, 0.1), (30, 10, -0.15)])
-def test_far_from_where_it_was(dx, dy, scale):
-    """Where only phase correlation finds the way: every wave has been left behind by several lengths."""
+def test_large_shift_and_scale(dx, dy, scale):
+    """Shifts of several wavelengths, which only phase correlation finds."""
     height, width = 300, 320
     assert placed(alignment(waves(height, width, dx, dy, scale), waves(height, width)), dx, dy, scale)
 
@@ -174,7 +174,7 @@ def test_far_from_where_it_was(dx, dy, scale):
     ids=["gamma", "contrast", "blur", "noise"],
 )
 @pytest.mark.parametrize("name", ["waves", "studio", "astronaut"])
-def test_other_damage_moves_nothing(name, damage):
+def test_other_damage_is_not_reported_as_shift(name, damage):
     image = IMAGES[name]()
     assert placed(alignment(damage(image), image))
     assert placed(alignment(damage(moved(image, 0.3, -0.2)), image), 0.3, -0.2)
@@ -183,7 +183,7 @@ def test_other_damage_moves_nothing(name, damage):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["waves", "astronaut", "coffee"])
 @pytest.mark.parametrize("dx, dy", [(0.0, 0.0), (0.3, -0.2), (4.5, 2.25)])
-def test_a_subject_that_moved_is_not_the_image_that_moved(name, dx, dy):
+def test_masked_subject_motion_is_not_reported_as_shift(name, dx, dy):
     image = IMAGES[name]()
     height, width = image.shape[1:]
     rows, columns = slice(height // 4, 3 * height // 4), slice(width // 4, 3 * width // 5)
@@ -194,7 +194,7 @@ def test_a_subject_that_moved_is_not_the_image_that_moved(name, dx, dy):
     assert placed(alignment(edited, image, mask), dx, dy)
 
 
-def test_a_small_edit_without_a_mask_is_not_the_image_that_moved():
+def test_small_unmasked_edit_does_not_affect_the_shift():
     image = IMAGES["astronaut"]()
     edited = moved(image, 0.3, -0.2)
     edited[:, 60:120, 60:120] = image[:, 68:128, 66:126]
@@ -202,7 +202,7 @@ def test_a_small_edit_without_a_mask_is_not_the_image_that_moved():
 
 
 @pytest.mark.parametrize("height, width", [(16, 16), (32, 32), (31, 200), (16, 3000)])
-def test_flat_images_have_no_place(height, width):
+def test_flat_images_have_unknown_shift(height, width):
     flat = torch.full((3, height, width), 0.5)
     for image in (flat, flat + 0.2, flat * torch.linspace(0.999, 1, width)):
         found = alignment(image, flat)
@@ -220,7 +220,7 @@ def test_flat_images_have_no_place(height, width):
     ],
     ids=["another image", "noise", "texture lost"],
 )
-def test_what_has_nothing_in_common_has_no_place(image, reference):
+def test_unrelated_images_have_unknown_shift(image, reference):
     found = alignment(image, reference)
     assert (found.dx, found.dy, found.scale) == (0, 0, 0)
     assert found.confidence < 0.2
@@ -228,7 +228,7 @@ def test_what_has_nothing_in_common_has_no_place(image, reference):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("tilt", [0.0, 0.6, 1.2])
-def test_a_shift_along_stripes_is_not_made_up(tilt):
+def test_shift_along_stripes_is_reported_as_zero(tilt):
     y, x = torch.meshgrid(torch.arange(128.0), torch.arange(128.0), indexing="ij")
     across = (x * math.sin(tilt) + y * math.cos(tilt)).expand(3, 128, 128)
     found = alignment(0.5 + 0.3 * torch.sin(0.4 * (across - 0.3)), 0.5 + 0.3 * torch.sin(0.4 * across))
@@ -240,7 +240,7 @@ def test_small_images():
     found = alignment(moved(image, 0.3, -0.2), image)
     assert (found.dx, found.dy) == pytest.approx((0.3, -0.2), abs=0.1)
     mask = torch.zeros(32, 32)
-    mask[:6] = 1  # too little to see a place in
+    mask[:6] = 1  # too little to find a shift in
     assert all(math.isfinite(value) for value in asdict(drift(moved(image, 0.3, -0.2), image, mask)).values())
 
 
@@ -252,7 +252,7 @@ def damaged():
     return image, (blurred(image, 0.8) ** 1.05 + 0.02 * noise(image)).clamp(0, 1)
 
 
-def test_damage_as_scikit_image_measures_it():
+def test_damage_equals_scikit_image():
     metrics = pytest.importorskip("skimage.metrics")
     grey = pytest.importorskip("skimage.color").rgb2gray
     image, after = damaged()
@@ -264,7 +264,7 @@ def test_damage_as_scikit_image_measures_it():
     assert ssim(after, image) == pytest.approx(metrics.structural_similarity(grey(b), grey(a), **wanted), abs=1e-5)
 
 
-def test_colour_as_scikit_image_measures_it():
+def test_colour_equals_scikit_image():
     color = pytest.importorskip("skimage.color")
     image, after = damaged()
     a, b = color.rgb2lab(numpy(after)), color.rgb2lab(numpy(image))
@@ -289,7 +289,7 @@ def test_gamma_of_a_grey():
     assert found.l1 == pytest.approx(0.5 - 0.5**1.05, abs=1e-6)
 
 
-def test_colours_have_their_directions():
+def test_signs_of_colour_drift():
     image = torch.full((3, 32, 32), 0.5)
     red, blue = image.clone(), image.clone()
     red[0] += 0.1
@@ -298,7 +298,7 @@ def test_colours_have_their_directions():
     assert colour_drift(blue, image).db < -2
 
 
-def test_highlights_by_themselves():
+def test_highlights_are_measured_separately():
     image = torch.full((3, 100, 100), 0.4)
     image[:, :2] = 0.8  # 2 % of the pixels
     after = image.clone()
@@ -322,7 +322,7 @@ def test_sharpness_of_a_blurred_wave(frequency, sigma):
 
 
 @pytest.mark.slow
-def test_a_mask_of_ones_is_no_mask():
+def test_mask_of_ones_equals_no_mask():
     image = IMAGES["waves"]()
     after = (moved(image, 0.3, 0.1) + 0.02 * noise(image)).clamp(0, 1)
     plain, masked = drift(after, image), drift(after, image, torch.ones(image.shape[1:]))
@@ -335,7 +335,7 @@ def test_a_mask_of_ones_is_no_mask():
     top=st.integers(0, 70), left=st.integers(0, 100), height=st.integers(1, 60), width=st.integers(1, 80),
     seed=st.integers(0, 99),
 )  # fmt: skip
-def test_what_the_mask_leaves_out_has_no_influence(top, left, height, width, seed):
+def test_masked_out_pixels_have_no_influence(top, left, height, width, seed):
     image = waves(96, 128)
     after = (waves(96, 128, dx=0.3) * 0.95 + 0.01 * noise(image)).clamp(0, 1)
     mask = torch.ones(96, 128)
@@ -345,7 +345,7 @@ def test_what_the_mask_leaves_out_has_no_influence(top, left, height, width, see
 
 
 @pytest.mark.parametrize("kept", [1, 4])
-def test_only_the_border_is_untouched(kept):
+def test_mask_that_keeps_only_the_border(kept):
     image = IMAGES["studio"]()
     mask = torch.zeros(image.shape[1:])
     mask[:, :kept] = 1
@@ -394,7 +394,7 @@ def test_scale_grows_with_the_damage():
 # --- Bad input
 
 
-def test_bad_input_says_what_to_do():
+def test_errors_name_a_remedy():
     image = studio(32, 48)
     nan = image.clone()
     nan[0, 3, 3] = float("nan")
@@ -404,7 +404,7 @@ def test_bad_input_says_what_to_do():
         "8x32 pixels[.] Drift needs at least 16": (image[:, :, :8], image[:, :, :8]),
         "image holds NaN": (nan, image),
         "reference holds NaN": (image, nan),
-        "no untouched pixel": (image, image, 0 * ones),
+        "no pixel to measure": (image, image, 0 * ones),
         "Use one of its size": (image, image, ones[:, :32]),
     }.items():
         with pytest.raises(AnchorEditError, match=message):

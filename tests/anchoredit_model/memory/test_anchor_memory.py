@@ -70,7 +70,7 @@ def session(
     return memory
 
 
-def test_memories_share_turns_and_never_change():
+def test_memories_share_turns_and_are_immutable():
     one = start(MemoryPolicy()).commit(turn(1))
     left, right = one.commit(turn(2)), one.commit(turn(3))
     assert len(one) == 2 and len(left) == len(right) == 3
@@ -127,7 +127,7 @@ def test_evicted_entries_are_recomputed_bit_for_bit(model, history):
     assert torch.equal(cache.next_flow(memory), undisturbed)
 
 
-def test_an_evicted_entry_costs_one_forward(model):
+def test_evicted_entry_costs_one_forward(model):
     cache = CountingCache(model)
     memory = session(cache, 8, MemoryPolicy(1, 2))
     cache.gather(memory, turn(9).text)
@@ -141,7 +141,7 @@ def test_an_evicted_entry_costs_one_forward(model):
     assert cache.forwards == 19
 
 
-def test_recomputing_is_reported_and_can_be_stopped(model):
+def test_recomputation_is_reported_and_can_be_cancelled(model):
     class Stop(Exception):
         pass
 
@@ -165,7 +165,7 @@ def test_recomputing_is_reported_and_can_be_stopped(model):
     assert reported == []
 
 
-def test_a_budget_keeps_what_is_visible_and_changes_no_number(model):
+def test_budget_keeps_visible_frames_and_does_not_change_results(model):
     free, tight = CountingCache(model), CountingCache(model, KVStore(budget=0))
     policy = MemoryPolicy(1, 2)
     expected = free.next_flow(session(free, 7, policy))
@@ -178,7 +178,7 @@ def test_a_budget_keeps_what_is_visible_and_changes_no_number(model):
     assert len(tight.store) == 3
 
 
-def test_branches_share_entries_and_do_not_disturb_each_other(model):
+def test_branches_share_entries_and_are_independent(model):
     policy = MemoryPolicy(1, 4)
     alone = CountingCache(model)
     expected = alone.next_flow(alone.commit(session(alone, 2, policy), turn(3)))
@@ -194,7 +194,7 @@ def test_branches_share_entries_and_do_not_disturb_each_other(model):
 @pytest.mark.slow
 @pytest.mark.parametrize("history", ["stream", "refresh"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float8_e4m3fn"])
-def test_rounded_kv_are_used_as_they_were_stored(model, history, dtype):
+def test_turn_uses_rounded_kv_as_stored(model, history, dtype):
     """The turn that stores K/V uses the rounded ones, so that evicting them changes nothing."""
     policy = MemoryPolicy(1, 2, history)
     exact = CountingCache(model)
@@ -215,7 +215,7 @@ def test_rounded_kv_are_used_as_they_were_stored(model, history, dtype):
 
 
 @pytest.mark.parametrize("device", ["auto", "gpu", "cpu"])
-def test_the_device_changes_no_number(model, device):
+def test_device_does_not_change_results(model, device):
     cache = CountingCache(model)
     expected = cache.next_flow(session(cache, 5, MemoryPolicy(1, 2)))
     placed = CountingCache(model, max_device_bytes=0)
@@ -223,7 +223,7 @@ def test_the_device_changes_no_number(model, device):
     assert torch.equal(placed.next_flow(memory), expected)
 
 
-def test_kv_lie_where_the_settings_say(model):
+def test_kv_are_kept_on_the_configured_device(model):
     """The model runs on the CPU and calls it `meta`, a device without bytes: what is kept there shows."""
     whole = CountingCache(model).gather(start(MemoryPolicy()), turn(1).text)[1][0].nbytes
     memory, store = start(MemoryPolicy(1, 4)), KVStore()
@@ -282,8 +282,8 @@ FIRST_PROMPT = EditConfig(anchor_prompt="first_prompt")
     ],
     ids="nothing identity stride anchor_prompt rows slots latent text window history dtype device".split(),
 )
-def test_keys_depend_on_everything_an_entry_was_made_of(model, made, asked, identity, policy, second, config, forwards):
-    """What another model, text or policy would make otherwise is never served; all else is shared."""
+def test_cache_keys_depend_on_all_inputs_of_an_entry(model, made, asked, identity, policy, second, config, forwards):
+    """Entries of another model, text or policy are never served; all else is shared."""
     store = KVStore()
     CountingCache(model, store, made).gather(committed(MemoryPolicy(1, 2)), turn(9).text)
     other = CountingCache(model, store, asked)
@@ -292,7 +292,7 @@ def test_keys_depend_on_everything_an_entry_was_made_of(model, made, asked, iden
     assert other.forwards == forwards
 
 
-def test_another_policy_keeps_what_earlier_turns_have_seen(model):
+def test_changed_policy_keeps_encoded_frames(model):
     """Another policy is for the turns to come: nothing that streamed in is encoded again."""
     cache = CountingCache(model)
     memory = session(cache, 4, MemoryPolicy(1, 2))
@@ -314,7 +314,7 @@ def test_the_published_anchor_prompt_is_the_first_instruction(model, anchor_prom
     assert len(seen) == 3
 
 
-def test_what_is_too_large_for_float8_is_clamped():
+def test_values_beyond_float8_are_clamped():
     kv = FrameKV((torch.tensor([1.0, 1000.0]),), (torch.tensor([-2000.0, 0.5]),)).quantized(torch.float8_e4m3fn)
     assert kv.keys[0].float().tolist() == [1.0, 448.0] and kv.values[0].float().tolist() == [-448.0, 0.5]
     assert kv.quantization_error > 0.5 and kv.quantized(torch.float32).quantization_error == kv.quantization_error

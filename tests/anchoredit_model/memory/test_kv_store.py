@@ -28,14 +28,14 @@ def held(store: KVStore) -> str:
     return "".join(key for key in "abcdefgh" if key in store)
 
 
-def test_it_returns_what_was_put_and_nothing_else():
+def test_get_returns_only_stored_entries():
     store, one = KVStore(), frame_kv()
     store.put("a", one)
     assert store.get("a") is one and store.get("b") is None
     assert len(store) == 1 and "a" in store and "b" not in store
 
 
-def test_bytes_are_those_of_all_keys_and_values():
+def test_nbytes_counts_all_keys_and_values():
     store = KVStore()
     store.put("a", frame_kv())
     store.put("b", frame_kv(layers=3))
@@ -47,14 +47,14 @@ def test_bytes_are_those_of_all_keys_and_values():
 @pytest.mark.parametrize(
     ("budget", "kept"), [(None, "abcd"), (4 * BYTES, "abcd"), (3 * BYTES, "bcd"), (3 * BYTES - 1, "cd"), (0, "d")]
 )
-def test_a_budget_evicts_the_oldest_until_it_is_kept(budget, kept):
+def test_budget_evicts_the_oldest_entries(budget, kept):
     store = filled("abcd", budget)
     assert held(store) == kept
     if budget:
         assert store.nbytes <= budget
 
 
-def test_a_get_counts_as_use_and_a_membership_test_does_not():
+def test_get_counts_as_use_and_membership_test_does_not():
     store = filled("abc", 3 * BYTES)
     assert store.get("a") is not None and "b" in store
     store.put("d", frame_kv())

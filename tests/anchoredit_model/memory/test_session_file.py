@@ -121,7 +121,7 @@ def said(path) -> str:
 # ---------------------------------------------------------------- there and back
 
 
-def test_everything_comes_back(memory, tmp_path):
+def test_session_round_trips_through_its_file(memory, tmp_path):
     path = tmp_path / "\u4f1a\u8bdd one.safetensors"
     save_session(memory, path)
     loaded = load_session(path)
@@ -134,7 +134,7 @@ def test_everything_comes_back(memory, tmp_path):
     assert sorted(file.name for file in tmp_path.iterdir()) == ["again.safetensors", path.name]
 
 
-def test_images_are_small_where_they_came_from_bytes_and_always_exact(memory, tmp_path):
+def test_images_are_stored_exactly_and_as_bytes_where_possible(memory, tmp_path):
     fine = torch.rand(3, 30, 50, generator=torch.Generator().manual_seed(0))
     outside = fine * 3 - 1
     holes = fine.clone()
@@ -157,7 +157,7 @@ def test_a_shared_mask_is_stored_once(memory, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_loaded_session_goes_on_bit_for_bit(small_model, tmp_path):
+def test_loaded_session_continues_bit_exactly(small_model, tmp_path):
     from anchoredit_model.pipeline import AnchorEditPipeline
 
     image, mask = bytes_image(64, 64), torch.zeros(1, 64, 64)
@@ -178,7 +178,7 @@ def test_a_loaded_session_goes_on_bit_for_bit(small_model, tmp_path):
         assert torch.equal(other.image(again, turn), pipeline.image(one, turn))
 
 
-def test_replacing_a_file_leaves_a_loaded_session_alone(memory, tmp_path):
+def test_replacing_a_file_does_not_change_a_loaded_session(memory, tmp_path):
     path = tmp_path / "s.safetensors"
     save_session(memory, path)
     loaded = load_session(path)
@@ -221,7 +221,7 @@ def test_another_format_says_what_to_do(memory, tmp_path):
 
 
 def test_sessions_from_before_the_first_release_are_refused(memory, tmp_path):
-    """Version 1 kept place and dtype of the K/V in the policy, and the settings of turns under other names."""
+    """Version 1 kept device and dtype of the K/V in the policy, and the settings of turns under other names."""
 
     def version_1(header: dict) -> None:
         header["version"] = 1
@@ -273,7 +273,7 @@ def test_a_damaged_header_is_refused(memory, tmp_path, damage):
     assert "damaged" in said(rewritten(tmp_path / "s.safetensors", damage))
 
 
-def test_no_flipped_bit_is_a_crash(memory, tmp_path):
+def test_flipped_bits_never_crash_the_reader(memory, tmp_path):
     path = tmp_path / "s.safetensors"
     save_session(memory.rewind(1), path)
     whole = path.read_bytes()
@@ -308,7 +308,7 @@ def test_a_header_that_is_not_an_object_is_refused(memory, tmp_path):
         {"mask_0": torch.zeros(1, 50, 30)},
     ],
 )
-def test_tensors_that_do_not_belong_together_are_refused(memory, tmp_path, tensors):
+def test_inconsistent_tensors_are_refused(memory, tmp_path, tensors):
     save_session(memory, tmp_path / "s.safetensors")
     assert "damaged" in said(rewritten(tmp_path / "s.safetensors", tensors=tensors))
 
@@ -316,7 +316,7 @@ def test_tensors_that_do_not_belong_together_are_refused(memory, tmp_path, tenso
 # ---------------------------------------------------------------- writing
 
 
-def test_a_full_disk_leaves_the_old_file(memory, tmp_path, largest_file):
+def test_full_disk_leaves_the_old_file(memory, tmp_path, largest_file):
     path = tmp_path / "s.safetensors"
     save_session(memory.rewind(1), path)
     before = path.read_bytes()
@@ -344,7 +344,7 @@ def test_a_failed_replacement_leaves_the_old_file(memory, tmp_path, monkeypatch,
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-def test_killed_while_saving_it_is_the_old_or_the_new_file(memory, tmp_path):
+def test_kill_while_saving_leaves_the_old_or_the_new_file(memory, tmp_path):
     # with 10 MB of latents, so that most of the time is spent on writing
     large = replace(memory, turns=tuple(replace(turn, latent=random(16, 128, 256)) for turn in memory.turns))
     path, files = tmp_path / "s.safetensors", [tmp_path / "old.safetensors", tmp_path / "new.safetensors"]
@@ -383,7 +383,7 @@ def test_paths_that_cannot_be_written(memory, tmp_path):
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such modes")
 @pytest.mark.parametrize("umask", [0o022, 0o077])
-def test_the_file_has_the_mode_of_the_users_other_files(memory, tmp_path, umask):
+def test_file_mode_follows_the_umask(memory, tmp_path, umask):
     before = os.umask(umask)
     try:
         save_session(memory, tmp_path / "s.safetensors")

@@ -43,7 +43,7 @@ def encoder(vocabulary) -> TextEncoder:
     return TextEncoder(UMT5EncoderModel(config), vocabulary, text_dim=40)
 
 
-def test_a_text_does_not_depend_on_its_batch(encoder):
+def test_text_embedding_is_independent_of_its_batch(encoder):
     texts = [
         "make the circle red",
         "",

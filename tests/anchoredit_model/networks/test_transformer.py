@@ -26,7 +26,7 @@ def sequence(frames: int, batch: int = 1, seed: int = 1):
     return latents, times, torch.randn(batch, frames, 5, SIZES.text_dim, generator=generator)
 
 
-def test_later_frames_change_nothing_before_them(model):
+def test_later_frames_do_not_affect_earlier_ones(model):
     latents, times, text = sequence(4)
     changed = [tensor.clone() for tensor in (latents, times, text)]
     changed[0][:, :, 2] += 1
@@ -47,7 +47,7 @@ def test_later_frames_change_nothing_before_them(model):
         (MemoryPolicy(anchor_frames=0, window=1), 3, [True, True, True, True, False]),
     ],
 )
-def test_gradients_reach_only_what_is_seen(model, policy, frame, expected):
+def test_gradients_reach_only_visible_frames(model, policy, frame, expected):
     latents, times, text = sequence(5)
     latents.requires_grad_()
     flow = model(latents, times, text, sequence_views(5, policy))[:, :, frame].square().sum()
@@ -55,7 +55,7 @@ def test_gradients_reach_only_what_is_seen(model, policy, frame, expected):
     assert (gradient.abs().amax(dim=(0, 1, 3, 4)) > 0).tolist() == expected
 
 
-def test_bidirectional_is_the_other_case(model):
+def test_bidirectional_frames_see_later_ones(model):
     latents, times, text = sequence(3)
     changed = latents.clone()
     changed[:, :, 2] += 1
@@ -123,14 +123,14 @@ def test_only_distances_between_slots_matter(model):
     assert (near - far)[:, :, 1].abs().max() > 1e-4
 
 
-def test_one_row_stands_for_all_padding(model):
+def test_one_padding_row_equals_full_padding(model):
     latents, times, text = sequence(2)
     padded = torch.nn.functional.pad(text, (0, 0, 0, SIZES.text_len - text.shape[2]))
     with torch.no_grad():
         torch.testing.assert_close(model(latents, times, text), model(latents, times, padded), atol=1e-5, rtol=0)
 
 
-def test_checkpointing_changes_no_gradient(model):
+def test_gradient_checkpointing_keeps_the_gradients(model):
     latents, times, text = sequence(3)
     gradients = []
     for model.gradient_checkpointing in (False, True):
@@ -163,8 +163,8 @@ def test_one_frame_equals_diffusers(model):
     torch.testing.assert_close(ours, expected, atol=2e-5, rtol=0)
 
 
-def test_repeating_the_padding_row_equals_counting_it(model):
-    """The way of GPUs, tried on the CPU."""
+def test_repeated_padding_rows_equal_a_weighted_one(model):
+    """The path used on GPUs, run on the CPU."""
     latents, times, text = sequence(2)
     with torch.no_grad():
         counted, repeated = model.embed_text(text), model.embed_text(text, expand=True)

@@ -76,7 +76,7 @@ def test_stores_bfloat16(vae, images, tmp_path):
     torch.testing.assert_close(narrow.encode(images), wide.encode(images), atol=0.1, rtol=0.1)
 
 
-def test_every_image_is_alone(vae, images):
+def test_images_of_a_batch_are_independent(vae, images):
     together, latents = vae.encode(images), vae.encode(images[1:])
     torch.testing.assert_close(together[1:], latents, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(vae.decode(together)[1:], vae.decode(latents), atol=1e-5, rtol=1e-5)
@@ -124,6 +124,7 @@ def test_bad_folders_are_named(vae, tmp_path):
         ImageVAE.from_pretrained(tmp_path)
 
 
+@pytest.mark.slow
 def test_import_needs_no_diffusers():
     code = "import sys; sys.modules['diffusers'] = None; import anchoredit_model.networks.vae"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -25,7 +25,7 @@ def test_bytes_held_are_those_of_the_frames_in_view(small_model, tmp_path, capsy
     assert "turn 3 / turn 3: 1.000" in out and "at every turn: True" in out
 
 
-def test_a_store_that_forgets_nothing_fails(small_model, monkeypatch, capsys):
+def test_store_that_never_evicts_fails_the_check(small_model, monkeypatch, capsys):
     monkeypatch.setattr(KVStore, "shrink", lambda self, protect=(): None)
     assert (
         main(["cost", "latency", "--turns", "3", "--window", "1", "--repeats", "1", "--model", str(small_model)]) == 1

@@ -1,4 +1,4 @@
-"""What a GPU has to hold is counted from the sizes of the networks themselves."""
+"""GPU memory requirements follow from the sizes of the networks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from benchmark.cost.memory import rows
 GIB = 2**30
 
 
-def test_the_bundled_model_holds_what_is_counted():
+def test_bundled_model_holds_the_predicted_bytes():
     pipeline = AnchorEditPipeline.from_pretrained()
     counted = next(rows(pipeline.backbone.transformer.config, MemoryPolicy(), 128, 128))
     assert 2 * counted[1] == sum(
@@ -24,7 +24,7 @@ def test_the_bundled_model_holds_what_is_counted():
     ("size", "weights", "dtype", "device", "card"),
     [("1.3B", "bfloat16", "bfloat16", "gpu", 8), ("14B", "float8", "float8_e4m3fn", "gpu", 24)],
 )
-def test_what_fits_on_which_card(size, weights, dtype, device, card, capsys):
+def test_memory_requirement_per_card(size, weights, dtype, device, card, capsys):
     """However many turns a session has, 50 say: a turn sees the anchor and the window."""
     assert len(MemoryPolicy().visible(50)) == 5
     table = {(row[0], row[2], row[3]): row for row in rows(TransformerConfig.named(size), MemoryPolicy(), 1024, 1024)}

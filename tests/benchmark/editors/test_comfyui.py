@@ -1,4 +1,4 @@
-"""A workflow over HTTP: what is marked changes, turns are chained, and a server that fails costs a line."""
+"""A workflow over HTTP: marked inputs change, turns are chained, and a failing server is one line of error."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class Answers(BaseHTTPRequestHandler):
 @pytest.fixture
 def host():
     with Host() as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()  # polls for shutdown
         yield server
         server.shutdown()
 
@@ -114,7 +114,7 @@ def asked(host, tmp_path, graph: dict = PLAIN) -> list[str]:
 
 
 @pytest.mark.slow
-def test_a_plain_workflow_is_fed_its_own_images(host, tmp_path):
+def test_plain_workflow_receives_its_previous_image(host, tmp_path):
     assert run(asked(host, tmp_path)) == 0
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert report["overall"]["success_of_edits"]["mean"] == 0 and report["by_turn"]["identity"][1]["mean"] == 1
@@ -123,7 +123,7 @@ def test_a_plain_workflow_is_fed_its_own_images(host, tmp_path):
     assert {graph["2"]["inputs"]["clip"][0] for graph in host.graphs} == {"9"}
 
 
-def test_a_turn_is_repeated_behind_itself():
+def test_turn_node_is_repeated_per_turn():
     marked = find_marks(WITH_SESSION)
     graph = turn_graph(WITH_SESSION, marked, "image.png", ["one", "two", "three"], seed=5)
     turns = ["3", "3-turn2", "3-turn3"]
@@ -143,13 +143,13 @@ def test_a_turn_is_repeated_behind_itself():
         ({"3": node("KSampler", "[seed]", steps=4)}, r"node '\[seed\]' has no input seed or noise_seed. Move the mark"),
     ],
 )
-def test_marks_that_do_not_fit_are_named(host, tmp_path, change, message):
+def test_invalid_marks_are_named(host, tmp_path, change, message):
     with pytest.raises(AnchorEditError, match=message):
         run(asked(host, tmp_path, PLAIN | change))
 
 
 @pytest.mark.slow
-def test_a_server_that_fails_costs_a_line_and_no_finished_session(host, tmp_path):
+def test_server_failure_is_one_error_and_keeps_finished_sessions(host, tmp_path):
     host.fails = 2  # the first turn of the second session
     with pytest.raises(AnchorEditError, match="node 'sampler.*' failed .*CUDA out of memory"):
         run(asked(host, tmp_path))

@@ -51,7 +51,7 @@ def edited(small_model, drawn, source):
     return edit
 
 
-def test_pipeline_is_our_pipeline_under_the_policy_asked_for(small_model, drawn, source, edited):
+def test_pipeline_editor_equals_the_pipeline_under_its_policy(small_model, drawn, source, edited):
     editor, made = edited("pipeline", window=1, history="refresh")
     pipeline = AnchorEditPipeline.from_pretrained(small_model)
     memory = pipeline.start(source, MemoryPolicy(1, 1, "refresh"))
@@ -61,10 +61,10 @@ def test_pipeline_is_our_pipeline_under_the_policy_asked_for(small_model, drawn,
     assert editor.settings["policy"] == MemoryPolicy(1, 1, "refresh").to_json()
     assert editor.settings["model"] == pipeline.backbone.fingerprint[:16] and editor.settings["steps"] == 1
     assert editor.cache_bytes == pipeline.store.nbytes > 0
-    assert all(map(torch.equal, made, images(editor, drawn, source)))  # a second session starts afresh
+    assert all(map(torch.equal, made, images(editor, drawn, source)))  # a second session starts from scratch
 
 
-def test_previous_only_has_lost_the_anchor(edited):
+def test_previous_only_keeps_no_anchor(edited):
     editor, _ = edited("previous-only")
     assert editor.settings["policy"] == MemoryPolicy(0, 1).to_json()
 
@@ -80,7 +80,7 @@ def test_decode_reencode_starts_every_turn_from_the_decoded_image(drawn, source,
     assert len(seeds) == TURNS  # else every turn would add the same noise
 
 
-def test_bidirectional_differs_from_the_pipeline_by_its_views_alone(drawn, source, edited, monkeypatch):
+def test_bidirectional_differs_from_the_pipeline_only_in_its_views(drawn, source, edited, monkeypatch):
     """With causal views it computes, without remembering anything, what the pipeline does."""
     _, remembered = edited("pipeline", cfg=2.0)
     editor, both_ways = edited("bidirectional", cfg=2.0)
@@ -106,7 +106,7 @@ def test_editors_without_a_model(drawn, source):
     assert not torch.equal(shuffled[0], correct[0]) and any(torch.equal(shuffled[0], other) for other in drawn)
 
 
-def test_shuffled_needs_something_else_to_be_asked():
+def test_shuffled_needs_another_instruction():
     drawn = generate_sessions("no-op", 3, 1, held_out_generator(1))
     editor = make_editor("shuffled", EditorOptions(), of(drawn))
     editor.start(torch.zeros(3, SIZE, SIZE), 0)
@@ -115,6 +115,6 @@ def test_shuffled_needs_something_else_to_be_asked():
 
 
 @pytest.mark.parametrize("name", sorted(set(EDITORS) - {"pipeline", "bidirectional"}))
-def test_an_option_that_an_editor_has_no_use_for_is_refused(name, drawn):
+def test_unused_editor_options_are_refused(name, drawn):
     with pytest.raises(AnchorEditError, match="does not take --anchor-frames 2.*pipeline"):
         make_editor(name, EditorOptions(anchor_frames=2), of(drawn))

@@ -80,7 +80,7 @@ def test_an_ablation_is_run_once_and_pooled_over_seeds(tmp_path, monkeypatch, ca
 
 
 @pytest.mark.slow
-def test_the_page_stands_alone_and_the_tables_say_the_same(tmp_path):
+def test_page_is_self_contained_and_equals_the_tables(tmp_path):
     for editor in ("oracle", "no-op"):
         run([*ASKED, "--editor", editor, "--out", str(tmp_path / editor)])
     readme = tmp_path / "README.md"
@@ -114,7 +114,7 @@ def test_differences_are_paired():
 
 
 @pytest.mark.slow
-def test_what_cannot_be_compared_is_said(tmp_path):
+def test_incomparable_runs_are_refused(tmp_path):
     with pytest.raises(AnchorEditError, match="no finished run in .*benchmark run"):
         compare([str(tmp_path), "--out", str(tmp_path / "out")])
     run([*ASKED, "--editor", "oracle", "--out", str(tmp_path / "a" / "seed-0")])

@@ -1,4 +1,4 @@
-"""The report of three sessions of which everything is known."""
+"""The report of three sessions with known records."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def means(intervals: list) -> list:
     return [interval and round(interval["mean"], 3) for interval in intervals]
 
 
-def test_the_report_counts_what_the_records_say(capsys):
+def test_report_counts_follow_from_the_records(capsys):
     report = make_report(SETTINGS, RECORDS)
     by_turn = report["by_turn"]
     assert report["model"] == "abc" and report["settings"] == SETTINGS
@@ -103,7 +103,7 @@ def test_the_report_counts_what_the_records_say(capsys):
     assert "| 3 | back | 3 | 33.3%" in out and "| undo | - | 33.3% of 3 |" in out
 
 
-def test_a_probe_counts_only_where_it_says_something():
+def test_probe_counts_only_where_applicable():
     """Not where a no-op would be right, nor for an earlier edit that was never done."""
     lasting = {"probes": [{"what": "colour of turn 1", "turn": number, "attributes": ["colour"]} for number in (2, 3)]}
     lost, never = (
@@ -121,7 +121,7 @@ def test_a_probe_counts_only_where_it_says_something():
     ]
 
 
-def test_a_turn_that_is_not_applicable_neither_succeeds_nor_fails():
+def test_turns_not_applicable_neither_succeed_nor_fail():
     report = make_report(SETTINGS, [*RECORDS, NOT_APPLICABLE])
     by_turn = report["by_turn"]
     assert report["not_applicable_by_turn"] == [0, 1, 0]

@@ -1,4 +1,4 @@
-"""Statistics with a known answer."""
+"""Statistics with known answers."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_turns_of_a_session_are_resampled_together():
     assert one == many and one["high"] - one["low"] > 0.5
 
 
-def test_what_is_missing_does_not_count():
+def test_missing_values_are_ignored():
     values = np.array([[1.0, np.nan, np.nan], [0.0, 1.0, np.nan], [0.5, 0.0, np.nan]])
     first, second, third = intervals(values)
     assert first["mean"] == 0.5 and second["mean"] == 0.5 and third is None

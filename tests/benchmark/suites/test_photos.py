@@ -91,12 +91,12 @@ def test_layouts(tmp_path, files):
         ({"a/source.png": A, "a/1.json": ["x"], "a/2.json": ["x"]}, "has 2 JSON files"),
     ],
 )
-def test_a_folder_that_says_too_little(tmp_path, files, said):
+def test_incomplete_photo_folders_are_refused(tmp_path, files, said):
     with pytest.raises(AnchorEditError, match=said):
         find_photos(put(tmp_path, files))
 
 
-def test_what_is_known_of_a_turn():
+def test_known_attributes_of_a_turn():
     """By states: nothing asked keeps one, a return goes back to one, a mask leaves the rest of it."""
     left, right = torch.zeros(2, 4, dtype=torch.bool), torch.zeros(2, 4, dtype=torch.bool)
     left[:, :1], right[:, 3:] = True, True
@@ -156,7 +156,7 @@ def test_the_default_set_comes_with_scikit_image():
 
 @pytest.mark.slow
 def test_a_run_is_measured_and_can_be_read_back(tmp_path, capsys):
-    """What an editor drifts is found, by another run of its images too; who does nothing shows no change."""
+    """An editor's drift is found, also when its images are judged by another run; no-op shows none."""
     photos = put(tmp_path / "photos", {"cat.png": A, "dog.png": B, "instructions.json": TURNS})
     asked = ["--suite", "photos", "--photos", str(photos)]
     assert run([*asked, "--editor", "no-op", "--out", str(tmp_path / "idle")]) == 0
@@ -190,7 +190,7 @@ def test_a_run_is_measured_and_can_be_read_back(tmp_path, capsys):
     assert "Not measured, as no weights were given: perceptual, dino, clip, face." in page
 
 
-def test_masks_go_with_their_images(tmp_path):
+def test_masks_follow_their_images(tmp_path):
     """A change inside the mask is no drift, one outside is."""
     source = image(64, 64)
     mask = torch.zeros(3, 64, 64)
@@ -232,7 +232,7 @@ def test_masks_go_with_their_images(tmp_path):
         (["--dino", "nowhere"], "--dino must be a folder, got 'nowhere'"),
     ],
 )
-def test_options_that_do_not_fit(tmp_path, options, said):
+def test_incompatible_options_are_refused(tmp_path, options, said):
     photos = put(tmp_path / "photos", {"a.png": A, "instructions.txt": "x"})
     with pytest.raises(AnchorEditError, match=said):
         run(["--suite", "photos", "--photos", str(photos), "--out", str(tmp_path / "out"), *options])

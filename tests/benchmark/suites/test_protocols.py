@@ -1,4 +1,4 @@
-"""Every protocol keeps its promise, for any number of turns; its instructions say what its edits do."""
+"""Every protocol has its stated structure at any number of turns; its instructions describe its edits."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ CASES = [(name, turns) for name in PROTOCOLS for turns in lengths(name)]
 
 
 @pytest.mark.parametrize(("name", "turns"), CASES)
-def test_every_state_follows_from_its_edit_and_every_probe_from_its_turn(name, turns):
+def test_states_follow_from_edits_and_probes_from_turns(name, turns):
     for states, edits, probes in walks(name, turns):
         for before, edit, after in zip(states, edits, states[1:], strict=False):
             assert all(before[change.attribute] == change.old for change in edit.changes)
@@ -51,7 +51,7 @@ def test_every_state_follows_from_its_edit_and_every_probe_from_its_turn(name, t
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
-def test_words_say_what_the_edit_does_and_seeds_repeat(name):
+def test_instructions_describe_the_edit_and_seeds_reproduce(name):
     drawn, again, other = sessions_of(name, 12), sessions_of(name, 12), sessions_of(name, 12, seed=2)
     assert drawn.sessions.texts == again.sessions.texts and drawn.probes == again.probes
     assert not torch.equal(drawn.sessions.scenes[0].identity, other.sessions.scenes[0].identity)
@@ -62,7 +62,7 @@ def test_words_say_what_the_edit_does_and_seeds_repeat(name):
 
 
 @pytest.mark.parametrize("turns", lengths("no-op"))
-def test_no_op_asks_for_nothing(turns):
+def test_no_op_instructions_request_no_change(turns):
     for states, edits, _ in walks("no-op", turns):
         assert all(state == states[0] for state in states) and {edit.kind for edit in edits} == {"null"}
 
@@ -78,7 +78,7 @@ def test_a_b_a_is_at_the_source_after_every_second_turn(turns):
 
 
 @pytest.mark.parametrize("turns", lengths("black-and-white"))
-def test_only_the_anchor_knows_the_colours_that_come_back(turns):
+def test_returning_colours_are_known_only_from_the_anchor(turns):
     for states, edits, probes in walks("black-and-white", turns):
         assert [state["tone"] for state in states] == [0, 0, *[1] * (turns - 2), 0]
         assert len({(state["colour"], state["background"]) for state in states}) == 1
@@ -88,7 +88,7 @@ def test_only_the_anchor_knows_the_colours_that_come_back(turns):
 
 
 @pytest.mark.parametrize("turns", lengths("late-reference"))
-def test_a_late_reference_is_to_one_thing_that_is_long_gone(turns):
+def test_late_reference_names_one_object_removed_long_before(turns):
     for states, edits, probes in walks("late-reference", turns):
         ((position, _, thing),) = edits[-1].changes
         assert edits[-1].kind == "bring back" and probes[0].turn == turns and probes[0].attributes == (position,)
@@ -101,7 +101,7 @@ def test_a_late_reference_is_to_one_thing_that_is_long_gone(turns):
 
 
 @pytest.mark.parametrize("turns", lengths("sanctioned"))
-def test_a_sanctioned_change_is_never_taken_back(turns):
+def test_sanctioned_changes_are_never_reverted(turns):
     attributes = set()
     for states, _, probes in walks("sanctioned", turns):
         (attribute,) = changed(states[0], states[1])
@@ -116,7 +116,7 @@ def test_a_sanctioned_change_is_never_taken_back(turns):
 
 
 @pytest.mark.parametrize("turns", lengths("undo"))
-def test_undo_goes_back_farther_than_an_editor_sees(turns):
+def test_undo_reaches_beyond_the_visible_turns(turns):
     reached = set()
     for states, edits, probes in walks("undo", turns):
         undo = edits[-1]
@@ -128,7 +128,7 @@ def test_undo_goes_back_farther_than_an_editor_sees(turns):
     assert len(reached) > (3 if turns >= 12 else 0)
 
 
-def test_what_cannot_be_is_refused():
+def test_impossible_protocols_are_refused():
     for name, count, turns, words in (
         ("black-and-white", 4, 2, "must be 3 or more, got 2"),
         ("chain", 4, 0, "must be 1 or more, got 0"),
@@ -139,6 +139,6 @@ def test_what_cannot_be_is_refused():
             generate_sessions(name, count, turns, held_out_generator(1))
 
 
-def test_a_source_without_an_object_serves_no_late_reference():
+def test_sources_of_late_reference_have_an_object():
     sources = sessions_of("late-reference", 2).sessions.scenes[0].attributes
     assert (sources[:, [COLUMN[position] for position in (*WORN, *CORNERS)]] > 0).any(dim=1).all()

@@ -59,7 +59,7 @@ def test_metrics(weights, images, name, same):
     assert model.fingerprint == load_similarities({name: weights / name})[name].fingerprint
 
 
-def test_they_are_part_of_a_run(weights, images, tmp_path):
+def test_similarity_metrics_are_part_of_a_run(weights, images, tmp_path):
     save_image(images[0], tmp_path / "a.png")
     (tmp_path / "instructions.txt").write_text("x\ny\n")
     asked = ["run", "--suite", "photos", "--photos", str(tmp_path), "--editor", "no-op", "--out", str(tmp_path / "out")]
@@ -85,7 +85,7 @@ def test_another_model_is_refused(weights, name, folder, said):
         load_similarities({name: weights / folder})
 
 
-def test_weights_that_are_of_no_use(weights, tmp_path):
+def test_unusable_weights_are_refused(weights, tmp_path):
     with pytest.raises(AnchorEditError, match="has no safetensors"):
         load_similarities({"dino": tmp_path})
     (tmp_path / "model.safetensors").write_bytes((weights / "dino" / "model.safetensors").read_bytes()[:100])

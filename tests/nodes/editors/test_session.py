@@ -1,4 +1,4 @@
-"""The value on the wire: networks belong to turns, branches and Rewind bring back those of their turn."""
+"""The value on the wire: networks belong to turns, branches and Rewind restore those of their turn."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def turned(before, **replaced):
     return before.extended(before.memory.commit(turn), before.current_networks.with_overrides(**replaced))
 
 
-def test_a_replaced_network_holds_from_its_turn_on():
+def test_replaced_network_applies_from_its_turn_on():
     one = turned(started())
     two = turned(one, model="lora")
     three = turned(two, clip="other clip")
@@ -37,7 +37,7 @@ def test_a_replaced_network_holds_from_its_turn_on():
     assert one.current_networks is PLAIN and two.current_networks.clip == "clip"  # earlier sessions stay as they were
 
 
-def test_rewind_and_branches_bring_back_the_networks_of_their_turn():
+def test_rewind_and_branches_restore_the_networks_of_their_turn():
     three = turned(turned(turned(started()), model="lora"))
     back = three.rewind(1)
     assert back.current_networks is PLAIN and len(back.memory) == 2
@@ -51,7 +51,7 @@ def test_a_missing_network_is_named():
     assert "Load the text encoder" in str(caught.value)
 
 
-def test_settings_are_for_turns_to_come_and_none_keeps_them():
+def test_settings_apply_to_later_turns_and_none_keeps_them():
     start = started()
     assert start.with_settings(None) is start
     changed = start.with_settings(

@@ -1,4 +1,4 @@
-"""Of the images under masks two stay, and no longer than what they belong to; masked turns decode no turn twice."""
+"""The cache of decoded images: two entries, released with their turn or VAE; masked turns decode no turn twice."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Thing:
     pass
 
 
-def test_the_two_last_used_stay_and_belong_to_a_turn_and_a_vae():
+def test_cache_keeps_the_two_last_used_images_per_turn_and_vae():
     cache, vae, turns = module.DecodeCache(), Thing(), [Thing() for _ in range(3)]
     images = [torch.zeros(3, 2, 2) + number for number in range(3)]
     for turn, image in zip(turns[:2], images):
@@ -29,7 +29,7 @@ def test_the_two_last_used_stay_and_belong_to_a_turn_and_a_vae():
     assert [cache.get(turn, vae) for turn in turns] == [images[0], None, images[2]]
 
 
-def test_none_outlives_its_turn_or_vae():
+def test_cached_images_are_released_with_their_turn_or_vae():
     cache, vaes, turns = module.DecodeCache(), [Thing(), Thing()], [Thing(), Thing()]
     for turn, vae in zip(turns, vaes):
         cache.put(turn, vae, torch.zeros(3, 2, 2))

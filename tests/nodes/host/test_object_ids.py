@@ -1,4 +1,4 @@
-"""Numbers that name live objects are given once, and plain data is described by its content."""
+"""Ids of live objects are unique, and plain data is described by its content."""
 
 from pack import pack_module
 
@@ -9,7 +9,7 @@ class Thing:
     pass
 
 
-def test_no_number_is_given_twice_even_after_death():
+def test_ids_are_unique_even_after_objects_are_deleted():
     ids, seen = ObjectIds(), set()
     for _ in range(50):
         thing = Thing()  # often at the address of the one before
@@ -19,13 +19,13 @@ def test_no_number_is_given_twice_even_after_death():
         del thing
 
 
-def test_what_takes_no_weak_reference_keeps_its_number():
+def test_objects_without_weak_references_get_unique_ids():
     ids = ObjectIds()
     numbers = {ids.of(object()) for _ in range(50)}
     assert len(numbers) == 50
 
 
-def test_descriptions_tell_apart_what_differs_and_nothing_else():
+def test_descriptions_differ_exactly_where_contents_do():
     ids, function = ObjectIds(), lambda: None
     options = {"a": 1, "patches": {"b": [function]}, "empty": {}, "none": None}
     assert ids.describe(options) == ids.describe({"patches": {"b": [function]}, "a": 1})

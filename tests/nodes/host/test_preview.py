@@ -1,4 +1,4 @@
-"""Previews cost a turn next to nothing, however quick its steps are. No host is needed."""
+"""Previews are limited in rate and size, however short the steps are. No host is needed."""
 
 import torch
 from pack import pack_module
