@@ -74,13 +74,13 @@ class Judge:
     def __init__(self, thresholds: Thresholds = Thresholds()):
         self.limits = thresholds
 
-    def judge(self, images: Tensor, previous: Tensor, believed: Scenes, edits: Sequence[Edit]) -> Verdict:
+    def judge(self, images: Tensor, previous: Tensor, judged: Scenes, edits: Sequence[Edit]) -> Verdict:
         """Judge N edits.
 
-        `images`, `previous` [N, 3, H, W]: the editor's new image and the one before; `believed`: N scenes with the
+        `images`, `previous` [N, 3, H, W]: the editor's new image and the one before; `judged`: N scenes with the
         attributes as read from `previous` (at the first turn the true ones of the source).
         """
-        rows = [self._judge(*row) for row in zip(images, previous, _singles(believed), edits, strict=True)]
+        rows = [self._judge(*row) for row in zip(images, previous, _singles(judged), edits, strict=True)]
         return Verdict(*(torch.stack([torch.as_tensor(value) for value in column]) for column in zip(*rows)))
 
     def read_attributes(self, image: Tensor, scene: Scenes, names: Sequence[str]) -> Tensor:

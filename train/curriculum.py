@@ -29,20 +29,12 @@ from .data.source import Source, find_parts, open_source
 from .engine import CHECKPOINT, LORA, Engine, make_accelerator
 from .lora import lora_init
 from .networks import NetworkBuilder
-from .stages.causal import CausalStage
-from .stages.distill import ConsistencyStage, DistributionMatchingStage
-from .stages.pretrain import PretrainStage
+from .stages.registry import BEFORE, STAGES
 from .stages.stage import Stage, StageParts
 from .state import latest_state
 from .tiny.parts import FOLDERS, is_finished
 from .weight_init import WeightInit, file_init, random_init
 
-STAGES: dict[str, tuple[type[Stage], ...]] = {
-    "pretrain": (PretrainStage,),
-    "causal": (CausalStage,),
-    "distill": (ConsistencyStage, DistributionMatchingStage),
-}
-_BEFORE = {"causal": "pretrain", "distill.consistency": "causal", "distill.matching": "distill.consistency"}
 _NEEDS_TEACHER = ("distill.consistency", "distill.matching")
 
 
@@ -99,8 +91,8 @@ class Curriculum:
         sizes = replace(self.config.model, text_dim=text_dim)
         if given := self.settings(name).init:
             return file_init(given, sizes)
-        if name in _BEFORE:
-            before = _BEFORE[name]
+        if name in BEFORE:
+            before = BEFORE[name]
             checkpoint = self._checkpoint(before, f"{name}.init")
             if self.config.lora.rank and (lora := self.folder(before) / LORA).is_file():
                 return lora_init(self.init(before, text_dim), lora, self.config.lora)
@@ -124,7 +116,7 @@ class Curriculum:
         """Return one line with its remedy for each missing input of a stage; stages `trained` will exist by then."""
         name, text_dim = kind.name, self.config.model.text_dim
         needed: list[Callable] = [lambda: find_parts(self.config.data, self.config.edit, kind.layouts)]
-        if self.settings(name).init or _BEFORE.get(name) not in trained:
+        if self.settings(name).init or BEFORE.get(name) not in trained:
             needed.append(lambda: self.init(name, text_dim))
         if name in _NEEDS_TEACHER and (self.config.distill.teacher or "causal" not in trained):
             needed.append(lambda: self.teacher(text_dim))

@@ -20,9 +20,10 @@ from anchoredit_model.networks.transformer import CausalWanTransformer
 from anchoredit_model.networks.vae import ImageVAE
 
 from .config import CausalConfig, Config, ConsistencyConfig, DistributionMatchingConfig, LoraConfig
-from .curriculum import STAGES, Curriculum, error_lines
+from .curriculum import Curriculum, error_lines
 from .data.source import find_parts
 from .lora import add_adapters
+from .stages.registry import STAGES
 from .state import latest_state
 
 _FLOAT, _HALF = 4, 2  # bytes

@@ -59,10 +59,10 @@ def run_session(
     edits = [row[session] for row in sessions.edits]
     texts = [row[session] for row in sessions.texts]
     images, cost = edit_session(editor, drawings[0], texts, session)
-    believed, turns = scenes[0], []
+    judged, turns = scenes[0], []
     for turn, edit in enumerate(edits, start=1):
-        verdict = judge.judge(images[turn][None], images[turn - 1][None], believed, [edit])
-        before, believed = believed, believed.with_attributes(verdict.attributes)
+        verdict = judge.judge(images[turn][None], images[turn - 1][None], judged, [edit])
+        before, judged = judged, judged.with_attributes(verdict.attributes)
         turns.append(
             {
                 "instruction": texts[turn - 1],
@@ -74,7 +74,7 @@ def run_session(
                 "identity": bool(verdict.identity),
                 "damage": round(float(verdict.damage), DIGITS),
                 "likeness": round(float(verdict.likeness), DIGITS),
-                "wrong": _wrong(believed, scenes[turn]),
+                "wrong": _wrong(judged, scenes[turn]),
                 "drift": _drift(images[turn], drawings[0], drawings[turn]),
             }
         )
@@ -124,15 +124,13 @@ def drift_metrics(image: Tensor, reference: Tensor, mask: Tensor | None = None) 
     return {name: round(value, DIGITS) for name, value in metrics.items()}
 
 
-def _is_done(edit: Edit, believed: Scenes) -> bool:
+def _is_done(edit: Edit, judged: Scenes) -> bool:
     """Return whether an image with these attributes already shows all that an edit asks for."""
-    return bool(edit.changes) and all(
-        int(believed.attribute(change.attribute)) == change.new for change in edit.changes
-    )
+    return bool(edit.changes) and all(int(judged.attribute(change.attribute)) == change.new for change in edit.changes)
 
 
-def _wrong(believed: Scenes, truth: Scenes) -> dict[str, str]:
-    pairs = zip(ATTRIBUTES.items(), believed.attributes[0].tolist(), truth.attributes[0].tolist())
+def _wrong(judged: Scenes, truth: Scenes) -> dict[str, str]:
+    pairs = zip(ATTRIBUTES.items(), judged.attributes[0].tolist(), truth.attributes[0].tolist())
     return {name: values[seen] for (name, values), seen, true in pairs if seen != true}
 
 

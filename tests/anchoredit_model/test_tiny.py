@@ -44,13 +44,13 @@ def test_bundled_model_edits_over_three_turns(pipeline):
     ]
     judge = Judge()
     for number in range(3):
-        believed = scenes[number : number + 1]
-        previous = render(believed, 128, 128)
+        judged = scenes[number : number + 1]
+        previous = render(judged, 128, 128)
         memory = pipeline.start(previous[0])
         for words, kind, fact, value in chain:
-            change = Change(fact, int(believed.attribute(fact)[0]), ATTRIBUTES[fact].index(value))
+            change = Change(fact, int(judged.attribute(fact)[0]), ATTRIBUTES[fact].index(value))
             memory = pipeline.turn(memory, words, seed=number)
             image = pipeline.image(memory)[None]
-            verdict = judge.judge(image, previous, believed, [Edit(kind, (change,))])
+            verdict = judge.judge(image, previous, judged, [Edit(kind, (change,))])
             assert verdict.followed[0], (number, words)
-            previous, believed = image, believed.with_attributes(verdict.attributes)
+            previous, judged = image, judged.with_attributes(verdict.attributes)

@@ -33,16 +33,16 @@ class Verdict:
 
 
 class StrictJudge:
-    """Accepts only the drawing of what was believed with the edit done, and believes what it accepted."""
+    """Accepts only the drawing of what was judged with the edit done, and believes what it accepted."""
 
     def __init__(self, thresholds):
         self.limits = thresholds
 
-    def judge(self, images, previous, believed, edits):
-        asked = torch.tensor([edit.apply(row) for edit, row in zip(edits, believed.attributes.tolist(), strict=True)])
-        away = (render(believed.with_attributes(asked), *images.shape[-2:]) - images).abs().mean(dim=(1, 2, 3))
+    def judge(self, images, previous, judged, edits):
+        asked = torch.tensor([edit.apply(row) for edit, row in zip(edits, judged.attributes.tolist(), strict=True)])
+        away = (render(judged.with_attributes(asked), *images.shape[-2:]) - images).abs().mean(dim=(1, 2, 3))
         right = away < 0.5 / 255
-        return Verdict(right, torch.where(right[:, None], asked, believed.attributes), away)
+        return Verdict(right, torch.where(right[:, None], asked, judged.attributes), away)
 
 
 @pytest.fixture(autouse=True)
