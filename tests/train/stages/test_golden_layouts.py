@@ -42,7 +42,7 @@ def read(name):
         return load_file(FOLDER / f"{name}.safetensors"), file.metadata()
 
 
-def computed(losses, monkeypatch, folder, name, data, facts):
+def computed(losses, monkeypatch, folder, name, data, metadata):
     """The loss that the check of a file computes, and the gradient norms of the trained model."""
     found = {}
 
@@ -50,9 +50,9 @@ def computed(losses, monkeypatch, folder, name, data, facts):
         loss.backward()
         gradients = {key: parameter.grad for key, parameter in model.named_parameters()}
         found["loss"] = loss.detach().float()
-        found["gradnorms"] = torch.stack([gradients[key].norm() for key in golden.facts["grad_param_names"]])
+        found["gradnorms"] = torch.stack([gradients[key].norm() for key in golden.metadata["grad_param_names"]])
 
-    save_file(data, folder / f"{name}.safetensors", facts)
+    save_file(data, folder / f"{name}.safetensors", metadata)
     with monkeypatch.context() as patch:
         patch.setattr(losses.Golden, "check", record)
         losses.test_golden_losses(folder / f"{name}.safetensors")
@@ -65,8 +65,8 @@ def without(data, names):
 
 @pytest.mark.parametrize("name", ["f_s2_causal_selfforcing", "f_dmd_critic_seed4"])
 def test_golden_loss_that_uses_no_negative_prompt_needs_none_in_the_file(losses, folder, name):
-    data, facts = read(name)
-    save_file(without(data, NEGATIVE), folder / f"{name}.safetensors", facts)
+    data, metadata = read(name)
+    save_file(without(data, NEGATIVE), folder / f"{name}.safetensors", metadata)
     losses.test_golden_losses(folder / f"{name}.safetensors")  # still the published numbers
 
 
@@ -74,29 +74,29 @@ def test_golden_loss_that_uses_no_negative_prompt_needs_none_in_the_file(losses,
     "name, key, off", [("f_cd_seed3", "guidance", "1.0"), ("f_dmd_generator_seed3", "real_guidance", "0.0")]
 )
 def test_golden_loss_without_guidance_needs_no_negative_prompt(losses, monkeypatch, folder, name, key, off):
-    data, facts = read(name)
-    facts[key] = off
-    expected = computed(losses, monkeypatch, folder, name, data, facts)
+    data, metadata = read(name)
+    metadata[key] = off
+    expected = computed(losses, monkeypatch, folder, name, data, metadata)
     assert (expected["loss"] - data["loss"]).abs() > losses.LOSS * data["loss"]  # guidance mattered
     data = {key: tensor for key, tensor in data.items() if not key.startswith("grad.")} | expected
-    save_file(without(data, NEGATIVE), folder / f"{name}.safetensors", facts)
+    save_file(without(data, NEGATIVE), folder / f"{name}.safetensors", metadata)
     losses.test_golden_losses(folder / f"{name}.safetensors")
 
 
 @pytest.mark.parametrize("setting", [{"self_forcing_prob": 0.0}, {}])
 def test_golden_loss_without_self_forcing_needs_no_mask(losses, monkeypatch, folder, setting):
     name = "f_s2_causal_selfforcing"
-    data, facts = read(name)
+    data, metadata = read(name)
     unmasked = data | {
         "draw04_rand": torch.ones_like(data["draw04_rand"]),  # above any probability: no frame is replaced
         "replace_mask": torch.zeros_like(data["replace_mask"]),
         "sf_latents": data["image_latents"].clone(),
     }
-    expected = computed(losses, monkeypatch, folder, name, unmasked, facts)
+    expected = computed(losses, monkeypatch, folder, name, unmasked, metadata)
     assert (expected["loss"] - data["loss"]).abs() > losses.LOSS * data["loss"]  # the mask mattered
-    training = json.loads(facts["training"])
+    training = json.loads(metadata["training"])
     del training["self_forcing_prob"]
-    facts["training"] = json.dumps(training | setting)
+    metadata["training"] = json.dumps(training | setting)
     data = {key: tensor for key, tensor in data.items() if not key.startswith("grad.")} | expected
-    save_file(without(data, MASK), folder / f"{name}.safetensors", facts)
+    save_file(without(data, MASK), folder / f"{name}.safetensors", metadata)
     losses.test_golden_losses(folder / f"{name}.safetensors")
