@@ -200,7 +200,7 @@ MISTAKES = {
     "latent of another size": Mistake(
         native_of(put("native_sample", latent_image=["video", 0]), latent_of(256, 1)),
         "native_sample",
-        "Use the latent of",
+        "Use the LATENT of Apply Memory",
     ),
     "commit, video": Mistake(
         native_of(put("native", latent=["video", 0]), latent_of(128, 5)), "native", "Give one image's"
