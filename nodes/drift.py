@@ -41,7 +41,7 @@ class Drift(AnchorEditNode):
 
     @classmethod
     def run(cls, session: Session, mask: Tensor | None = None) -> io.NodeOutput:
-        memory, decoder = session.memory, cls.runtime.images(session.current_networks)
+        memory, decoder = session.memory, cls.runtime.decoder(session)
         subject = to_mask(mask)
 
         def image(turn: int, before: Tensor | None) -> Tensor:

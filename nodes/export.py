@@ -40,7 +40,7 @@ class ExportTurns(AnchorEditNode):
 
     @classmethod
     def run(cls, session: Session, filename_prefix: str) -> io.NodeOutput:
-        memory, decoder = session.memory, cls.runtime.images(session.current_networks)
+        memory, decoder = session.memory, cls.runtime.decoder(session)
         decoder.check(memory)
         new = new_files(filename_prefix, memory.image)
         workflow = _workflow(cls.hidden.prompt, cls.hidden.extra_pnginfo)

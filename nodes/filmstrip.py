@@ -41,7 +41,7 @@ class Filmstrip(AnchorEditNode):
 
     @classmethod
     def run(cls, session: Session, size: int) -> io.NodeOutput:
-        memory, decoder = session.memory, cls.runtime.images(session.current_networks)
+        memory, decoder = session.memory, cls.runtime.decoder(session)
         images = []
         for turn in range(len(memory)):
             progress(turn, len(memory))

@@ -50,7 +50,7 @@ class Turn(AnchorEditNode):
     ) -> io.NodeOutput:
         settings = TurnSettings(steps or None, cfg or None, to_mask(mask))
         session = cls.editor(session, model, clip).turn(session, instruction, seed, settings)
-        return io.NodeOutput(session, to_host_image(cls.runtime.images(session.current_networks).image(session.memory)))
+        return io.NodeOutput(session, to_host_image(cls.runtime.decoder(session).image(session.memory)))
 
 
 class Chain(AnchorEditNode):

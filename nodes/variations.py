@@ -84,7 +84,7 @@ class Variations(AnchorEditNode):
         settings = TurnSettings(steps or None, cfg or None, to_mask(mask))
         sessions = cls.editor(session, model, clip).variations(session, instruction, seed, count, settings)
 
-        decoder = cls.runtime.images(sessions[0].current_networks)
+        decoder = cls.runtime.decoder(sessions[0])
         before = decoder.image(session.memory)
         decoded = [decoder.image(each.memory, before=before) for each in sessions]
         images = torch.cat([to_host_image(image) for image in decoded])

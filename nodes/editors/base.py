@@ -8,26 +8,45 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from ...anchoredit_model.memory.anchor_memory import AnchorMemory
 from ...anchoredit_model.memory.kv_store import KVStore
+from ..host.latent_space import space_of
 from ..host.object_ids import ObjectIds
 from ..host.vae import HostVAE
 from ..host.vram import kv_cache_budget
 from .session import MemorySettings, Networks, Session
 from .session_decoder import DecodeCache, SessionDecoder
 
+MASK_KEY = "anchoredit_mask"  # on a LATENT, which the host's nodes hand on with all that is on it
+NULL_EDIT = "The instruction is empty: a null edit, the image is generated again as it is."
+
 
 @dataclass(frozen=True)
 class Runtime:
-    """Hold what outlives a run, one per process: K/V, the numbers that name models, images under masks."""
+    """Hold what outlives a run, one per process: K/V, the numbers that name models, decoded images."""
 
     store: KVStore = field(default_factory=lambda: KVStore(kv_cache_budget()))
     object_ids: ObjectIds = field(default_factory=ObjectIds)
     decode_cache: DecodeCache = field(default_factory=DecodeCache)
+    work_images: DecodeCache = field(default_factory=DecodeCache)
 
-    def images(self, networks: Networks) -> SessionDecoder:
-        """Return what decodes sessions with the VAE of `networks`."""
+    def decoder(self, session: Session) -> SessionDecoder:
+        """Return what decodes a session with its own VAE."""
+        networks = session.current_networks
         networks.require("vae")
-        return SessionDecoder(HostVAE(networks.vae), networks.vae, self.decode_cache)
+        vae = HostVAE(networks.vae, space_of(session.memory.latent_space))
+        return SessionDecoder(vae, networks.vae, self.decode_cache)
+
+    def work_image(self, vae: HostVAE, key: Any, memory: AnchorMemory, turn: int) -> Tensor:
+        """Return what the latent of a turn shows, [3, h, w] at the work size; `key` is the host's VAE."""
+        if turn == 0:
+            return memory.geometry.to_work(memory.image[None])[0]
+        entry = memory.turns[turn]
+        image = self.work_images.get(entry, key)
+        if image is None:
+            image = vae.decode(entry.latent[None])[0].cpu()
+            self.work_images.put(entry, key, image)
+        return image
 
 
 @dataclass(frozen=True)

@@ -19,22 +19,23 @@ from ...anchoredit_model.memory.anchor_memory import AnchorMemory, Turn
 from ...anchoredit_model.memory.kv_size import format_bytes, kv_size
 from ...anchoredit_model.pipeline import AnchorEditPipeline, backbone_kv_cache, check_backbone
 from ...anchoredit_model.sampling import describe_sampling, schedule_of, step_count, with_steps
-from ..host.sampling import TurnNoise, turn_sampler
+from ..host.latent_space import SPACES
+from ..host.sampling.memory_wrapper import without_memory
+from ..host.sampling.turn_sampler import TurnNoise, turn_sampler
 from ..host.text import HostTextEncoder, text_rows
 from ..host.ui import on_encode, on_step
-from ..host.vae import HostVAE, empty_latent, model_latent
+from ..host.vae import HostVAE
 from ..host.vram import is_out_of_memory, offload_kv_cache
 from ..host.wan.attention import MemoryAttention
-from ..host.wan.memory_patch import with_memory, without_memory
+from ..host.wan.memory_patch import with_memory
 from ..host.wan.model import WanBackbone
-from .base import Runtime, SamplerInputs, TurnSettings
+from .base import MASK_KEY, NULL_EDIT, Runtime, SamplerInputs, TurnSettings
 from .out_of_memory import run_with_oom_fallback
 from .session import MemorySettings, Networks, Session
 
 T = TypeVar("T")
 
-_MASK = "anchoredit_mask"  # on a LATENT, which the host's nodes hand on with all that is on it
-_NULL_EDIT = "The instruction is empty: a null edit, the image is generated again as it is."
+_SPACE = SPACES["wan21"]
 _NOT_TRAINED = "This MODEL is not known to be trained to edit: plain Wan makes a new image instead of an edit."
 
 
@@ -52,7 +53,7 @@ class CausalWanEditor:
     def pipeline(self) -> AnchorEditPipeline:
         """Return the pipeline of all three networks."""
         self.networks.require("clip", "vae")
-        vae, text_encoder = HostVAE(self.networks.vae), HostTextEncoder(self.networks.clip)
+        vae, text_encoder = HostVAE(self.networks.vae, _SPACE), HostTextEncoder(self.networks.clip)
         return AnchorEditPipeline(self.backbone, vae, text_encoder, self.runtime.store, on_encode)
 
     def start(self, image: Tensor, settings: MemorySettings | None) -> Session:
@@ -104,12 +105,12 @@ class CausalWanEditor:
         memory = session.memory
         check_backbone(self.backbone.config, memory)
         text = self.backbone.check_text(text_rows(conditioning))
-        noise, latent = TurnNoise(seed, len(memory)), empty_latent(memory.turns[-1].latent.shape)
+        noise, latent = TurnNoise(seed, len(memory), _SPACE), _SPACE.empty_latent(memory.turns[-1].latent.shape)
         constraint = None if mask is None else memory.mask_constraint(mask)
         edit = self.backbone.edit
         return SamplerInputs(
             model=with_memory(self.networks.model, _SeenMemory(self.runtime, memory, text), errors, constraint),
-            latent=latent if mask is None else {**latent, _MASK: mask},
+            latent=latent if mask is None else {**latent, MASK_KEY: mask},
             noise=noise,
             sampler=turn_sampler(edit.sampler, noise),
             sigmas=Tensor(schedule_of(edit).sigmas),
@@ -122,8 +123,8 @@ class CausalWanEditor:
         memory = session.memory
         check_backbone(self.backbone.config, memory)
         text = self.backbone.check_text(text_rows(conditioning))
-        mask = latent.get(_MASK) if mask is None else mask
-        x0 = model_latent(latent).cpu()
+        mask = latent.get(MASK_KEY) if mask is None else mask
+        x0 = _SPACE.from_latent(latent).cpu()
         if mask is not None:  # again, as the host's way out of the model's latents and back rounds
             x0 = memory.mask_constraint(mask)(x0)
         turn = Turn(x0, instruction.strip(), text.cpu(), mask=mask)
@@ -147,11 +148,11 @@ class CausalWanEditor:
         """Return the options of the pipeline's methods; note what an artist should know before the turn is made."""
         edit = with_steps(self.backbone.edit, settings.steps)
         if not instruction.strip():
-            self.notify(_NULL_EDIT)
+            self.notify(NULL_EDIT)
         if not self.backbone.trained:
             sampled = replace(edit, cfg=settings.cfg or edit.cfg)
             self.notify(f"{_NOT_TRAINED} Sampled with {describe_sampling(sampled)}.")
-        show = on_step(self.backbone.patcher, step_count(edit))
+        show = on_step(self.backbone.patcher, step_count(edit), _SPACE)
         return {"steps": settings.steps, "cfg": settings.cfg, "mask": settings.mask, "on_step": show}
 
     def _run(self, session: Session, make: Callable[[KVCacheConfig], AnchorMemory]) -> Session:

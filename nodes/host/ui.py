@@ -12,14 +12,19 @@ from comfy_execution.utils import get_executing_context
 from server import PromptServer
 from torch import Tensor
 
-from .preview import step_callback
+from .latent_space import LatentSpace
+from .sampling.preview import step_callback
 
 
-def on_step(patcher, steps: int) -> Callable[[int, int, Tensor], None]:
-    """Return a callback for progress with the host's kind of latent preview; it raises when the artist interrupts."""
+def on_step(patcher, steps: int, space: LatentSpace) -> Callable[[int, int, Tensor], None]:
+    """Return a callback (step, steps, x0 [C, h, w]) for progress with the host's kind of latent preview.
+
+    It raises when the artist interrupts.
+    """
     previewer = latent_preview.get_previewer(patcher.load_device, patcher.model.latent_format)
-    show = comfy.utils.ProgressBar(steps).update_absolute
-    return step_callback(previewer, show, comfy.model_management.throw_exception_if_processing_interrupted)
+    show, check = comfy.utils.ProgressBar(steps).update_absolute, throw_if_interrupted
+    callback = step_callback(previewer, show, check, space.spatial_factor)
+    return lambda step, total, x0: callback(step, total, space.with_frame_axis(x0[None]))
 
 
 def on_encode(done: int, total: int) -> None:
@@ -34,6 +39,11 @@ def on_encode(done: int, total: int) -> None:
 def progress(done: int, total: int) -> None:
     """Move the running node's progress bar; raise when the artist interrupts."""
     comfy.utils.ProgressBar(total).update_absolute(done)
+    throw_if_interrupted()
+
+
+def throw_if_interrupted() -> None:
+    """Raise the host's exception if the artist has interrupted the run."""
     comfy.model_management.throw_exception_if_processing_interrupted()
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("", ".nodes", ".nodes.editors", ".nodes.host", ".nodes.host.wan")
+PACKAGES = ("", ".nodes", ".nodes.editors", ".nodes.host", ".nodes.host.sampling", ".nodes.host.wan")
 
 
 def pack_module(name: str) -> ModuleType:

@@ -20,7 +20,7 @@ from ....anchoredit_model.checkpoint.comfyui import read_bundled
 from ....anchoredit_model.errors import AnchorEditError
 from ....anchoredit_model.networks.text_encoder import TEXT_DIM
 from ..edit_metadata import ATTACHMENT_KEY, EditMetadata
-from ..vae import latent_statistics
+from ..latent_space import latent_statistics
 
 
 def load_bundled():

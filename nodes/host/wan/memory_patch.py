@@ -9,10 +9,12 @@ from math import ceil
 from typing import Any
 
 import comfy.patcher_extension
-from torch import Tensor
 
 from ....anchoredit_model.samplers import LatentConstraint
 from ..edit_metadata import ATTACHMENT_KEY
+from ..latent_space import SPACES
+from ..sampling.mask_constraint import add_constraint
+from ..sampling.memory_wrapper import without_memory
 from .attention import MemoryAttention
 
 _Wrappers = comfy.patcher_extension.WrappersMP
@@ -39,26 +41,12 @@ def with_memory(
             add(_Wrappers.PREPARE_SAMPLING, ATTACHMENT_KEY, partial(_reserve, attention.nbytes), here)
             add(_Wrappers.DIFFUSION_MODEL, ATTACHMENT_KEY, attention, here)
             if constraint is not None:
-                add(_Wrappers.PREDICT_NOISE, ATTACHMENT_KEY, partial(_constrained, constraint), here)
+                add_constraint(constraint, SPACES["wan21"], here)
             return executor(*arguments, **options)
 
     patched = without_memory(patcher).clone()
     patched.add_wrapper_with_key(_Wrappers.OUTER_SAMPLE, ATTACHMENT_KEY, sample)
     return patched
-
-
-def without_memory(patcher):
-    """Return the MODEL that `with_memory` was given, with what was patched into it since."""
-    if not patcher.get_wrappers(_Wrappers.OUTER_SAMPLE, ATTACHMENT_KEY):
-        return patcher
-    plain = patcher.clone()
-    plain.remove_wrappers_with_key(_Wrappers.OUTER_SAMPLE, ATTACHMENT_KEY)
-    return plain
-
-
-def _constrained(constraint: LatentConstraint, executor, *arguments, **options) -> Tensor:
-    """Predict the clean latent [B, C, 1, h, w] and restore what must not change."""
-    return constraint(executor(*arguments, **options)[:, :, 0])[:, :, None]
 
 
 def _reserve(nbytes: int, executor, patcher, noise_shape, *arguments, **options):

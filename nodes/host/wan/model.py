@@ -27,9 +27,9 @@ from ....anchoredit_model.memory.visibility import FrameView
 from ....anchoredit_model.samplers import Denoiser
 from ..edit_metadata import ATTACHMENT_KEY, edit_metadata
 from ..object_ids import ObjectIds
+from ..sampling.memory_wrapper import without_memory
 from ..vram import kv_vram_limit
 from .attention import MemoryAttention
-from .memory_patch import without_memory
 
 _Wrappers = comfy.patcher_extension.WrappersMP
 

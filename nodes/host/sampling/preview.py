@@ -11,14 +11,16 @@ from collections.abc import Callable
 from torch import Tensor
 
 PREVIEW_SECONDS = 0.2  # from one preview to the next: more a second nobody sees
-FACTOR = 8  # pixels of an image per latent cell
 
 
-def step_callback(previewer, show: Callable, check: Callable[[], None]) -> Callable[[int, int, Tensor], None]:
+def step_callback(
+    previewer, show: Callable, check: Callable[[], None], factor: int = 8
+) -> Callable[[int, int, Tensor], None]:
     """Return a callback for every step: `show(step, steps, image or None)`, then `check()`, which may raise.
 
     `previewer` is the host's, or None if the artist wants no previews. An image is no larger than the result, and
-    comes at most every `PREVIEW_SECONDS`; the first one only that long after the beginning.
+    comes at most every `PREVIEW_SECONDS`; the first one only that long after the beginning. x0 is shaped as the host's
+    samplers do, with `factor` pixels per latent cell.
     """
     shown = time.monotonic()
 
@@ -26,8 +28,8 @@ def step_callback(previewer, show: Callable, check: Callable[[], None]) -> Calla
         nonlocal shown
         image, now = None, time.monotonic()
         if previewer is not None and now - shown >= PREVIEW_SECONDS:
-            kind, pil, largest = previewer.decode_latent_to_preview_image("JPEG", x0[None, :, None])
-            image, shown = (kind, pil, min(largest, FACTOR * max(x0.shape[-2:]))), now
+            kind, pil, largest = previewer.decode_latent_to_preview_image("JPEG", x0)
+            image, shown = (kind, pil, min(largest, factor * max(x0.shape[-2:]))), now
         show(step, steps, image)
         check()
 

@@ -3,7 +3,7 @@
 import torch
 from pack import pack_module
 
-preview = pack_module("nodes.host.preview")
+preview = pack_module("nodes.host.sampling.preview")
 
 
 class Previewer:
@@ -19,7 +19,7 @@ def shown(monkeypatch, seconds: float, steps: int, previewer) -> list:
     callback = preview.step_callback(previewer, lambda *step: told.append(step), lambda: checks.append(1))
     for step in range(1, steps + 1):
         clock[0] += seconds
-        callback(step, steps, torch.zeros(16, 4, 6))
+        callback(step, steps, torch.zeros(1, 16, 1, 4, 6))
     assert [(step, total) for step, total, _ in told] == [(step, steps) for step in range(1, steps + 1)]
     assert len(checks) == steps  # an interrupt is noticed at every step
     return [image for *_, image in told if image]

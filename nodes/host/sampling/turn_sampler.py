@@ -7,25 +7,28 @@ from collections.abc import Iterator
 import comfy.samplers
 from torch import Tensor
 
-from ...anchoredit_model.noise import turn_generator, turn_noise
-from ...anchoredit_model.samplers import SAMPLERS, Step
+from ....anchoredit_model.noise import turn_generator, turn_noise
+from ....anchoredit_model.samplers import SAMPLERS, Step
+from ..latent_space import LatentSpace
 
 
 class TurnNoise:
     """NOISE: the first sample of a turn's own generator."""
 
-    def __init__(self, seed: int, turn: int):
+    def __init__(self, seed: int, turn: int, space: LatentSpace):
         self.seed = seed
         self.turn = turn
+        self.space = space
 
     def generate_noise(self, latent: dict[str, Tensor]) -> Tensor:
-        """Return noise [1, C, 1, h, w]."""
+        """Return noise [1, C, (1,) h, w]."""
         return next(self.samples(latent["samples"]))
 
     def samples(self, like: Tensor) -> Iterator[Tensor]:
-        """Yield all noise of the turn, each of the shape [1, C, 1, h, w] of `like`."""
-        shape = like[0, :, 0].shape
-        return (noise[None, :, None] for noise in turn_noise(shape, turn_generator(self.seed, self.turn)))
+        """Yield all noise of the turn, each of the shape [1, C, (1,) h, w] of `like`."""
+        shape = self.space.without_frame_axis(like)[0].shape
+        noises = turn_noise(shape, turn_generator(self.seed, self.turn))
+        return (self.space.with_frame_axis(noise[None]) for noise in noises)
 
 
 def turn_sampler(name: str, noise: TurnNoise) -> comfy.samplers.KSAMPLER:
