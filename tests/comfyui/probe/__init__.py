@@ -11,6 +11,7 @@ AnchorEditCrowded  a MODEL whose device has room for one image at a time
 AnchorEditExhausted a MODEL whose device has no room from the `first` forward on, so many `times`
 AnchorEditRequired writes how many bytes the host keeps free when it loads a MODEL for sampling
 misfits            what does not fit
+tiny_editors       native editors of random weights
 """
 
 import copy
@@ -24,7 +25,7 @@ from safetensors.torch import save_file
 
 import nodes
 
-from . import misfits
+from . import misfits, tiny_editors
 
 CROSS_ROWS = 512  # of the text, which cross-attention sees
 
@@ -273,4 +274,4 @@ NODES = (
     AnchorEditExhausted,
     AnchorEditRequired,
 )
-NODE_CLASS_MAPPINGS = {node.__name__: node for node in (*NODES, *misfits.NODES)}
+NODE_CLASS_MAPPINGS = {node.__name__: node for node in (*NODES, *misfits.NODES, *tiny_editors.NODES)}
