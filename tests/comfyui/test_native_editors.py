@@ -1,24 +1,20 @@
 """Sessions on the host's own image editors: tiny random models of each family that the host has."""
 
-import json
-
 import pytest
 import torch
 from comfyui_graphs import mask, node, policy, probe, read, succeed, turn
+from PIL import Image
 
 LINES = ["make it blue", "add a crown", "remove the hat", "make it night"]
-# family -> what Memory Policy has to say so that a turn sees the anchor as well
+SIZE = (96, 80)  # of the image; tiny models are fast at the megapixel that it is edited at only if it is small
 FAMILIES = ("qwen", "qwen2511", "kontext", "omnigen2", "klein", "flux2")
-NEWER = ("qwen2511", "klein", "flux2")  # not in every host
-SIZE = (96, 80)  # the image's: it is edited at about this
 
 
 @pytest.fixture(scope="module")
-def small_image(host):
-    """A drawing small enough for a test."""
-    from PIL import Image
-
-    Image.linear_gradient("L").resize(SIZE).convert("RGB").save(host.folder / "input" / "small.png")
+def source(host):
+    image = Image.linear_gradient("L").resize(SIZE).convert("RGB")
+    image.paste((200, 40, 40), (20, 20, 60, 50))
+    image.save(host.folder / "input" / "source.png")
 
 
 @pytest.fixture(params=FAMILIES)
@@ -29,18 +25,16 @@ def family(request, host) -> str:
     return request.param
 
 
-def editor_graph(family: str, **start) -> dict:
+def session_graph(family: str, lines: list[str], name: str, seen: dict | None = None, **inputs) -> dict:
+    """Start -> turn1 -> turn2 ... -> a file; `seen` are options of Memory Policy."""
     networks = {"model": ["editor", 0], "clip": ["editor", 1], "vae": ["editor", 2]}
-    return {
+    graph = {
         "editor": node("AnchorEditTinyEditor", family=family),
-        "image": node("LoadImage", image="small.png"),
-        "policy": policy(anchor_frames=1, window=1),
-        "start": node("AnchorEditStart", **networks, image=["image", 0], policy=["policy", 0], **start),
+        "image": node("LoadImage", image="source.png"),
+        "policy": policy(**{"anchor_frames": 1, "window": 1, **(seen or {})}),
+        "start": node("AnchorEditStart", **networks, image=["image", 0], policy=["policy", 0]),
     }
-
-
-def session_graph(family: str, lines: list[str], name: str, **inputs) -> dict:
-    graph, session = editor_graph(family), ["start", 0]
+    session = ["start", 0]
     for number, line in enumerate(lines, 1):
         graph[f"turn{number}"] = turn(session, line, **{"steps": 2, **inputs})
         session = [f"turn{number}", 0]
@@ -48,16 +42,81 @@ def session_graph(family: str, lines: list[str], name: str, **inputs) -> dict:
     return graph
 
 
-def test_a_session_sees_the_anchor_and_the_newest_turn(host, small_image, family):
-    graph = session_graph(family, LINES, "one")
-    run = succeed(host, graph)
-    one = read(host, "one")
-    assert one["image"].shape == (1, SIZE[1], SIZE[0], 3) and one["latents"].isfinite().all()
-    assert len(run.ran) >= 4
-    apart = [(a - b).abs().max() for a, b in zip(one["latents"], one["latents"][1:])]
-    assert min(apart) > 1e-3, "a turn has changed nothing"
+def turns_of(run) -> list[str]:
+    return [name for name in run.ran if name.startswith("turn")]
 
-    graph["turn4"]["inputs"]["instruction"] = "make it day"
+
+def latents(host, graph: dict, name: str) -> torch.Tensor:
+    graph["probe"]["inputs"]["name"] = name
+    succeed(host, graph)
+    return read(host, name)["latents"]
+
+
+def test_turns_see_the_anchor_and_the_newest_image_and_nothing_else(host, source, family):
+    graph = session_graph(family, LINES[:3], "plain")
+    plain = latents(host, graph, "plain")
+    assert read(host, "plain")["image"].shape == (1, SIZE[1], SIZE[0], 3) and plain.isfinite().all()
+    assert min((one - other).abs().max() for one, other in zip(plain, plain[1:])) > 1e-3
+
+    # another last instruction: that turn alone runs
+    graph["turn3"]["inputs"]["instruction"] = LINES[3]
     graph["probe"]["inputs"]["name"] = "last"
-    assert [name for name in succeed(host, graph).ran if name.startswith("turn")] == ["turn4"]
-    assert torch.equal(read(host, "last")["latents"][:4], one["latents"][:4])
+    assert turns_of(succeed(host, graph)) == ["turn3"]
+    last = read(host, "last")["latents"]
+    assert torch.equal(last[:3], plain[:3]) and not torch.equal(last[3], plain[3])
+    graph["turn3"]["inputs"]["instruction"] = LINES[2]
+
+    # what turn 3 sees: the anchor and turn 2, not turn 1
+    newest = latents(host, session_graph(family, LINES[:3], "newest", {"anchor_frames": 0}), "newest")
+    assert torch.equal(newest[1], plain[1]) and not torch.equal(newest[2], plain[2]), "the anchor makes no difference"
+
+
+def test_the_same_seed_gives_the_same_bits_and_variations_agree_with_turns(host, source, family):
+    graph = session_graph(family, LINES[:1], "one", seed=3)
+    one = latents(host, graph, "one")
+    graph["start2"] = graph["start"] | {"inputs": {**graph["start"]["inputs"]}}
+    graph["again"] = turn(["start2", 0], LINES[0], steps=2, seed=3)
+    graph["probe2"] = probe("again", session=["again", 0])
+    graph["many"] = node(
+        "AnchorEditVariations", session=["start", 0], instruction=LINES[0], seed=3, steps=2, cfg=0.0, count=2
+    )
+    graph["pick"] = node("AnchorEditPick", variations=["many", 0], number=1)
+    graph["probe3"] = probe("first", session=["pick", 0])
+    graph["other"] = node("AnchorEditPick", variations=["many", 0], number=2)
+    graph["probe4"] = probe("second", session=["other", 0])
+    succeed(host, graph)
+    assert torch.equal(read(host, "again")["latents"], one)
+    first, second = read(host, "first")["latents"], read(host, "second")["latents"]
+    assert (first - one).abs().max() <= 1e-5 * one.abs().max() and not torch.equal(first[1], second[1])
+
+
+def test_pixels_outside_a_mask_keep_their_bits(host, source, family):
+    graph = session_graph(family, LINES[:3], "masked")
+    wire = mask(graph, "mask", SIZE, (24, 24, 32, 24))
+    for number in (1, 2, 3):
+        graph[f"turn{number}"]["inputs"]["mask"] = wire
+    succeed(host, graph)
+    edited = read(host, "masked")["image"][0]
+    with Image.open(host.folder / "input" / "source.png") as image:
+        original = torch.tensor(list(image.convert("RGB").getdata())).reshape(SIZE[1], SIZE[0], 3) / 255
+    outside = torch.ones(SIZE[1], SIZE[0], dtype=torch.bool)
+    outside[24:48, 24:56] = False
+    assert torch.equal(edited[outside], original[outside]) and not torch.equal(edited, original)
+
+
+def test_a_session_goes_on_from_its_file(host, source, family):
+    graph = session_graph(family, LINES[:2], "whole")
+    whole = latents(host, graph, "whole")
+    graph["save"] = node(
+        "AnchorEditSaveSession", session=["turn1", 0], filename_prefix=f"native_{family}", existing="overwrite"
+    )
+    succeed(host, graph)
+    networks = {"model": ["editor", 0], "clip": ["editor", 1], "vae": ["editor", 2]}
+    loaded = {
+        "editor": node("AnchorEditTinyEditor", family=family),
+        "load": node("AnchorEditLoadSession", file=f"native_{family}.safetensors [output]", **networks),
+        "turn2": turn(["load", 0], LINES[1], steps=2),
+    }
+    loaded["probe"] = probe("loaded", session=["turn2", 0])
+    succeed(host, loaded)
+    assert torch.equal(read(host, "loaded")["latents"], whole)
