@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ...anchoredit_model.checkpoint.loading import UNDISTILLED
 from ...anchoredit_model.config import EditConfig
 
 ATTACHMENT_KEY = "anchoredit"  # names our attachment on a MODEL, our attribute on a VAE, our wrappers
+_RECIPE_KEY = "anchoredit_recipe"  # names the attachment of a native editor
 
 
 @dataclass(frozen=True)
@@ -31,4 +34,16 @@ def attach_edit_metadata(patcher, metadata: EditMetadata):
     """Return a clone of the MODEL that edits so; LoRA and other nodes keep the attachment."""
     changed = patcher.clone()
     changed.set_attachments(ATTACHMENT_KEY, metadata)
+    return changed
+
+
+def recipe_overrides(patcher) -> Mapping[str, Any]:
+    """Return the fields of a native editor's recipe that an artist has set on a MODEL."""
+    return patcher.get_attachment(_RECIPE_KEY) or {}
+
+
+def attach_recipe_overrides(patcher, overrides: Mapping[str, Any]):
+    """Return a clone of the MODEL with `overrides` over those it has; LoRA and other nodes keep them."""
+    changed = patcher.clone()
+    changed.set_attachments(_RECIPE_KEY, {**recipe_overrides(patcher), **overrides})
     return changed

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from ....anchoredit_model.errors import AnchorEditError
+from ...host.edit_metadata import recipe_overrides
 from .base import FindRecipe, Recipe
 from .boogu import BOOGU
 from .flux2 import flux2_recipe
@@ -44,7 +46,11 @@ def model_kinds(patcher: Any) -> list[str]:
 
 
 def recipe_of(patcher: Any) -> Recipe:
-    """Return the recipe of a MODEL; refuse one that cannot edit by references."""
+    """Return the recipe of a MODEL with what an artist has set; refuse one that cannot edit by references."""
+    return replace(_found(patcher), **recipe_overrides(patcher))
+
+
+def _found(patcher: Any) -> Recipe:
     for kind in model_kinds(patcher):
         if kind in NO_REFERENCES:
             raise AnchorEditError(f"the MODEL is {NO_REFERENCES[kind]}", "Load one of the editors in the README")

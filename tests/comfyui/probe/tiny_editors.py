@@ -54,7 +54,7 @@ def kontext():
     clip = text_encoder(
         comfy.text_encoders.flux.FluxTokenizer,
         comfy.text_encoders.flux.flux_clip(),
-        clip_l_model_config={"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 1},
+        clip_l_model_config=dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=1),
         t5xxl_model_config={"d_model": 64, "d_ff": 64, "d_kv": 32, "num_heads": 2, "num_layers": 2},
     )
     return model("Flux", config), clip, image_vae(16)
@@ -137,7 +137,9 @@ class AnchorEditTinyEditor:
     CATEGORY = "tests"
 
     def build(self, family):
-        return FAMILIES[family]()
+        model, clip, vae = FAMILIES[family]()
+        model.set_attachments("anchoredit_recipe", {"resolution": 128})
+        return model, clip, vae
 
 
 def model(kind, config):
