@@ -54,7 +54,7 @@ def kontext():
     clip = text_encoder(
         comfy.text_encoders.flux.FluxTokenizer,
         comfy.text_encoders.flux.flux_clip(),
-        clip_l_model_config=dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=1),
+        clip_l_model_config={**_LLAMA, "hidden_size": 32, "num_hidden_layers": 2},
         t5xxl_model_config={"d_model": 64, "d_ff": 64, "d_kv": 32, "num_heads": 2, "num_layers": 2},
     )
     return model("Flux", config), clip, image_vae(16)
