@@ -25,7 +25,6 @@ from ..host.sampling.guiders import Branches, Conditioning, guider_of, sample, s
 from ..host.sampling.memory_wrapper import without_memory
 from ..host.sampling.reference_latents import with_references
 from ..host.sampling.turn_sampler import TurnNoise
-from ..host.text import with_guidance
 from ..host.ui import on_step
 from ..host.vae import HostVAE
 from ..host.vram import is_out_of_memory, unload_models
@@ -84,7 +83,7 @@ class ReferenceEditor:
         references = [memory.turns[turn].latent for turn in self._visible(memory)]
         model = self.networks.model
         return SamplerInputs(
-            model=with_references(model, references, self.space, recipe.method, errors, constraint),
+            model=with_references(model, references, self.space, recipe.method, errors, constraint, recipe.guidance),
             latent=latent if mask is None else {**latent, MASK_KEY: mask},
             noise=TurnNoise(seed, len(memory), self.space),
             sampler=sampler_of(recipe.sampler),
@@ -166,7 +165,9 @@ class ReferenceEditor:
         constraint = None if settings.mask is None else memory.mask_constraint(settings.mask)
         references = [memory.turns[turn].latent for turn in visible]
         branches = self._encode(memory, instruction.strip(), visible, cfg)
-        patched = with_references(model, references, self.space, recipe.method, nullcontext, constraint)
+        patched = with_references(
+            model, references, self.space, recipe.method, nullcontext, constraint, recipe.guidance
+        )
         shape = memory.turns[-1].latent.shape
         empty = self.space.empty_latent(shape)
         noise = torch.cat([TurnNoise(seed, number, self.space).generate_noise(empty) for seed in seeds])
@@ -201,7 +202,7 @@ class ReferenceEditor:
         images = [self._work_image(memory, turn) for turn in visible] if recipe.sees_images else []
 
         def encode(text: str, images: Sequence[Tensor] = ()) -> Conditioning:
-            return with_guidance(recipe.encode(clip, text, images), recipe.guidance)
+            return recipe.encode(clip, text, images)
 
         positive = encode(instruction, images)
         if recipe.image_cfg is not None:

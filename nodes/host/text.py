@@ -25,13 +25,6 @@ class HostTextEncoder:
         return _valid_rows(self.clip.encode_from_tokens(self.clip.tokenize(text, disable_weights=True)))
 
 
-def with_guidance(conditioning: list, guidance: float | None) -> list:
-    """Return a CONDITIONING with embedded guidance, for models that were distilled to take it as an input."""
-    if guidance is None:
-        return conditioning
-    return [[embedding, {**options, "guidance": guidance}] for embedding, options in conditioning]
-
-
 def text_rows(conditioning) -> Tensor:
     """Return the valid rows [T, E] of a CONDITIONING that holds one text."""
     if len(conditioning) != 1:

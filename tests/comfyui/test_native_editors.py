@@ -121,3 +121,101 @@ def test_a_session_goes_on_from_its_file(host, source, family):
     loaded["probe"] = probe("loaded", session=["turn2", 0])
     succeed(host, loaded)
     assert torch.equal(read(host, "loaded")["latents"], whole)
+
+
+SQUARE = (128, 128)  # a size that neither the stock graphs nor ours rescale
+
+
+def stock_conditions(graph: dict, family: str) -> None:
+    """Add "positive" and "negative" (and "middle") as the host's templates make them, of the image and its latent."""
+    graph["encoded"] = node("VAEEncode", pixels=["image", 0], vae=["editor", 2])
+
+    def encode(name: str, text: str, references: bool = True) -> None:
+        if family.startswith("qwen"):
+            inputs = {"clip": ["editor", 1], "prompt": text, "image1": ["image", 0]}
+            graph[name] = node("TextEncodeQwenImageEditPlus", **inputs)
+        else:
+            graph[name] = node("CLIPTextEncode", clip=["editor", 1], text=text)
+        wire = [name, 0]
+        if references:
+            graph[f"{name}_reference"] = node("ReferenceLatent", conditioning=wire, latent=["encoded", 0])
+            wire = [f"{name}_reference", 0]
+        if family in GUIDANCE:
+            graph[f"{name}_guidance"] = node("FluxGuidance", conditioning=wire, guidance=GUIDANCE[family])
+            wire = [f"{name}_guidance", 0]
+        if family == "qwen2511":
+            method = {"conditioning": wire, "reference_latents_method": "index_timestep_zero"}
+            graph[f"{name}_method"] = node("FluxKontextMultiReferenceLatentMethod", **method)
+            wire = [f"{name}_method", 0]
+        graph[f"{name}_out"] = wire
+
+    encode("positive", LINES[0])
+    if family in CFG:
+        encode("negative", "", references=family != "omnigen2")
+    if family == "omnigen2":
+        encode("middle", "")
+
+
+GUIDANCE = {"kontext": 2.5, "flux2": 4.0}
+CFG = {"qwen": 4.0, "qwen2511": 4.0, "omnigen2": 5.0}
+
+
+def guider(family: str, model: list, conditions: dict[str, list]) -> dict:
+    if family == "omnigen2":
+        wires = {"cond1": conditions["positive"], "cond2": conditions["middle"], "negative": conditions["negative"]}
+        return node("DualCFGGuider", model=model, **wires, cfg_conds=5.0, cfg_cond2_negative=2.0, style="regular")
+    if family in CFG:
+        wires = {name: conditions[name] for name in ("positive", "negative")}
+        return node("CFGGuider", model=model, **wires, cfg=CFG[family])
+    return node("BasicGuider", model=model, conditioning=conditions["positive"])
+
+
+def add_sampling(graph: dict, family: str, name: str, model: list, conditions: dict[str, list]) -> None:
+    """Sample by the host's nodes with the noise of the turn, and commit it: the session is [name, 0]."""
+    if family in ("klein", "flux2"):
+        sigmas = node("Flux2Scheduler", steps=2, width=SQUARE[0], height=SQUARE[1])
+    else:
+        sigmas = node("BasicScheduler", model=["editor", 0], scheduler="simple", steps=2, denoise=1.0)
+    graph["sigmas"] = sigmas
+    graph["sampler"] = node("KSamplerSelect", sampler_name="euler")
+    graph[f"{name}_guider"] = guider(family, model, conditions)
+    graph[f"{name}_sample"] = node(
+        "SamplerCustomAdvanced",
+        noise=["apply", 2],
+        guider=[f"{name}_guider", 0],
+        sampler=["sampler", 0],
+        sigmas=["sigmas", 0],
+        latent_image=["apply", 1],
+    )
+    committed = {"session": ["start", 0], "latent": [f"{name}_sample", 0], "positive": conditions["positive"]}
+    graph[name] = node("AnchorEditCommitTurn", **committed, instruction=LINES[0])
+    graph[f"{name}_probe"] = probe(name, session=[name, 0])
+
+
+@pytest.fixture(scope="module")
+def square(host, source):
+    with Image.open(host.folder / "input" / "source.png") as image:
+        image.resize(SQUARE).save(host.folder / "input" / "square.png")
+
+
+def test_one_turn_equals_the_stock_graph_and_apply_memory(host, square, family):
+    graph = session_graph(family, LINES[:1], "turn", seed=5)
+    graph["image"]["inputs"]["image"] = "square.png"
+    stock_conditions(graph, family)
+    conditions = {
+        name: graph.pop(f"{name}_out") for name in ("positive", "negative", "middle") if f"{name}_out" in graph
+    }
+    graph["apply"] = node("AnchorEditApplyMemory", session=["start", 0], positive=["positive", 0], seed=5)
+    add_sampling(graph, family, "stock", ["editor", 0], conditions)
+    plain = {name: [name, 0] for name in conditions}
+    if family in GUIDANCE:  # embedded guidance is the artist's to give, as with any sampler of the host
+        graph["guided"] = node("FluxGuidance", conditioning=["positive", 0], guidance=GUIDANCE[family])
+        plain["positive"] = ["guided", 0]
+    add_sampling(graph, family, "applied", ["apply", 0], plain)
+    succeed(host, graph)
+    turn_latent, stock, applied = (read(host, name)["latents"][1] for name in ("turn", "stock", "applied"))
+    print(
+        "difference to the stock graph and to Apply Memory:", *((turn_latent - x).abs().max() for x in (stock, applied))
+    )
+    assert (turn_latent - stock).abs().max() <= 1e-5
+    assert (turn_latent - applied).abs().max() <= 1e-5

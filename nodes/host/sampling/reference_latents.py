@@ -27,12 +27,14 @@ def with_references(
     method: str | None,
     errors: Callable[[], AbstractContextManager],
     constraint: LatentConstraint | None = None,
+    guidance: float | None = None,
 ):
     """Return a MODEL whose samplers see `references` [C, h, w], in order, in every condition that shows images.
 
     They go into the run's own copies of the conditions: the artist's CONDITIONING stays as it is, and the host counts
     them when it makes room. `method` is the host's name of how their positions are numbered, None for the model's
-    own. `errors` goes around the run; `constraint` (x0 [B, C, h, w] -> x0) is applied to every prediction.
+    own. `errors` goes around the run; `constraint` (x0 [B, C, h, w] -> x0) is applied to every prediction. `guidance`
+    is embedded where a condition has none.
     """
     shown: dict[str, Any] = {}
     if references:
@@ -44,6 +46,9 @@ def with_references(
         guider = executor.class_obj
         with errors():
             for name, conditions in guider.conds.items():
+                for condition in conditions:
+                    if guidance is not None:
+                        condition.setdefault("guidance", guidance)
                 if name == "negative" and "middle" in guider.conds:
                     continue  # of dual guidance, the branch that sees neither text nor images
                 for condition in conditions:
