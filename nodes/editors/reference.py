@@ -23,7 +23,7 @@ from ...anchoredit_model.noise import variation_seeds
 from ..host.latent_space import SPACES
 from ..host.sampling.guiders import Branches, Conditioning, guider_of, sample, sampler_of, sigmas_of
 from ..host.sampling.memory_wrapper import without_memory
-from ..host.sampling.reference_latents import with_references
+from ..host.sampling.reference_latents import References, with_references
 from ..host.sampling.turn_sampler import TurnNoise
 from ..host.ui import on_step
 from ..host.vae import HostVAE
@@ -80,10 +80,10 @@ class ReferenceEditor:
         shape = memory.turns[-1].latent.shape
         latent = self.space.empty_latent(shape)
         constraint = None if mask is None else memory.mask_constraint(mask)
-        references = [memory.turns[turn].latent for turn in self._visible(memory)]
+        references = self._references(memory, self._visible(memory))
         model = self.networks.model
         return SamplerInputs(
-            model=with_references(model, references, self.space, recipe.method, errors, constraint, recipe.guidance),
+            model=with_references(model, references, errors, constraint),
             latent=latent if mask is None else {**latent, MASK_KEY: mask},
             noise=TurnNoise(seed, len(memory), self.space),
             sampler=sampler_of(recipe.sampler),
@@ -163,7 +163,6 @@ class ReferenceEditor:
         steps = settings.steps or recipe.steps
         cfg = recipe.cfg if settings.cfg is None else float(settings.cfg)
         constraint = None if settings.mask is None else memory.mask_constraint(settings.mask)
-        references = [memory.turns[turn].latent for turn in visible]
         branches = self._encode(memory, instruction.strip(), visible, cfg)
         patched = with_references(
             model, references, self.space, recipe.method, nullcontext, constraint, recipe.guidance
@@ -216,6 +215,10 @@ class ReferenceEditor:
         """Return what a turn's latent shows, [3, h, w], for the text encoder to look at."""
         self.networks.require("vae")
         return self.runtime.work_image(HostVAE(self.networks.vae, self.space), self.networks.vae, memory, turn)
+
+    def _references(self, memory: AnchorMemory, visible: Sequence[int]) -> References:
+        latents = [memory.turns[turn].latent for turn in visible]
+        return References(latents, self.space, self.recipe.method, self.recipe.guidance)
 
     def _visible(self, memory: AnchorMemory) -> tuple[int, ...]:
         """Return the turns that the next one sees, in the order of the references."""
