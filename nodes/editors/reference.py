@@ -164,9 +164,7 @@ class ReferenceEditor:
         cfg = recipe.cfg if settings.cfg is None else float(settings.cfg)
         constraint = None if settings.mask is None else memory.mask_constraint(settings.mask)
         branches = self._encode(memory, instruction.strip(), visible, cfg)
-        patched = with_references(
-            model, references, self.space, recipe.method, nullcontext, constraint, recipe.guidance
-        )
+        patched = with_references(model, self._references(memory, visible), nullcontext, constraint)
         shape = memory.turns[-1].latent.shape
         empty = self.space.empty_latent(shape)
         noise = torch.cat([TurnNoise(seed, number, self.space).generate_noise(empty) for seed in seeds])
