@@ -18,9 +18,11 @@ class Start(AnchorEditNode):
             "carries the MODEL, CLIP and VAE, so later nodes need only its wire.",
             inputs=[
                 io.Model.Input(
-                    "model", tooltip="The diffusion model that edits: Wan 2.1 text-to-video, trained to edit."
+                    "model",
+                    tooltip="The diffusion model that edits: Qwen-Image-Edit, FLUX.1 Kontext, FLUX.2, OmniGen2 or "
+                    "another editor that the host runs with reference latents, or Wan 2.1 trained to edit.",
                 ),
-                io.Clip.Input("clip", tooltip="The text encoder that the model was trained with (umT5 for Wan 2.1)."),
+                io.Clip.Input("clip", tooltip="The text encoder that the model was trained with."),
                 io.Vae.Input("vae", tooltip="The VAE that the model was trained with."),
                 io.Image.Input(
                     "image",
@@ -30,8 +32,8 @@ class Start(AnchorEditNode):
                 PolicySocket.Input(
                     "policy",
                     optional=True,
-                    tooltip="What later turns may see. Without it: the anchor and as many turns as the model was "
-                    "trained to see.",
+                    tooltip="What later turns may see. Without it: what suits the model, as a rule the anchor and the "
+                    "newest turns.",
                 ),
             ],
             outputs=[

@@ -52,7 +52,8 @@ class ReferenceEditor:
         self._check_clip()
         if self.recipe.assumption:
             self.notify(self.recipe.assumption)
-        geometry = fit(*image.shape[-2:], self.recipe.resolution, self.recipe.size_multiple)
+        height, width = image.shape[-2:]
+        geometry = fit(height, width, self.recipe.resolution, self.recipe.size_multiple)
         vae = HostVAE(self.networks.vae, self.space)
         latent = vae.encode(geometry.to_work(image[None]))[0]
         policy, kv_cache = (settings.policy, settings.kv_cache) if settings else (self.recipe.policy, None)

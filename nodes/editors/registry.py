@@ -11,7 +11,7 @@ from .reference import ReferenceEditor
 from .session import Networks
 
 # comfy.model_base class -> editor; a subclass without an entry of its own takes its nearest ancestor's
-EDITORS: Mapping[str, type[Editor]] = {
+EDITORS: Mapping[str, Callable[[Runtime, Networks, Callable[[str], None]], Editor]] = {
     "WAN21": CausalWanEditor,
     **dict.fromkeys((*RECIPES, *NO_REFERENCES), ReferenceEditor),
 }

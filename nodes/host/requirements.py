@@ -13,6 +13,7 @@ NEEDS = (
     "comfy_execution.graph_utils.GraphBuilder",
     "comfy_execution.utils.get_executing_context",
     "comfy.cli_args.args.disable_metadata",
+    "comfy.latent_formats.Flux",
     "comfy.latent_formats.Wan21",
     "comfy.ldm.modules.attention.wrap_attn",  # the hook of `optimized_attention_override`
     "comfy.ldm.wan.model.WanModel._forward",  # inside the wrappers of kind DIFFUSION_MODEL
@@ -23,8 +24,12 @@ NEEDS = (
     "comfy.model_patcher.create_model_options_clone",
     "comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL",
     "comfy.patcher_extension.WrappersMP.OUTER_SAMPLE",
+    "comfy.patcher_extension.WrappersMP.PREDICT_NOISE",
     "comfy.patcher_extension.WrappersMP.PREPARE_SAMPLING",
+    "comfy.samplers.CFGGuider.inner_set_conds",
     "comfy.samplers.KSAMPLER",
+    "comfy.samplers.calculate_sigmas",
+    "comfy.samplers.sampler_object",
     "comfy.sd.load_diffusion_model_state_dict",
     "comfy.supported_models_base.ClipTarget",
     "comfy.text_encoders.wan.WanT5Model",

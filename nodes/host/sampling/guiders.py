@@ -75,5 +75,5 @@ def sigmas_of(patcher, scheduler: str, steps: int, cells: int) -> Tensor:
     if scheduler == FLUX2_SCHEDULER:
         from comfy_extras.nodes_flux import get_schedule
 
-        return get_schedule(steps, cells)
+        return torch.as_tensor(get_schedule(steps, cells))
     return comfy.samplers.calculate_sigmas(patcher.get_model_object("model_sampling"), scheduler, steps)
