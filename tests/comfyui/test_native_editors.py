@@ -214,3 +214,27 @@ def test_one_turn_equals_the_stock_graph_and_apply_memory(host, square, family):
         apart = (read(host, name)["latents"] - ours).abs().max().item()
         print(f"difference to {name}: {apart:.1e}")
         assert apart <= 1e-5
+
+
+@pytest.mark.parametrize("size", [(1023, 769), (1500, 1000), (4000, 500), (512, 512)])
+@pytest.mark.parametrize("echoing", ["kontext", "klein"])
+def test_twenty_turns_of_a_model_that_changes_nothing_change_nothing(host, echoing, size):
+    """No zoom, no shift, no creep, whatever the size: twenty images are the first one to the last bit of a PNG."""
+    known = host.get("/object_info/AnchorEditTinyEditor")["AnchorEditTinyEditor"]["input"]["required"]["family"][0]
+    if echoing not in known:
+        pytest.skip("this host does not know the family")
+    name = f"echo_{size[0]}"
+    image = Image.effect_noise((size[0] // 8, size[1] // 8), 60).resize(size, Image.Resampling.BICUBIC).convert("RGB")
+    image.save(host.folder / "input" / f"{name}.png")
+    graph = session_graph(echoing, [""] * 20, name)
+    graph["image"]["inputs"]["image"] = f"{name}.png"
+    graph["editor"]["inputs"]["resolution"] = 256
+    graph["echo"] = node("AnchorEditEcho", model=["editor", 0])
+    graph["start"]["inputs"]["model"] = ["echo", 0]
+    graph["first"] = probe(f"{name}_first", image=["turn1", 1])
+    succeed(host, graph)
+    made, last, first = read(host, name)["latents"], read(host, name)["image"], read(host, f"{name}_first")["image"]
+    print(f"{size}: largest change of a latent {(made[2:] - made[1]).abs().max():.1e}")
+    assert (made[2:] - made[1]).abs().max() <= 1e-5
+    assert last.shape == (1, size[1], size[0], 3)
+    assert torch.equal((255 * last).round(), (255 * first).round())

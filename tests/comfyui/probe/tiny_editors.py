@@ -131,15 +131,35 @@ FAMILIES = {
 
 
 class AnchorEditTinyEditor:
-    INPUT_TYPES = classmethod(lambda cls: {"required": {"family": (list(FAMILIES),)}})
+    INPUT_TYPES = classmethod(
+        lambda cls: {"required": {"family": (list(FAMILIES),)}, "optional": {"resolution": ("INT", {"default": 128})}}
+    )
     RETURN_TYPES = ("MODEL", "CLIP", "VAE")
     FUNCTION = "build"
     CATEGORY = "tests"
 
-    def build(self, family):
+    def build(self, family, resolution=128):
         model, clip, vae = FAMILIES[family]()
-        model.set_attachments("anchoredit_recipe", {"resolution": 128})
+        model.set_attachments("anchoredit_recipe", {"resolution": resolution})
         return model, clip, vae
+
+
+class AnchorEditEcho:
+    """A MODEL that predicts its first reference, whatever it is asked."""
+
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"model": ("MODEL",)}})
+    RETURN_TYPES = ("MODEL",)
+    FUNCTION = "patch"
+    CATEGORY = "tests"
+
+    def patch(self, model):
+        model = model.clone()
+        model.set_model_unet_function_wrapper(self.first_reference)
+        return (model,)
+
+    @staticmethod
+    def first_reference(apply_model, call):
+        return call["c"]["ref_latents"][0][:1].expand(call["input"].shape).to(call["input"])
 
 
 def model(kind, config):
@@ -195,4 +215,4 @@ def fill(network, seed):
             weight.copy_(drawn)
 
 
-NODES = (AnchorEditTinyEditor,)
+NODES = (AnchorEditTinyEditor, AnchorEditEcho)
