@@ -32,7 +32,17 @@ from .base import MASK_KEY, NULL_EDIT, Runtime, SamplerInputs, TurnSettings
 from .recipes.registry import recipe_of
 from .session import MemorySettings, Networks, Session
 
+_GRID = 2.0**18  # steps of a latent per unit: rounding of float32 is a tenth of one
 _NULL_TEXT = torch.zeros(0, 1)  # turns keep no text: later ones do not need it
+
+
+def _snapped(latents: Tensor) -> Tensor:
+    """Round latents to a grid far finer than an image shows.
+
+    A latent goes to the host's scale and back in every turn; on the grid that rounding cannot add up, so that a turn
+    which changes nothing changes no bit.
+    """
+    return (latents * _GRID).round() / _GRID
 
 
 class ReferenceEditor:
@@ -98,7 +108,7 @@ class ReferenceEditor:
         memory = session.memory
         self._check_session(memory)
         mask = latent.get(MASK_KEY) if mask is None else mask
-        x0 = self.space.from_latent(latent).cpu()
+        x0 = _snapped(self.space.from_latent(latent).cpu())
         if mask is not None:  # again, as the host's way out of the model's latents and back rounds
             x0 = memory.mask_constraint(mask)(x0)
         turn = Turn(x0, instruction.strip(), _NULL_TEXT, mask=mask)
@@ -179,7 +189,7 @@ class ReferenceEditor:
             seeds[0],
             lambda step, total, x0: show(step + 1, total, self.space.without_frame_axis(x0)[0]),
         )
-        latents = self.space.from_socket(samples)
+        latents = _snapped(self.space.from_socket(samples))
         if not latents.isfinite().all():
             raise AnchorEditError(
                 f"turn {number} came out as NaN or infinite (cfg {cfg:g})",
