@@ -32,7 +32,7 @@ from .base import MASK_KEY, NULL_EDIT, Runtime, SamplerInputs, TurnSettings
 from .recipes.registry import recipe_of
 from .session import MemorySettings, Networks, Session
 
-_GRID = 2.0**18  # steps of a latent per unit: rounding of float32 is a tenth of one
+_GRID = 2.0**19  # steps of a latent per unit: a turn's rounding of float32 is less than half of one
 _NULL_TEXT = torch.zeros(0, 1)  # turns keep no text: later ones do not need it
 
 

@@ -38,7 +38,8 @@ class References:
         """Return the options of a condition that sees them."""
         if not self.latents:
             return {}
-        samples = self.space.to_socket(torch.stack(tuple(self.latents)))
+        # in float64, as the host converts them back: one rounding instead of two
+        samples = self.space.to_socket(torch.stack(tuple(self.latents)).double()).float()
         options: dict[str, Any] = {"reference_latents": list(samples.split(1))}
         return options if self.method is None else {**options, "reference_latents_method": self.method}
 
