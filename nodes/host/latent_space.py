@@ -85,7 +85,7 @@ def latent_statistics(latent_format) -> tuple[Tensor, Tensor]:
 def _wan21() -> LatentSpace:
     space = comfy.latent_formats.Wan21()
     mean, std = ([round(value, 4) for value in t.flatten().tolist()] for t in latent_statistics(space))
-    return LatentSpace(latent_space_id(16, mean, std), space, 8, "the VAE of Wan 2.1 or Qwen-Image")
+    return LatentSpace(latent_space_id(16, mean, std), space, 8, "Wan 2.1's or Qwen-Image's VAE")
 
 
 def _spaces() -> dict[str, LatentSpace]:

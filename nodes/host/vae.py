@@ -20,9 +20,9 @@ class HostVAE:
         dimensions, factor = getattr(vae, "latent_dim", 2), vae.spacial_compression_encode()
         found = (vae.latent_channels, factor, dimensions == 3)
         if found != (space.channels, space.spatial_factor, space.is_video):
-            kind = "video" if dimensions == 3 else "image"
+            kind = "a video VAE" if dimensions == 3 else "an image VAE"
             raise AnchorEditError(
-                f"the VAE must be {space.vae}, got a {kind} VAE of {vae.latent_channels} channels at 1/{factor} size",
+                f"the VAE must be {space.vae}, got {kind} of {vae.latent_channels} channels at 1/{factor} size",
                 f"Load {space.vae}",
             )
         self.vae = vae

@@ -165,9 +165,9 @@ MISTAKES = {
     ),
     "turn, no CLIP": Mistake(turn_of(TURN1, EMPTY, clip=["empty", 0]), "bad", "Load the text encoder from a file"),
     # a VAE of another kind, or with other latents
-    "start, SD1 VAE": Mistake(start_of(vae("SD1"), vae=["vae", 0]), "begin", "Load the VAE of Wan 2.1"),
-    "turn, SD1 VAE": Mistake(turn_of(["swapped", 0], vae("SD1")), "bad", "Load the VAE of Wan 2.1"),
-    "filmstrip, SD1 VAE": Mistake(film(vae("SD1"), session=["swapped", 0]), "film", "Load the VAE of Wan 2.1", wire="image"),
+    "start, SD1 VAE": Mistake(start_of(vae("SD1"), vae=["vae", 0]), "begin", "Load Wan 2.1's"),
+    "turn, SD1 VAE": Mistake(turn_of(["swapped", 0], vae("SD1")), "bad", "Load Wan 2.1's"),
+    "filmstrip, SD1 VAE": Mistake(film(vae("SD1"), session=["swapped", 0]), "film", "Load Wan 2.1's", wire="image"),
     "turn, another VAE": Mistake(turn_of(["swapped", 0], vae("another")), "bad", OWN),
     "filmstrip, another VAE": Mistake(film(vae("another"), session=["swapped", 0]), "film", OWN, wire="image"),
     # a MODEL of another kind, as the host's own loader gives it

@@ -122,12 +122,15 @@ def omnigen2():
 
 FAMILIES = {
     "qwen": qwen,
-    "qwen2511": lambda: qwen(default_ref_method="index_timestep_zero"),
     "kontext": kontext,
     "omnigen2": omnigen2,
-    "klein": flux2,
-    "flux2": lambda: flux2(guidance_embed=True),
 }
+if hasattr(comfy.supported_models, "Flux2"):  # of newer hosts
+    FAMILIES |= {
+        "qwen2511": lambda: qwen(default_ref_method="index_timestep_zero"),
+        "klein": flux2,
+        "flux2": lambda: flux2(guidance_embed=True),
+    }
 
 
 class AnchorEditTinyEditor:
