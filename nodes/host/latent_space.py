@@ -17,6 +17,8 @@ from torch import Tensor
 from ...anchoredit_model.errors import AnchorEditError
 from ...anchoredit_model.networks.vae import latent_space_id
 
+_NEIGHBOURS = 3  # float32 numbers tried on either side of a converted one
+
 
 @dataclass(frozen=True)
 class LatentSpace:
@@ -53,6 +55,23 @@ class LatentSpace:
     def to_socket(self, latents: Tensor) -> Tensor:
         """Convert latents [B, C, h, w] as the model takes them to those of a LATENT socket."""
         return self.format.process_out(self.with_frame_axis(latents))
+
+    def to_socket_exactly(self, latents: Tensor) -> Tensor:
+        """Convert latents so that the way back gives the very same ones, where float32 has a number for it.
+
+        The next few numbers up and down are tried: the conversion rounds, and a reference should reach the model as the
+        session holds it.
+        """
+        best = self.to_socket(latents.double()).float()
+        least = (self.from_socket(best) - latents).abs()
+        for end in (torch.inf, -torch.inf):
+            samples, limit = best, torch.full_like(best, end)
+            for _ in range(_NEIGHBOURS):
+                samples = torch.nextafter(samples, limit)
+                error = (self.from_socket(samples) - latents).abs()
+                best = torch.where(self.with_frame_axis(error < least), samples, best)
+                least = torch.minimum(error, least)
+        return best
 
     def from_socket(self, samples: Tensor) -> Tensor:
         """Convert the samples of a LATENT socket to [B, C, h, w] float32 as the model takes them."""

@@ -212,8 +212,10 @@ def test_one_turn_equals_the_stock_graph_and_apply_memory(host, square, family):
     ours = read(host, "turn")["latents"]
     for name in ("stock", "applied"):
         apart = (read(host, name)["latents"] - ours).abs().max().item()
-        print(f"difference to {name}: {apart:.1e}")
-        assert apart <= 1e-5
+        largest = ours[1].abs().max().item()
+        print(f"difference to {name}: {apart:.1e} of latents up to {largest:.1f}")
+        # of the latents' own size: the dual guidance of OmniGen2 makes them, and what float32 rounds off, larger
+        assert apart <= 1e-5 * max(1.0, largest)
 
 
 @pytest.mark.parametrize("size", [(1023, 769), (1500, 1000), (4000, 500), (512, 512)])

@@ -38,8 +38,7 @@ class References:
         """Return the options of a condition that sees them."""
         if not self.latents:
             return {}
-        # in float64, as the host converts them back: one rounding instead of two
-        samples = self.space.to_socket(torch.stack(tuple(self.latents)).double()).float()
+        samples = self.space.to_socket_exactly(torch.stack(tuple(self.latents)))
         options: dict[str, Any] = {"reference_latents": list(samples.split(1))}
         return options if self.method is None else {**options, "reference_latents_method": self.method}
 
