@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ...anchoredit_model.config import KVCacheConfig
+from ...anchoredit_model.errors import AnchorEditError
 from ...anchoredit_model.geometry import fit
 from ...anchoredit_model.memory.anchor_memory import AnchorMemory, Turn
 from ...anchoredit_model.memory.kv_size import format_bytes, kv_size
@@ -65,6 +66,7 @@ class CausalWanEditor:
 
     def turn(self, session: Session, instruction: str, seed: int, settings: TurnSettings) -> Session:
         """Make the next turn."""
+        _check_prompts(session.memory)
         options = self._options(instruction, settings)
         pipeline = self.pipeline
         return self._run(
@@ -75,6 +77,7 @@ class CausalWanEditor:
         self, session: Session, instruction: str, seed: int, count: int, settings: TurnSettings
     ) -> tuple[Session, ...]:
         """Make `count` candidates for the next turn, as one batch where memory allows."""
+        _check_prompts(session.memory)
         options = self._options(instruction, settings)
         pipeline = self.pipeline
 
@@ -103,6 +106,7 @@ class CausalWanEditor:
     ) -> SamplerInputs:
         """Prepare the next turn for the host's samplers."""
         memory = session.memory
+        _check_prompts(memory)
         check_backbone(self.backbone.config, memory)
         text = self.backbone.check_text(text_rows(conditioning))
         noise, latent = TurnNoise(seed, len(memory), _SPACE), _SPACE.empty_latent(memory.turns[-1].latent.shape)
@@ -121,6 +125,7 @@ class CausalWanEditor:
     ) -> Session:
         """Add what the host's samplers made as the next turn."""
         memory = session.memory
+        _check_prompts(memory)
         check_backbone(self.backbone.config, memory)
         text = self.backbone.check_text(text_rows(conditioning))
         mask = latent.get(MASK_KEY) if mask is None else mask
@@ -170,6 +175,16 @@ class CausalWanEditor:
     def _note_quantization(self, memory: AnchorMemory) -> None:
         if error := self.backbone.quantization_error:
             self.notify(f"Keys and values are rounded to {memory.kv_cache.dtype}: {error:.1%} relative error (RMS).")
+
+
+def _check_prompts(memory: AnchorMemory) -> None:
+    """Refuse turns of an editor that keeps no prompt embeddings: their K/V depend on them."""
+    number = next((number for number, turn in enumerate(memory.turns) if not len(turn.text)), None)
+    if number is not None:
+        raise AnchorEditError(
+            f"turn {number} of the session is of another editor, which keeps no prompt embeddings for Wan 2.1",
+            "Continue with that editor, or start a new session from the image",
+        )
 
 
 @dataclass(frozen=True)

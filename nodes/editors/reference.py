@@ -33,7 +33,7 @@ from .recipes.registry import recipe_of
 from .session import MemorySettings, Networks, Session
 
 _GRID = 2.0**19  # steps of a latent per unit: a turn's rounding of float32 is less than half of one
-_NULL_TEXT = torch.zeros(0, 1)  # turns keep no text: later ones do not need it
+_NO_TEXT = torch.zeros(0, 1)  # turns keep no embedding: later ones do not need it
 
 
 def _snapped(latents: Tensor) -> Tensor:
@@ -67,7 +67,7 @@ class ReferenceEditor:
         vae = HostVAE(self.networks.vae, self.space)
         latent = vae.encode(geometry.to_work(image[None]))[0]
         policy, kv_cache = (settings.policy, settings.kv_cache) if settings else (self.recipe.policy, None)
-        memory = AnchorMemory.start(latent, _NULL_TEXT, image, geometry, policy, kv_cache, vae.latent_space)
+        memory = AnchorMemory.start(latent, _NO_TEXT, image, geometry, policy, kv_cache, vae.latent_space)
         return Session(memory, (self.networks,))
 
     def turn(self, session: Session, instruction: str, seed: int, settings: TurnSettings) -> Session:
@@ -111,7 +111,7 @@ class ReferenceEditor:
         x0 = _snapped(self.space.from_latent(latent).cpu())
         if mask is not None:  # again, as the host's way out of the model's latents and back rounds
             x0 = memory.mask_constraint(mask)(x0)
-        turn = Turn(x0, instruction.strip(), _NULL_TEXT, mask=mask)
+        turn = Turn(x0, instruction.strip(), _no_text(memory), mask=mask)
         return session.extended(memory.commit(turn, self.recipe.name), self.networks)
 
     def cost(self, settings: MemorySettings, size: tuple[int, int] | None) -> str:
@@ -200,7 +200,7 @@ class ReferenceEditor:
         noted = {"editor": recipe.name, "sampler": recipe.sampler, "scheduler": recipe.scheduler, "num_steps": steps}
         noted |= {"cfg": cfg, "references": list(visible)}
         return [
-            Turn(latent.contiguous(), instruction.strip(), _NULL_TEXT, seed, noted, settings.mask)
+            Turn(latent.contiguous(), instruction.strip(), _no_text(memory), seed, noted, settings.mask)
             for latent, seed in zip(latents, seeds)
         ]
 
@@ -256,6 +256,11 @@ class ReferenceEditor:
             raise AnchorEditError(
                 f"the CLIP must be that of {self.recipe.name}, got one with {found}", f"Load {self.recipe.clip}"
             )
+
+
+def _no_text(memory: AnchorMemory) -> Tensor:
+    """Return no rows [0, E], as wide as the session's: a file holds those of all turns as one tensor."""
+    return memory.turns[0].text[:0]
 
 
 def _numbers(turns: Sequence[int]) -> str:

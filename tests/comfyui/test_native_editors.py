@@ -123,6 +123,16 @@ def test_a_session_goes_on_from_its_file(host, source, family):
     assert torch.equal(read(host, "loaded")["latents"], whole)
 
 
+def test_wan_refuses_turns_without_prompt_embeddings(host, source):
+    graph = session_graph("qwen", LINES[:1], "mixed")
+    graph["tiny"] = node("AnchorEditLoadTiny")
+    graph["wan"] = turn(["turn1", 0], LINES[1], model=["tiny", 0], clip=["tiny", 1])
+    graph["probe"] = probe("mixed", session=["wan", 0])
+    run = host.run(graph)
+    assert run.error is not None and run.error["node_id"] == "wan"
+    assert run.error["exception_message"].startswith("Continue with that editor")
+
+
 SQUARE = (128, 128)  # a size that neither the stock graphs nor ours rescale
 
 
